@@ -1,0 +1,219 @@
+"""A store in S3 or an S3-compatible server, over boto3. No exception of boto3 leaves this module."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import boto3
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
+from botocore import exceptions as boto
+from botocore.config import Config
+
+from .config import Storage
+from .errors import StorageError, TrainerError, UserError
+from .storage import NotFound, ObjectInfo, PreconditionFailed, Store
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT = 5  # seconds
+READ_TIMEOUT = 60
+ATTEMPTS = 5
+PART = 32 * 2**20  # bytes; at most 10,000 parts: objects up to 312 GiB
+
+_WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthorizationHeaderMalformed"}
+_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
+_FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "507"}
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+
+
+class S3Store(Store):
+    """Objects below `s3://bucket/prefix`."""
+
+    def __init__(self, root: str, storage: Storage) -> None:
+        super().__init__(root, storage)
+        self.bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._lock = threading.Lock()
+        self._client: S3Client | None = None
+
+    @property
+    def client(self) -> S3Client:
+        """The boto3 client, made at first use."""
+        with self._lock:
+            if self._client is None:
+                self._client = _connect(self.storage)
+            return self._client
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        conditions: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
+        if if_match is not None:
+            conditions["IfMatch"] = if_match
+        if not conditions and len(data) > PART:
+            with self._errors(key):
+                self.client.upload_fileobj(BytesIO(data), self.bucket, self._prefix + key, Config=_transfer())
+            return ""
+        return self._put_object(key, data, conditions)
+
+    def put_file(self, key: str, path: Path) -> None:
+        with self._errors(key):
+            self.client.upload_file(str(path), self.bucket, self._prefix + key, Config=_transfer())
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with self._errors(prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._prefix + prefix
+            )
+            for page in pages:
+                for item in page.get("Contents", []):
+                    key = item["Key"].removeprefix(self._prefix)
+                    yield ObjectInfo(key, item["Size"], item["ETag"], item["LastModified"])
+
+    def delete(self, keys: Iterable[str]) -> None:
+        every = list(keys)
+        for some in (every[i : i + 1000] for i in range(0, len(every), 1000)):
+            with self._errors(some[0]):
+                answer = self.client.delete_objects(
+                    Bucket=self.bucket,
+                    Delete={"Objects": [{"Key": self._prefix + key} for key in some], "Quiet": True},
+                )
+            for failed in answer.get("Errors", []):
+                if failed.get("Code") not in _MISSING:
+                    raise StorageError(f"s3://{self.bucket}/{failed.get('Key')}: {failed.get('Message')}.")
+
+    def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]:
+        if end is not None and end <= start:
+            return b"", ""
+        extra: dict[str, Any] = {}
+        if start or end is not None:
+            extra["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        for attempt in range(1, ATTEMPTS + 1):
+            with self._errors(key):
+                try:
+                    answer = self.client.get_object(Bucket=self.bucket, Key=self._prefix + key, **extra)
+                    return answer["Body"].read(), answer["ETag"]
+                except (boto.ResponseStreamingError, boto.ReadTimeoutError, boto.IncompleteReadError):
+                    if attempt == ATTEMPTS:  # botocore retries requests, but not the reading of a body
+                        raise
+                except boto.ClientError as error:
+                    if _code(error) == "InvalidRange":
+                        return b"", ""
+                    raise
+        raise AssertionError("unreachable")
+
+    def _put_object(self, key: str, data: bytes, conditions: dict[str, Any]) -> str:
+        for attempt in range(1, ATTEMPTS + 1):
+            with self._errors(key):
+                try:
+                    answer = self.client.put_object(Bucket=self.bucket, Key=self._prefix + key, Body=data, **conditions)
+                    return answer["ETag"]
+                except boto.ClientError as error:
+                    if _code(error) == "ConditionalRequestConflict" and attempt < ATTEMPTS:
+                        time.sleep(0.1 * attempt)  # S3 asks to try again while another conditional write is under way
+                        continue
+                    if not _is_precondition(error) or not error.response["ResponseMetadata"].get("RetryAttempts"):
+                        raise
+            # A retried write may have met its own first try, whose answer was lost.
+            current, etag = self.get_with_etag(key)
+            if current == data:
+                return etag
+            raise PreconditionFailed(f"{self.uri(key)} exists already or was changed by somebody else.")
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except S3UploadFailedError as error:
+            _raise_s3(error.__context__ or error, self, key)
+        except (boto.BotoCoreError, boto.ClientError) as error:
+            _raise_s3(error, self, key)
+
+
+def _connect(storage: Storage) -> S3Client:
+    own = storage.endpoint_url is not None
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        retries={"mode": "standard", "max_attempts": ATTEMPTS},  # exponential backoff with jitter
+        max_pool_connections=32,
+        s3={"addressing_style": "path" if own else "auto"},
+        # S3-compatible servers may not know the trailing checksums that boto3 adds by default.
+        request_checksum_calculation="when_required" if own else "when_supported",
+        response_checksum_validation="when_required" if own else "when_supported",
+    )
+    region = storage.region or ("us-east-1" if own else None)
+    try:
+        return boto3.Session().client("s3", endpoint_url=storage.endpoint_url, region_name=region, config=config)
+    except (ValueError, boto.BotoCoreError) as error:
+        raise UserError(f"The S3 client cannot be made: {error}.", "Correct spec.storage.") from error
+
+
+def _transfer() -> TransferConfig:
+    return TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
+
+
+def _code(error: boto.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _is_precondition(error: boto.ClientError) -> bool:
+    return _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict")
+
+
+def _raise_s3(error: BaseException, store: S3Store, key: str) -> NoReturn:
+    if isinstance(error, boto.ClientError):
+        raise _translate(error, store, key) from error
+    endpoint = store.storage.endpoint_url or "Amazon S3"
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        raise UserError(
+            f"There are no credentials for {endpoint}.",
+            "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in spec.storage.credentialsSecret, "
+            "or a ServiceAccount that stands for them in spec.storage.serviceAccountName.",
+        ) from error
+    if isinstance(error, boto.NoRegionError):
+        raise UserError("No S3 region is set.", "Set spec.storage.region.") from error
+    if isinstance(error, boto.SSLError):
+        raise StorageError(
+            f"TLS with {endpoint} failed: {error}.",
+            "Check the certificate of the endpoint and spec.storage.endpointUrl.",
+        ) from error
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
+        raise StorageError(
+            f"{endpoint} cannot be reached: {error}.",
+            "Check spec.storage.endpointUrl, and whether a NetworkPolicy or firewall lets the pods through.",
+        ) from error
+    raise StorageError(
+        f"{store.uri(key)}: {type(error).__name__}: {error}.", "Look at the storage's health."
+    ) from error
+
+
+def _translate(error: boto.ClientError, store: S3Store, key: str) -> TrainerError:
+    code, uri = _code(error), store.uri(key)
+    message = str(error.response.get("Error", {}).get("Message", "")).rstrip(".") or code
+    secret = store.storage.credentials_secret or "that spec.storage names"
+    if code == "NoSuchBucket":
+        return UserError(f"The bucket {store.bucket} does not exist.", "Create it, or correct the URI's first part.")
+    if code in _MISSING:
+        return NotFound(f"{uri} does not exist.")
+    if _is_precondition(error):
+        return PreconditionFailed(f"{uri} exists already or was changed by somebody else.")
+    if code in _WRONG_KEY:
+        return UserError(f"The storage refuses the access key: {message} ({code}).", f"Correct the Secret {secret}.")
+    if code == "ExpiredToken":
+        return StorageError(f"The credentials have expired ({message}).", f"Renew the Secret {secret}.")
+    if code in _DENIED:
+        return UserError(
+            f"Access to {uri} is denied: {message} ({code}).",
+            f"Check bucket name and permissions (list, get, put, delete) of the credentials in the Secret {secret}.",
+        )
+    if code in _FULL or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 507:
+        return StorageError(f"The bucket {store.bucket} is full: {message} ({code}).", "Free space or raise its quota.")
+    return StorageError(f"{uri}: {message} ({code}).", "Look at the storage's health.")
