@@ -1,0 +1,1 @@
+"""The TrainingJob resource: models of spec and status, and the CRD made from them."""

@@ -1,0 +1,64 @@
+"""Spec of a TrainingJob: what to train (`trainingjob_trainer.config`) and how to run it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from trainingjob_trainer.config import Config, Name, TrainerSpec
+
+GROUP = "trainingjob.io"
+VERSION = "v1alpha1"
+KIND = "TrainingJob"
+PLURAL = "trainingjobs"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+
+
+class Resources(Config):
+    """What one worker pod gets: requests and limits are equal."""
+
+    cpu: Quantity = Field("1", description="CPU request and limit.")
+    memory: Quantity = Field("4Gi", description="Memory request and limit.")
+    gpus: Annotated[int, Field(ge=0, le=64)] = Field(0, description="GPUs of a pod; one rank runs on each.")
+    gpu_resource_name: Name = Field("nvidia.com/gpu", description="Resource name of the GPUs.")
+
+
+class Workers(Config):
+    """The worker pods."""
+
+    replicas: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="Worker pods.")
+    resources: Resources = Field(default_factory=Resources, description="Resources of a worker pod.")
+    template: dict[str, Any] = Field(default_factory=dict, description="Pod fields that are merged in.")
+
+
+class RunPolicy(Config):
+    """How long, how often, and what afterwards."""
+
+    suspend: bool | None = Field(None, description="Drain and remove the pods; the run goes on when it is unset.")
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = Field(
+        3, description="Failures in a row without a newly committed checkpoint before the job is given up."
+    )
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = Field(
+        None, description="Seconds after the start at which the run is drained and failed."
+    )
+    pods_ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = Field(
+        None,
+        alias="podsTTLSecondsAfterFinished",
+        description="Seconds after the end at which pods and Service are removed; the TrainingJob stays.",
+    )
+    on_existing_run: Literal["Resume", "Overwrite"] = Field(
+        "Resume", description="What becomes of another run's state in `outputUri`."
+    )
+
+
+class TrainingJobSpec(TrainerSpec):
+    """The whole spec."""
+
+    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        None, description="Trainer image. Absent: the operator's."
+    )
+    workers: Workers = Field(default_factory=Workers, description="Worker pods.")
+    run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Run policy.")

@@ -1,0 +1,268 @@
+"""What is known about a job: typed, immutable views of API objects and of the trainer's reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from trainingjob_operator.api.spec import GROUP, TrainingJobSpec
+from trainingjob_operator.api.status import Role, Stage, TrainingJobStatus
+
+LABEL_JOB_NAME = f"{GROUP}/job-name"
+LABEL_JOB_UID = f"{GROUP}/job-uid"
+LABEL_ROLE = f"{GROUP}/role"
+LABEL_INDEX = f"{GROUP}/index"
+LABEL_INCARNATION = f"{GROUP}/incarnation"
+LABEL_MEMBER = f"{GROUP}/member"
+CONTAINER = "trainer"
+
+
+def parse_time(value: str | None) -> datetime | None:
+    """RFC 3339 -> aware datetime; None stays None."""
+    return None if value is None else datetime.fromisoformat(value).astimezone(UTC)
+
+
+@dataclass(frozen=True)
+class InvalidSpec:
+    """A spec that the CRD let through and the models refuse."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A TrainingJob."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    resource_version: str
+    created_at: datetime
+    deleting: bool
+    spec: TrainingJobSpec | InvalidSpec
+    status: TrainingJobStatus
+
+    @classmethod
+    def from_object(cls, body: Mapping[str, Any]) -> Job:
+        """View of an API object. A spec that is not valid becomes an `InvalidSpec`; no error is raised."""
+        meta = body["metadata"]
+        spec: TrainingJobSpec | InvalidSpec
+        try:
+            spec = TrainingJobSpec.model_validate(body.get("spec") or {})
+        except ValidationError as error:
+            spec = InvalidSpec(_first_error(error))
+        return cls(
+            name=meta["name"],
+            namespace=meta["namespace"],
+            uid=meta["uid"],
+            generation=int(meta.get("generation", 0)),
+            resource_version=meta.get("resourceVersion", ""),
+            created_at=parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
+            deleting="deletionTimestamp" in meta,
+            spec=spec,
+            status=TrainingJobStatus.model_validate(body.get("status") or {}),
+        )
+
+
+class Report(BaseModel):
+    """Base of what a trainer says: unknown fields are ignored, text is cut, never refused for its length."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+def _cut(limit: int) -> BeforeValidator:
+    return BeforeValidator(lambda value: value[:limit] if isinstance(value, str) else value)
+
+
+Sentence = Annotated[str, _cut(1024)]
+Address = Annotated[str, _cut(2048)]
+
+
+class TerminationMessage(Report):
+    """What the agent left in `/dev/termination-log` (docs/contracts.md §3)."""
+
+    outcome: Literal["Train", "PrepareData", "Finished"] | None = None
+    class_: Annotated[str, _cut(64)] | None = Field(None, alias="class")
+    cause: Sentence = ""
+    next_step: Sentence = ""
+    step: int | None = Field(None, ge=0)
+    attempt: int | None = None
+    rank: int | None = None
+    result: dict[str, Any] | None = None
+
+
+class ReportedProgress(Report):
+    """Part `progress` of a report."""
+
+    step: int = Field(0, ge=0)
+    steps: int | None = Field(None, ge=0)
+    samples: int | None = Field(None, ge=0)
+    tokens: int | None = Field(None, ge=0)
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+
+
+class ReportedCheckpoint(Report):
+    """Part `checkpoint` of a report."""
+
+    latest_step: int | None = Field(None, ge=0)
+    latest_uri: Address | None = None
+    best_step: int | None = Field(None, ge=0)
+    best_loss: float | None = None
+
+
+class ReportedEvaluation(Report):
+    """Part `evaluation` of a report; metrics may hold more than numbers."""
+
+    split: Annotated[str, _cut(64)]
+    step: int = Field(ge=0)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class ReportedIncident(Report):
+    """An interruption that the driver survived or found."""
+
+    attempt: int
+    class_: Annotated[str, _cut(64)] = Field(alias="class")
+    cause: Sentence = ""
+    rank: int | None = None
+    step: int | None = Field(None, ge=0)
+    time: datetime
+
+
+class ProgressReport(Report):
+    """Answer of `GET /progress` (docs/contracts.md §4)."""
+
+    job_uid: str
+    pod_uid: str
+    stage: Stage
+    attempt: int | None = None
+    state: str | None = None
+    message: Sentence | None = None
+    progress: ReportedProgress | None = None
+    checkpoint: ReportedCheckpoint | None = None
+    evaluation: ReportedEvaluation | None = None
+    world_size: int | None = None
+    resumed_from_step: int | None = Field(None, ge=0)
+    attempt_started_at: datetime | None = None
+    first_step_at: datetime | None = None
+    incidents: tuple[ReportedIncident, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProgressFacts:
+    """What the operator's memory holds about a job's progress.
+
+    report: the newest accepted report, whose job uid and pod uid fitted; None: none yet.
+    fetched_at: when it came. unreachable_since: since when polls fail without a success; None: the last one succeeded.
+    """
+
+    report: ProgressReport | None = None
+    fetched_at: datetime | None = None
+    unreachable_since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class PodFacts:
+    """A pod of a job, as the decision core sees it."""
+
+    name: str
+    uid: str
+    resource_version: str
+    job_uid: str
+    role: Role
+    index: int
+    incarnation: int
+    created_at: datetime
+    node: str | None = None
+    ip: str | None = None
+    phase: str = "Pending"
+    ready: bool = False
+    deleting: bool = False
+    member: bool = True
+    exit_code: int | None = None
+    reason: str | None = None  # of the container's or else the pod's end: OOMKilled, Error, Evicted, ...
+    termination: TerminationMessage | None = None
+    termination_text: str = ""  # the message as it was, when it is not the agent's JSON (FallbackToLogsOnError)
+    disruption: str | None = None  # reason of a true DisruptionTarget condition
+    waiting_reason: str | None = None
+    waiting_message: str = ""
+    unschedulable: str | None = None  # message of a false PodScheduled condition
+    finished_at: datetime | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the pod's processes have ended for good."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @classmethod
+    def from_object(cls, body: Mapping[str, Any]) -> PodFacts:
+        """View of a pod that carries the operator's labels. KeyError or ValueError if it does not."""
+        meta, status = body["metadata"], body.get("status") or {}
+        labels = meta["labels"]
+        conditions = {c["type"]: c for c in status.get("conditions") or ()}
+        containers = [c for c in status.get("containerStatuses") or () if c.get("name") == CONTAINER]
+        state = containers[0].get("state") or {} if containers else {}
+        ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
+        text = ended.get("message") or ""
+        role = labels[LABEL_ROLE]
+        if role not in ("prepare", "train"):
+            raise ValueError(f"pod {meta['name']}: unknown role {role!r}")
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            resource_version=meta.get("resourceVersion", ""),
+            job_uid=labels[LABEL_JOB_UID],
+            role=role,
+            index=int(labels[LABEL_INDEX]),
+            incarnation=int(labels[LABEL_INCARNATION]),
+            created_at=parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
+            node=(body.get("spec") or {}).get("nodeName"),
+            ip=status.get("podIP"),
+            phase=status.get("phase") or "Pending",
+            ready=_is(conditions.get("Ready"), "True"),
+            deleting="deletionTimestamp" in meta,
+            member=labels.get(LABEL_MEMBER) == "true",
+            exit_code=ended.get("exitCode"),
+            reason=ended.get("reason") or status.get("reason"),
+            termination=_termination(text),
+            termination_text=text[-1024:],
+            disruption=conditions["DisruptionTarget"].get("reason")
+            if _is(conditions.get("DisruptionTarget"), "True")
+            else None,
+            waiting_reason=waiting.get("reason"),
+            waiting_message=waiting.get("message") or "",
+            unschedulable=conditions["PodScheduled"].get("message", "")
+            if _is(conditions.get("PodScheduled"), "False")
+            else None,
+            finished_at=parse_time(ended.get("finishedAt")),
+        )
+
+
+def _is(condition: Mapping[str, Any] | None, status: str) -> bool:
+    return condition is not None and condition.get("status") == status
+
+
+def _termination(text: str) -> TerminationMessage | None:
+    """The agent's message, or None for anything else (the tail of a log, an empty file)."""
+    try:
+        value = json.loads(text)
+        return TerminationMessage.model_validate(value) if isinstance(value, dict) else None
+    except ValueError:  # pydantic's ValidationError is one
+        return None
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(["spec", *(str(part) for part in first["loc"])])
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

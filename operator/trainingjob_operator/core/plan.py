@@ -1,0 +1,76 @@
+"""What the decision core asks for: a plan, carried out by the executor in the order of its fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainingjob_operator.api.status import TrainingJobStatus
+from trainingjob_operator.core.facts import PodFacts
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PodRef:
+    """A pod of the job's namespace; the uid is the precondition of every write to it."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class ObjectRef:
+    """A Service, ConfigMap or Secret of the job's namespace, to be deleted if it is there."""
+
+    kind: Literal["Service", "ConfigMap", "Secret"]
+    name: str
+
+
+@dataclass(frozen=True)
+class EventFact:
+    """An event about the job."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done for one job now. An empty plan changes nothing.
+
+    status: the whole new status, written before anything else; None: unchanged. If the write fails, nothing of the
+        rest is done and the job is decided again.
+    ensure: ConfigMap, Secret, Service; created when missing, left alone when there. Given whenever the job wants
+        pods; the executor does it before `create_pods` and otherwise once in its resync interval. The Secret comes
+        without its data: the executor puts a random `token` in.
+    drop_member: pods to take out of the Service (label `trainingjob.io/member` removed) before a successor comes.
+    create_pods: licensed by the status that this plan writes or was decided on.
+    delete_pods: graceful, with uid precondition.
+    delete_children: objects that go with the TTL.
+    events: sent only after the status was written, at most once each.
+    requeue_after: seconds after which to decide again at the latest; None: only when something happens.
+    wants_progress: the head pod whose `/progress` is to be polled; None: nobody's.
+    """
+
+    status: TrainingJobStatus | None = None
+    ensure: tuple[Manifest, ...] = ()
+    drop_member: tuple[PodRef, ...] = ()
+    create_pods: tuple[Manifest, ...] = ()
+    delete_pods: tuple[PodRef, ...] = ()
+    delete_children: tuple[ObjectRef, ...] = ()
+    events: tuple[EventFact, ...] = ()
+    requeue_after: float | None = None
+    wants_progress: PodFacts | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's configuration, as far as decisions depend on it."""
+
+    trainer_image: str
+    progress_interval: float = 15.0  # seconds between two status writes that only carry progress
+    unreachable_after: float = 60.0  # seconds until a silent head is reported as ProgressUnknown
+    template_version: int = 1  # of the pods of new runs
+    max_total_restarts: int = 100
