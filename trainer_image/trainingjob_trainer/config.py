@@ -16,6 +16,8 @@ from pydantic.alias_generators import to_camel
 
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.*|/.*)$")]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
+ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 
 
 class Config(BaseModel):
@@ -37,12 +39,18 @@ class Storage(Config):
         None, description="S3 endpoint, for S3-compatible servers. Absent: Amazon's."
     )
     region: Annotated[str, Field(max_length=64)] | None = Field(None, description="S3 region.")
-    credentials_secret: Name | None = Field(
+    credentials_secret: ObjectName | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and optionally AWS_SESSION_TOKEN."
     )
-    service_account_name: Name | None = Field(
+    service_account_name: ObjectName | None = Field(
         None, description="ServiceAccount of the pods, where it stands for the credentials (IRSA, workload identity)."
     )
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if self.credentials_secret is not None and self.service_account_name is not None:
+            raise ValueError("credentialsSecret and serviceAccountName exclude each other: remove one")
+        return self
 
 
 class Task(Config):
@@ -56,7 +64,9 @@ class Task(Config):
 class Source(Config):
     """Raw data: one object, all objects below a prefix, or a glob."""
 
-    uri: Uri = Field(description="Object, prefix ending in '/', or glob. `.gz` and `.zst` JSONL and text are decompressed.")
+    uri: Uri = Field(
+        description="Object, prefix ending in '/', or glob. `.gz` and `.zst` JSONL and text are decompressed."
+    )
     format: Literal["jsonl", "text", "parquet"] = Field(
         "jsonl", description="jsonl: one JSON object a line; text: one document a file; parquet: one row an example."
     )
@@ -88,20 +98,28 @@ class Tokenizer(Config):
 class Clean(Config):
     """What becomes of raw documents before they are split and tokenized."""
 
-    normalize: bool = Field(True, description="Unicode NFC, line ends to \\n, control characters removed, ends stripped.")
+    normalize: bool = Field(
+        True, description="Unicode NFC, line ends to \\n, control characters removed, ends stripped."
+    )
     min_chars: Annotated[int, Field(ge=0, le=1_000_000)] = Field(1, description="Shorter documents are dropped.")
     max_chars: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
         10_000_000, description="Longer documents are cut to this length."
     )
     deduplicate: bool = Field(True, description="Of documents with equal content one is kept.")
 
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"minChars ({self.min_chars}) must not be above maxChars ({self.max_chars})")
+        return self
+
 
 class Prepare(Config):
     """How raw data becomes shards: Ray Data on CPU-only pods, before a GPU is asked for."""
 
     replicas: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Pods that prepare the data.")
-    cpu: Annotated[str, Field(max_length=32)] = Field("1", description="CPU request and limit of a prepare pod.")
-    memory: Annotated[str, Field(max_length=32)] = Field("4Gi", description="Memory request and limit of a prepare pod.")
+    cpu: Quantity = Field("1", description="CPU request and limit of a prepare pod.")
+    memory: Quantity = Field("4Gi", description="Memory request and limit of a prepare pod.")
     tokenizer: Tokenizer = Field(default_factory=Tokenizer, description="Tokenizer (language-modeling).")
     clean: Clean = Field(default_factory=Clean, description="Cleaning of text.")
 
@@ -114,6 +132,15 @@ class Data(Config):
     test: Split = Field(default_factory=lambda: Split(fraction=0.01), description="Held out until training is over.")
     prepare: Prepare = Field(default_factory=Prepare, description="Preparation.")
 
+    @model_validator(mode="after")
+    def _training_data_remains(self) -> Self:
+        held_out = (self.validation.fraction or 0) + (self.test.fraction or 0)
+        if held_out >= 1:
+            raise ValueError(
+                "validation.fraction and test.fraction leave nothing to train on: their sum must be below 1"
+            )
+        return self
+
 
 class Transformer(Config):
     """Size of a Transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
@@ -121,7 +148,9 @@ class Transformer(Config):
     layers: Annotated[int, Field(ge=1, le=256)] = Field(description="Blocks.")
     dim: Annotated[int, Field(ge=8, le=65536)] = Field(description="Width of the residual stream.")
     heads: Annotated[int, Field(ge=1, le=512)] = Field(description="Attention heads.")
-    kv_heads: Annotated[int, Field(ge=1, le=512)] | None = Field(None, description="Key and value heads. Absent: heads.")
+    kv_heads: Annotated[int, Field(ge=1, le=512)] | None = Field(
+        None, description="Key and value heads. Absent: heads."
+    )
     ffn_dim: Annotated[int, Field(ge=8, le=262144)] | None = Field(
         None, description="Hidden width of the SwiGLU. Absent: 8/3 of dim, rounded up to a multiple of 64."
     )
@@ -215,7 +244,9 @@ class Training(Config):
     )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer.")
     schedule: Schedule = Field(default_factory=Schedule, description="Learning-rate schedule.")
-    clip_norm: Annotated[float, Field(gt=0, le=1e6)] | None = Field(1.0, description="Global gradient norm, clipped to this.")
+    clip_norm: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        1.0, description="Global gradient norm, clipped to this. 0: not clipped."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of the passes; weights, moments and reductions are float32. auto: bfloat16 on CUDA."
     )
@@ -229,7 +260,9 @@ class Checkpoint(Config):
 
     every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(500, description="Steps between two checkpoints.")
     keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints that are kept.")
-    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(1, description="Best checkpoints by validation loss that are kept.")
+    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(
+        1, description="Best checkpoints by validation loss that are kept."
+    )
     drain_seconds: Annotated[int, Field(ge=5, le=86_400)] = Field(
         120, description="Grace period of the pods: time to commit a checkpoint after SIGTERM."
     )
@@ -255,6 +288,15 @@ class TrainerSpec(Config):
     training: Training = Field(description="Training.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Checkpoints.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Evaluation.")
+
+    @model_validator(mode="after")
+    def _images_are_columns(self) -> Self:
+        if self.task.kind == "image-classification" and self.data.train.format != "parquet":
+            raise ValueError(
+                f"data.train.format is {self.data.train.format}: image-classification reads parquet, "
+                "with a column of encoded images"
+            )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs' states interchangeable: nothing that may change over one run directory is in it.
