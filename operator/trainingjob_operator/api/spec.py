@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from trainingjob_trainer.config import Config, Quantity, TrainerSpec
 
-from trainingjob_trainer.config import Config, Name, TrainerSpec
+from trainingjob_operator.api.template import Template
 
 GROUP = "trainingjob.io"
 VERSION = "v1alpha1"
 KIND = "TrainingJob"
 PLURAL = "trainingjobs"
 API_VERSION = f"{GROUP}/{VERSION}"
-
-Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 
 
 class Resources(Config):
@@ -23,7 +22,9 @@ class Resources(Config):
     cpu: Quantity = Field("1", description="CPU request and limit.")
     memory: Quantity = Field("4Gi", description="Memory request and limit.")
     gpus: Annotated[int, Field(ge=0, le=64)] = Field(0, description="GPUs of a pod; one rank runs on each.")
-    gpu_resource_name: Name = Field("nvidia.com/gpu", description="Resource name of the GPUs.")
+    gpu_resource_name: Annotated[str, Field(min_length=3, max_length=253)] = Field(
+        "nvidia.com/gpu", description="Resource name of the GPUs."
+    )
 
 
 class Workers(Config):
@@ -31,7 +32,12 @@ class Workers(Config):
 
     replicas: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="Worker pods.")
     resources: Resources = Field(default_factory=Resources, description="Resources of a worker pod.")
-    template: dict[str, Any] = Field(default_factory=dict, description="Pod fields that are merged in.")
+    template: Template = Field(default_factory=Template, description="Pod fields that are merged in.")
+
+    @property
+    def ranks_per_pod(self) -> int:
+        """One rank a GPU; without GPUs one rank a pod."""
+        return max(1, self.resources.gpus)
 
 
 class RunPolicy(Config):
@@ -62,3 +68,17 @@ class TrainingJobSpec(TrainerSpec):
     )
     workers: Workers = Field(default_factory=Workers, description="Worker pods.")
     run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Run policy.")
+
+    @model_validator(mode="after")
+    def _a_sample_for_each_rank(self) -> Self:
+        ranks = self.workers.replicas * self.workers.ranks_per_pod
+        if self.training.global_batch_size < ranks:
+            raise ValueError(
+                f"training.globalBatchSize ({self.training.global_batch_size}) is below the number of ranks ({ranks}): "
+                "raise it or ask for fewer workers"
+            )
+        return self
+
+    @property
+    def suspended(self) -> bool:
+        return bool(self.run_policy.suspend)

@@ -103,6 +103,7 @@ class Restarts(StatusModel):
     total: int = Field(0, ge=0, description="Counted failures of the whole run.")
     without_progress: int = Field(0, ge=0, description="Counted failures since a new checkpoint was committed.")
     committed_step: int = Field(0, ge=0, description="Newest committed step at the last counted failure.")
+    last_failure_time: Time | None = Field(None, description="When the last failure was counted.")
 
 
 class Incident(StatusModel):
@@ -126,6 +127,7 @@ class Member(StatusModel):
     role: Role = Field(description="Role of the pod.")
     index: int = Field(ge=0, description="Index in its gang.")
     incarnation: int = Field(ge=1, description="Rises with each successor.")
+    uid: Word | None = Field(None, description="Uid of the pod, once it was seen: then its absence is a loss.")
     not_before: Time | None = Field(None, description="Back-off: the pod is not created before.")
 
 
@@ -166,9 +168,6 @@ class TrainingJobStatus(StatusModel):
     history: Annotated[tuple[Incident, ...], Field(max_length=10)] = Field((), description="The last ten incidents.")
     pods: Annotated[tuple[Member, ...], Field(max_length=8192)] = Field(
         (), description="Current pod of each role and index."
-    )
-    failures: Annotated[tuple[Word, ...], Field(max_length=8192)] = Field(
-        (), description="Uids of pods whose end was counted already."
     )
     resolved: Resolved | None = Field(None, description="Facts that the run was started with.")
     result: Result | None = Field(None, description="What the run left.")

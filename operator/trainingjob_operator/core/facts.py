@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from trainingjob_operator.api.spec import GROUP, TrainingJobSpec
+from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import Role, Stage, TrainingJobStatus
-
-LABEL_JOB_NAME = f"{GROUP}/job-name"
-LABEL_JOB_UID = f"{GROUP}/job-uid"
-LABEL_ROLE = f"{GROUP}/role"
-LABEL_INDEX = f"{GROUP}/index"
-LABEL_INCARNATION = f"{GROUP}/incarnation"
-LABEL_MEMBER = f"{GROUP}/member"
-CONTAINER = "trainer"
+from trainingjob_operator.core.names import (
+    CONTAINER,
+    LABEL_INCARNATION,
+    LABEL_INDEX,
+    LABEL_JOB_UID,
+    LABEL_MEMBER,
+    LABEL_ROLE,
+)
 
 
 def parse_time(value: str | None) -> datetime | None:
@@ -51,7 +51,11 @@ class Job:
 
     @classmethod
     def from_object(cls, body: Mapping[str, Any]) -> Job:
-        """View of an API object. A spec that is not valid becomes an `InvalidSpec`; no error is raised."""
+        """View of an API object. A spec that is not valid becomes an `InvalidSpec`; no error is raised.
+
+        A status that this version can't read counts as none: then the run starts at Check again, which finds what the
+        run directory holds, with incarnations above those of the pods that are there.
+        """
         meta = body["metadata"]
         spec: TrainingJobSpec | InvalidSpec
         try:
@@ -67,7 +71,7 @@ class Job:
             created_at=parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
             deleting="deletionTimestamp" in meta,
             spec=spec,
-            status=TrainingJobStatus.model_validate(body.get("status") or {}),
+            status=_status(body.get("status") or {}),
         )
 
 
@@ -160,16 +164,29 @@ class ProgressReport(Report):
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A create that the API server refused: 403 for quotas and policies, 422 for an object that can't be."""
+
+    what: str  # kind and name, like "pod gpt-train-0-1"
+    code: int
+    message: str
+
+
+@dataclass(frozen=True)
 class ProgressFacts:
     """What the operator's memory holds about a job's progress.
 
     report: the newest accepted report, whose job uid and pod uid fitted; None: none yet.
     fetched_at: when it came. unreachable_since: since when polls fail without a success; None: the last one succeeded.
+    status_written_at: when this process last wrote the job's status; None: not yet. Spaces writes of mere progress.
+    refusal: the newest create that the API server refused since one succeeded; None: none.
     """
 
     report: ProgressReport | None = None
     fetched_at: datetime | None = None
     unreachable_since: datetime | None = None
+    status_written_at: datetime | None = None
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +206,7 @@ class PodFacts:
     phase: str = "Pending"
     ready: bool = False
     deleting: bool = False
+    deletion_due: datetime | None = None  # when the grace period of a deleted pod is over
     member: bool = True
     exit_code: int | None = None
     reason: str | None = None  # of the container's or else the pod's end: OOMKilled, Error, Evicted, ...
@@ -230,27 +248,26 @@ class PodFacts:
             node=(body.get("spec") or {}).get("nodeName"),
             ip=status.get("podIP"),
             phase=status.get("phase") or "Pending",
-            ready=_is(conditions.get("Ready"), "True"),
+            ready=conditions.get("Ready", {}).get("status") == "True",
             deleting="deletionTimestamp" in meta,
+            deletion_due=parse_time(meta.get("deletionTimestamp")),
             member=labels.get(LABEL_MEMBER) == "true",
             exit_code=ended.get("exitCode"),
             reason=ended.get("reason") or status.get("reason"),
             termination=_termination(text),
             termination_text=text[-1024:],
-            disruption=conditions["DisruptionTarget"].get("reason")
-            if _is(conditions.get("DisruptionTarget"), "True")
-            else None,
+            disruption=_part(conditions, "DisruptionTarget", "True", "reason"),
             waiting_reason=waiting.get("reason"),
             waiting_message=waiting.get("message") or "",
-            unschedulable=conditions["PodScheduled"].get("message", "")
-            if _is(conditions.get("PodScheduled"), "False")
-            else None,
+            unschedulable=_part(conditions, "PodScheduled", "False", "message"),
             finished_at=parse_time(ended.get("finishedAt")),
         )
 
 
-def _is(condition: Mapping[str, Any] | None, status: str) -> bool:
-    return condition is not None and condition.get("status") == status
+def _part(conditions: Mapping[str, Mapping[str, Any]], name: str, status: str, part: str) -> str | None:
+    """`part` of the condition `name` if it has `status`, else None."""
+    condition = conditions.get(name, {})
+    return str(condition.get(part) or "") if condition.get("status") == status else None
 
 
 def _termination(text: str) -> TerminationMessage | None:
@@ -260,6 +277,13 @@ def _termination(text: str) -> TerminationMessage | None:
         return TerminationMessage.model_validate(value) if isinstance(value, dict) else None
     except ValueError:  # pydantic's ValidationError is one
         return None
+
+
+def _status(value: Mapping[str, Any]) -> TrainingJobStatus:
+    try:
+        return TrainingJobStatus.model_validate(value)
+    except ValidationError:
+        return TrainingJobStatus()
 
 
 def _first_error(error: ValidationError) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.facts import PodFacts
+from trainingjob_operator.core.pod_template import NEWEST
 
 Manifest = dict[str, Any]
 
@@ -72,5 +73,5 @@ class Settings:
     trainer_image: str
     progress_interval: float = 15.0  # seconds between two status writes that only carry progress
     unreachable_after: float = 60.0  # seconds until a silent head is reported as ProgressUnknown
-    template_version: int = 1  # of the pods of new runs
+    template_version: int = NEWEST  # of the pods of new runs
     max_total_restarts: int = 100

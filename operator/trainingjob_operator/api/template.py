@@ -1,0 +1,92 @@
+"""Pod fields that a TrainingJob may add to its pods."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from trainingjob_trainer.config import Config, ObjectName
+
+Free = Annotated[dict[str, Any], Field(max_length=64)]
+Key = Annotated[str, Field(max_length=317)]
+Labels = Annotated[dict[Key, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
+Annotations = Annotated[dict[Key, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+
+
+class EnvVar(Config):
+    """An environment variable."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")] = Field(
+        description="Name. TRAININGJOB_* and RAY_AUTH_* belong to the operator."
+    )
+    value: Annotated[str, Field(max_length=32_768)] | None = Field(None, description="Value.")
+    value_from: Free | None = Field(None, description="Source of the value, as in a container's env.")
+
+
+class Toleration(Config):
+    """A toleration, as in a pod."""
+
+    key: Key | None = Field(None, description="Taint key. Absent: every key.")
+    operator: Literal["Exists", "Equal", "Lt", "Gt"] | None = Field(None, description="Comparison. Absent: Equal.")
+    value: Annotated[str, Field(max_length=253)] | None = Field(None, description="Taint value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Taint effect. Absent: every effect."
+    )
+    toleration_seconds: Annotated[int, Field(ge=0, le=315_360_000)] | None = Field(
+        None, description="Seconds that a NoExecute taint is tolerated. Absent: for ever."
+    )
+
+
+class Volume(Config):
+    """A volume, as in a pod: its name and one source."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = Field(
+        description="Name. trainingjob-* belongs to the operator."
+    )
+
+
+class VolumeMount(Config):
+    """Where a volume appears in the container."""
+
+    name: Annotated[str, Field(max_length=63)] = Field(description="Name of the volume.")
+    mount_path: Annotated[str, Field(max_length=1024, pattern=r"^/[^:]*$")] = Field(
+        description="Path in the container."
+    )
+    sub_path: Annotated[str, Field(max_length=1024)] | None = Field(None, description="Path in the volume.")
+    read_only: bool = Field(False, description="Mounted read-only.")
+
+
+class PullSecret(Config):
+    """A Secret with registry credentials."""
+
+    name: ObjectName = Field(description="Name of the Secret.")
+
+
+class Template(Config):
+    """Pod fields that are merged in. `nodeSelector` and `affinity` are for worker pods, the rest for prepare pods too."""
+
+    labels: Labels = Field(default_factory=dict, description="Labels. trainingjob.io/* belongs to the operator.")
+    annotations: Annotations = Field(default_factory=dict, description="Annotations; they win over the operator's.")
+    node_selector: Labels = Field(default_factory=dict, description="Labels that the nodes of workers must have.")
+    affinity: Free | None = Field(None, description="Affinity of workers, as in a pod.")
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(
+        default_factory=list, description="Tolerations, besides 30 s of not-ready and unreachable."
+    )
+    env: Annotated[list[EnvVar], Field(max_length=128)] = Field(
+        default_factory=list, description="Environment; wins over the operator's of the same name."
+    )
+    volumes: Annotated[list[Volume], Field(max_length=32)] = Field(default_factory=list, description="Volumes.")
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] = Field(
+        default_factory=list, description="Mounts of those volumes."
+    )
+    scheduler_name: ObjectName | None = Field(None, description="Scheduler of the pods.")
+    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
+    runtime_class_name: ObjectName | None = Field(None, description="RuntimeClass of the pods.")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        None, description="When the image is pulled. Absent: Kubernetes' default."
+    )
+    image_pull_secrets: Annotated[list[PullSecret], Field(max_length=16)] = Field(
+        default_factory=list, description="Secrets that open the image's registry."
+    )

@@ -1,0 +1,110 @@
+"""A job's objects, as pure functions of the job (DESIGN: a job's objects; docs/contracts.md §2)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from trainingjob_trainer.config import JobConfig, TrainerSpec, digest
+
+from trainingjob_operator.api.spec import API_VERSION, KIND, TrainingJobSpec
+from trainingjob_operator.api.status import Resolved
+from trainingjob_operator.core import names
+from trainingjob_operator.core.facts import Job
+from trainingjob_operator.core.plan import Manifest
+from trainingjob_operator.core.pod_template import BUILDERS, NEWEST, Place
+
+
+def trainer_config(job: Job, spec: TrainingJobSpec, replicas: int, ranks_per_pod: int) -> dict[str, Any]:
+    """What the pods get as `config.json`."""
+    trainer_fields = {name: getattr(spec, name) for name in TrainerSpec.model_fields}
+    return JobConfig(
+        **trainer_fields,
+        name=job.name,
+        namespace=job.namespace,
+        replicas=replicas,
+        ranks_per_pod=ranks_per_pod,
+        max_restarts=spec.run_policy.max_restarts,
+        on_existing_run=spec.run_policy.on_existing_run,
+    ).wire()
+
+
+def resolve(job: Job, spec: TrainingJobSpec, trainer_image: str, template_version: int) -> Resolved:
+    """The facts that a run is started with."""
+    replicas, ranks_per_pod = spec.workers.replicas, spec.workers.ranks_per_pod
+    return Resolved(
+        image=spec.image or trainer_image,
+        template_version=template_version,
+        config_hash=digest(trainer_config(job, spec, replicas, ranks_per_pod)),
+        replicas=replicas,
+        ranks_per_pod=ranks_per_pod,
+        world_size=replicas * ranks_per_pod,
+    )
+
+
+def metadata(job: Job, name: str) -> dict[str, Any]:
+    """Metadata of a child: found by label, collected with the job."""
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": {names.LABEL_JOB_NAME: job.name, names.LABEL_JOB_UID: job.uid},
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": job.name,
+                "uid": job.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def children(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> tuple[Manifest, ...]:
+    """ConfigMap, Secret and Service of a run."""
+    config = trainer_config(job, spec, resolved.replicas, resolved.ranks_per_pod)
+    return (
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": metadata(job, names.config_map_name(job.name, resolved.config_hash)),
+            "immutable": True,
+            "data": {"config.json": json.dumps(config, indent=2, sort_keys=True)},
+        },
+        # Without data: the executor puts the random token in, under the key `token`.
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": metadata(job, names.secret_name(job.name, job.uid)),
+            "type": "Opaque",
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(job, names.service_name(job.name)),
+            "spec": {
+                "clusterIP": "None",
+                "publishNotReadyAddresses": True,
+                "selector": {names.LABEL_JOB_UID: job.uid, names.LABEL_MEMBER: "true"},
+                "ports": [{"name": "http", "port": 8080, "targetPort": "http"}],
+            },
+        },
+    )
+
+
+def pod(job: Job, spec: TrainingJobSpec, resolved: Resolved, place: Place) -> Manifest:
+    """The pod of `place`, as the template version says that the run was started with.
+
+    A version that this operator no longer builds is replaced by the newest: a run that goes on is better than none.
+    """
+    build = BUILDERS.get(resolved.template_version, BUILDERS[NEWEST])
+    template = build(job.name, job.uid, spec, resolved, place)
+    own = metadata(job, names.pod_name(job.name, place.role, place.index, place.incarnation))
+    labels = {**template["metadata"]["labels"], **own["labels"]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**own, **template["metadata"], "labels": labels},
+        "spec": template["spec"],
+    }
