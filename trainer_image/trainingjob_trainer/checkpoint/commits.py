@@ -1,0 +1,126 @@
+"""What checkpoints exist: those whose COMMIT.json exists. It is written last and names every object."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import PurePosixPath
+
+from pydantic import Field, ValidationError
+
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.config import Config
+from trainingjob_trainer.errors import StorageError
+from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store
+
+PREFIX = "checkpoints/"
+COMMIT_NAME = "COMMIT.json"
+
+
+class StoredObject(Config):
+    """One object of a checkpoint; the key is relative to the run directory."""
+
+    key: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, key: str, data: bytes | bytearray) -> StoredObject:
+        """The record of an object with these contents."""
+        return cls(key=key, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+class Commit(Config):
+    """A checkpoint: complete, and of one attempt alone. `metrics` are of an evaluation at this very step, if any."""
+
+    version: int = 1
+    step: int
+    attempt: int
+    world_size: int
+    identity_hash: str
+    metrics: dict[str, float] = Field(default_factory=dict)
+    objects: list[StoredObject]
+
+    @property
+    def key(self) -> str:
+        """Key of the COMMIT itself."""
+        return f"{step_prefix(self.step)}{COMMIT_NAME}"
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the objects."""
+        return attempt_prefix(self.step, self.attempt)
+
+
+def step_prefix(step: int) -> str:
+    """Prefix of everything of a step."""
+    return f"{PREFIX}step-{step:08d}/"
+
+
+def attempt_prefix(step: int, attempt: int) -> str:
+    """Prefix of what one attempt writes at a step."""
+    return f"{step_prefix(step)}a{attempt}/"
+
+
+def commits(store: Store) -> list[Commit]:
+    """Every checkpoint of the run, oldest step first. A COMMIT deleted meanwhile is left out."""
+    found = []
+    for key in sorted(info.key for info in store.list(PREFIX)):
+        if PurePosixPath(key).name == COMMIT_NAME:
+            try:
+                found.append(_parse(key, store.get(key)))
+            except NotFound:
+                continue
+    return found
+
+
+def latest(store: Store) -> Commit | None:
+    """The newest checkpoint, derived from what is there."""
+    return max(commits(store), key=lambda found: found.step, default=None)
+
+
+def publish(commit: Commit, attempt: Attempt) -> bool:
+    """Make a checkpoint exist; all its objects are stored already. Raises `Fenced`.
+
+    False if another attempt's checkpoint of the same step stands; then ours is dropped.
+    """
+    attempt.check_fence()
+    store = attempt.store
+    try:
+        store.put(commit.key, commit.model_dump_json(by_alias=True, indent=1).encode(), if_none_match=True)
+    except PreconditionFailed:
+        if _parse(commit.key, store.get(commit.key)) == commit:  # our own PUT, answered late and retried
+            return True
+        store.delete([stored.key for stored in commit.objects])
+        return False
+    return True
+
+
+def read_verified(store: Store, stored: StoredObject) -> bytes:
+    """An object of a checkpoint, as it was written. Raises `StorageError` if it is missing or has changed."""
+    try:
+        data = store.get(stored.key)
+    except NotFound as error:
+        raise _damaged(store, stored, "is missing") from error
+    if len(data) != stored.size:
+        raise _damaged(store, stored, f"has {len(data)} bytes instead of {stored.size}")
+    if hashlib.sha256(data).hexdigest() != stored.sha256:
+        raise _damaged(store, stored, "does not have the checksum that its COMMIT names")
+    return data
+
+
+def _damaged(store: Store, stored: StoredObject, how: str) -> StorageError:
+    commit_key = f"{PurePosixPath(stored.key).parent.parent}/{COMMIT_NAME}"
+    return StorageError(
+        f"The checkpoint is damaged: {store.uri(stored.key)} {how}.",
+        f"Restore the object, or delete {store.uri(commit_key)} to go back to the checkpoint before.",
+    )
+
+
+def _parse(key: str, data: bytes) -> Commit:
+    try:
+        return Commit.model_validate_json(data)
+    except ValidationError as error:
+        raise StorageError(
+            f"{key} is not a checkpoint's COMMIT: {error.errors()[0]['msg']}.",
+            "Delete it to go back to the checkpoint before.",
+        ) from error

@@ -1,0 +1,70 @@
+"""What a checkpoint holds: the tensors of model and optimizer, and the position and history of the run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from trainingjob_trainer.config import Config
+from trainingjob_trainer.optim import materialize
+
+
+class LoggedStep(Config):
+    """A point of the loss curve: the step's own global loss, not a running mean. Steps count from 1, when finished."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+
+
+class Evaluated(Config):
+    """Metrics of the validation split after `step` steps; numbers only."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+class Progress(Config, frozen=False):
+    """Where a run is: `trainer.json`. Floats keep their bits in JSON: a resumed series equals the undisturbed one."""
+
+    version: int = 1
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    history: list[LoggedStep] = Field(default_factory=list)
+    evaluations: list[Evaluated] = Field(default_factory=list)
+
+    @property
+    def best(self) -> Evaluated | None:
+        """The evaluation of lowest loss, the first of equals."""
+        return min(self.evaluations, key=lambda evaluated: evaluated.metrics["loss"], default=None)
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The live tensors of model and optimizer by name, sharded ones as `DTensor`s: to save, or to load into.
+
+    `model.<parameter>` and `optimizer.<parameter>.<moment>`. The optimizer's settings are the configuration's.
+    """
+    materialize(optimizer)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for moment, tensor in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{moment}"] = tensor
+    return tensors
+
+
+def hash_state(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes; equal means equal bit for bit. Of shards: of this rank's."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        digest.update(f"{name} {tuple(local.shape)} {local.dtype};".encode())
+        digest.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

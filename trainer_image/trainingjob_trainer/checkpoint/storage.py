@@ -1,0 +1,177 @@
+"""torch's distributed checkpoints (DCP) over a `Store`: raw tensors in objects of some 64 MiB, and an index in JSON.
+
+No pickles: reading a checkpoint runs no code. Every object is read whole and checked against its COMMIT.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    STORAGE_TYPES,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from trainingjob_trainer.checkpoint.commits import Commit, StoredObject, read_verified
+from trainingjob_trainer.storage import Store
+
+INDEX_NAME = "index.json"
+OBJECT_BYTES = 64 * 2**20
+
+T = TypeVar("T")
+
+
+class Piece(NamedTuple):
+    """One chunk of a tensor, and where its bytes are."""
+
+    stored: StoredObject
+    start: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def tensor(self, data: bytearray) -> Tensor:
+        """The chunk, as a view of its object's bytes."""
+        if not self.shape.numel():
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.frombuffer(data, dtype=self.dtype, count=self.shape.numel(), offset=self.start).view(self.shape)
+
+
+class StoreWriter(StorageWriter):
+    """Writes the shards of this rank as `<prefix>rank-<r>-<n>.bin`. Afterwards rank 0 knows all `objects`."""
+
+    def __init__(self, store: Store, prefix: str, rank: int) -> None:
+        self._store, self._prefix, self._rank = store, prefix, rank
+        self.objects: list[StoredObject] = []
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results: list[WriteResult] = []
+        pending: list[tuple[WriteItem, Tensor, int]] = []
+        buffer = bytearray()
+        objects = 0
+        for number, item in enumerate(plan.items, start=1):
+            tensor = planner.resolve_data(item)
+            assert isinstance(tensor, Tensor)  # the state is tensors only
+            pending.append((item, tensor, len(buffer)))
+            buffer += tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            if len(buffer) >= OBJECT_BYTES or number == len(plan.items):
+                results += self._put(objects, bytes(buffer), pending)
+                objects, pending, buffer = objects + 1, [], bytearray()
+        return _done(results)
+
+    def _put(self, number: int, data: bytes, items: list[tuple[WriteItem, Tensor, int]]) -> list[WriteResult]:
+        stored = StoredObject.of(f"{self._prefix}rank-{self._rank}-{number}.bin", data)
+        self._store.put(stored.key, data)
+        return [
+            WriteResult(item.index, tensor.nbytes, Piece(stored, start, tensor.dtype, tensor.shape))
+            for item, tensor, start in items
+        ]
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        pieces = {result.index: result.storage_data for of_rank in results for result in of_rank}
+        data = _to_json(metadata, pieces)
+        index = StoredObject.of(self._prefix + INDEX_NAME, data)
+        self._store.put(index.key, data)
+        self.objects = [*{piece.stored.key: piece.stored for piece in pieces.values()}.values(), index]
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        self.objects = []
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return False
+
+
+class StoreReader(StorageReader):
+    """Reads what a commit names; each object that this rank needs is read once and verified."""
+
+    def __init__(self, store: Store, commit: Commit) -> None:
+        self._store = store
+        self._objects = {stored.key: stored for stored in commit.objects}
+        self._prefix = commit.prefix
+        self._pieces: dict[MetadataIndex, Piece] = {}
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        index = read_verified(self._store, self._objects[self._prefix + INDEX_NAME])
+        metadata, self._pieces = _from_json(index, self._objects)
+        return metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        wanted: dict[str, list[ReadItem]] = defaultdict(list)
+        for item in plan.items:
+            wanted[self._pieces[item.storage_index].stored.key].append(item)
+        for key, items in wanted.items():
+            data = bytearray(read_verified(self._store, self._objects[key]))
+            for item in items:
+                source = self._pieces[item.storage_index].tensor(data)
+                for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                    source = source.narrow(dim, start, length)
+                target = planner.resolve_tensor(item).detach()
+                target.copy_(source)
+                planner.commit_tensor(item, target)
+        return _done(None)
+
+    def reset(self, checkpoint_id: Any = None) -> None: ...
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None: ...
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return False
+
+
+def _to_json(metadata: Metadata, pieces: Mapping[MetadataIndex, Piece]) -> bytes:
+    tensors = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata)
+        chunks = []
+        for chunk in entry.chunks:
+            piece = pieces[MetadataIndex(name, chunk.offsets)]
+            chunks.append([list(chunk.offsets), list(chunk.sizes), piece.stored.key, piece.start])
+        dtype = str(entry.properties.dtype).removeprefix("torch.")
+        tensors[name] = {"dtype": dtype, "shape": list(entry.size), "chunks": chunks}
+    return json.dumps({"version": 1, "chunk": ["offsets", "sizes", "object", "start"], "tensors": tensors}).encode()
+
+
+def _from_json(data: bytes, objects: Mapping[str, StoredObject]) -> tuple[Metadata, dict[MetadataIndex, Piece]]:
+    entries: dict[str, STORAGE_TYPES] = {}
+    pieces: dict[MetadataIndex, Piece] = {}
+    for name, tensor in json.loads(data)["tensors"].items():
+        dtype = getattr(torch, tensor["dtype"])
+        chunks = []
+        for offsets, sizes, key, start in tensor["chunks"]:
+            chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
+            pieces[MetadataIndex(name, offsets)] = Piece(objects[key], start, dtype, torch.Size(sizes))
+        entries[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(tensor["shape"]), chunks)
+    return Metadata(entries), pieces
+
+
+def _done(value: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future

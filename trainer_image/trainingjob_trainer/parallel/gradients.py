@@ -1,0 +1,45 @@
+"""From summed gradients to those of the step's mean loss, clipped: one reduction over ranks, no wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from trainingjob_trainer.parallel.world import World
+
+
+class StepSums(NamedTuple):
+    """A step over all ranks, float64 scalars on the device."""
+
+    loss: Tensor  # mean over the targets that weigh, nats
+    grad_norm: Tensor  # before clipping
+    targets: Tensor  # targets that weigh
+
+
+@torch.no_grad()
+def scale_and_clip(
+    parameters: Iterable[torch.nn.Parameter], loss_sum: Tensor, count: Tensor, clip_norm: float | None, world: World
+) -> StepSums:
+    """Divide gradients of the summed loss by the global count of targets, then clip them by their global norm.
+
+    `loss_sum` and `count` are this rank's. Gradients are summed over ranks already; each rank holds a shard of them.
+    """
+    gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+    squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    totals = torch.stack([squares, loss_sum.double(), count.double()])
+    world.sum(totals)
+    count = totals[2].clamp(min=1)
+    grad_norm = totals[0].sqrt() / count
+    factor = 1 / count
+    if clip_norm:  # 0: not clipped
+        factor = factor * (clip_norm / (grad_norm + 1e-6)).clamp(max=1)
+    torch._foreach_mul_(gradients, factor.float())
+    return StepSums(totals[1] / count, grad_norm, count)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

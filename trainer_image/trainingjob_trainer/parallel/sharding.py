@@ -1,0 +1,64 @@
+"""FSDP2: parameters, gradients and moments are sharded over all ranks, gathered block by block (Zhao et al. 2023)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from trainingjob_trainer.parallel.world import World
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def pass_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of forward and backward passes. Weights, moments and reductions are float32 in any case."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype) -> Model:
+    """Shard `model` (with its `blocks`) in place over the mesh, a group for each block; without a mesh, leave it whole.
+
+    Gradients are summed over ranks, not averaged: the loss is a sum, divided once by the step's global count.
+    """
+    if mesh is None:
+        return model
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in model.get_submodule("blocks").children():
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def pass_precision(world: World, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """The context of a pass: autocast for a whole model; a sharded one casts by itself."""
+    if world.mesh is not None or dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(world.device.type, dtype)
+
+
+def sync_gradients(model: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass reduces gradients over ranks: only the last one of a step has to."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(wanted)
+
+
+def full_state(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """The whole state dict on rank 0's CPU, empty on the others. Collective, one parameter at a time."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if world.rank == 0:
+            state[name] = whole.detach().cpu()
+    return state

@@ -1,0 +1,100 @@
+"""The ranks of a run, and what they agree on apart from gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank among all. With one rank there is no mesh and no group, and nothing is communicated.
+
+    `control` is a gloo group for small things on the CPU (votes, checkpoint plans), apart from the gradients' group.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh | None = None
+    control: dist.ProcessGroup | None = None
+
+    @classmethod
+    def join(cls) -> World:
+        """The world of the default process group, or a world of one. Collective; makes groups, so: once a process."""
+        size = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        if size == 1:
+            return cls(rank, size, device)
+        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+        return cls(rank, size, device, mesh, _control_group())
+
+    def sum(self, values: Tensor) -> None:
+        """Sum `values` in place over all ranks, on the group of the gradients."""
+        if self.mesh is not None:
+            dist.all_reduce(values)
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
+        if self.control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def on_first(self, action: Callable[[], T]) -> T:
+        """Do `action` on rank 0 while the others wait; its result, or its exception, on every rank."""
+        outcome: T | _Failed = _Failed(None)
+        if self.rank == 0:
+            try:
+                outcome = action()
+            except Exception as error:
+                outcome = _Failed(error)
+        outcome = self.from_first(outcome)
+        if isinstance(outcome, _Failed):
+            assert outcome.error is not None
+            raise outcome.error
+        return outcome
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: Exception | None
+
+
+def _control_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+class StopVote:
+    """Does any rank want to stop? Asked at one step and answered at the next, so that no step waits for it."""
+
+    def __init__(self, world: World, requested: Callable[[], bool]) -> None:
+        self._world = world
+        self._requested = requested
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: dist.Work | None = None
+
+    def cast(self) -> None:
+        """Send this rank's vote off. Every rank calls it at the same step."""
+        self._flag.fill_(int(self._requested()))
+        if self._world.control is not None:
+            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True)
+
+    def result(self) -> bool:
+        """The verdict of the last vote, the same on every rank; False before the first."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return bool(self._flag.item())
