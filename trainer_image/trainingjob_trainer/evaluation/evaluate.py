@@ -1,0 +1,60 @@
+"""Evaluate a model on a split: every sample exactly once, at any world size."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainingjob_trainer.data.batches import evaluation_rows
+from trainingjob_trainer.data.reader import Batch, Reader, prefetch
+from trainingjob_trainer.tasks import IGNORE, Task, TaskMetrics
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    reader: Reader,
+    device: torch.device,
+    batch_size: int = 8,
+    max_samples: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> TaskMetrics:
+    """Metrics of the reader's split, the same dictionary on every rank of `group`.
+
+    A collective call: all ranks make the same number of forward passes; a rank without rows left runs rows of no
+    weight. `max_samples` takes that many, evenly spread over the split. The model's training mode is kept.
+    """
+    world_size, rank = (dist.get_world_size(group), dist.get_rank(group)) if dist.is_initialized() else (1, 0)
+    total = len(reader)
+    chosen = min(total, max_samples or total)
+    metrics = task.metrics(reader.split, device)
+    batches = evaluation_rows(chosen, world_size, rank, batch_size)
+    was_training = model.training
+    model.eval()
+    try:
+        samples = ([row * total // chosen for row in rows] or [0] for rows in batches)
+        with prefetch(reader, samples) as read:
+            for rows, batch in zip(batches, read, strict=True):
+                batch = _pad(batch.to(device), len(batches[0]) or 1, weight=bool(rows))
+                metrics.update(model(batch.inputs), batch.targets)
+    finally:
+        model.train(was_training)
+    metrics.reduce(group)
+    return metrics.compute()
+
+
+def _pad(batch: Batch, rows: int, weight: bool) -> Batch:
+    """The batch with constant shape: filled up with rows of no weight; without `weight`, all of them have none."""
+    missing = rows - len(batch.targets)
+    inputs = torch.cat([batch.inputs, batch.inputs[:1].expand(missing, *batch.inputs.shape[1:])])
+    targets = torch.cat(
+        [batch.targets, torch.full_like(batch.targets[:1], IGNORE).expand(missing, *batch.targets.shape[1:])]
+    )
+    return Batch(inputs, targets if weight else torch.full_like(targets, IGNORE))
+
+
+def scalars(metrics: TaskMetrics) -> dict[str, float]:
+    """The metrics that are one number: what progress and status show."""
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}

@@ -1,0 +1,56 @@
+"""What every task offers to the loop and to the evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from trainingjob_trainer.data.manifest import SplitName
+
+IGNORE = -100  # a target with this value has no weight: neither in the loss nor in a metric
+
+TaskMetrics = dict[str, Any]  # name -> number; or a list, for what is not one number (per class, confusion matrix)
+
+
+class EvaluationMetrics(Protocol):
+    """Metrics of one split, gathered batch by batch. Sums are float64, so that the dealing to ranks doesn't show."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Take in one batch of this rank; targets that are IGNORE don't count."""
+
+    def reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
+        """Sum over all ranks, in one all-reduce; nothing to do without a process group."""
+
+    def compute(self) -> TaskMetrics:
+        """The metrics of everything taken in."""
+
+
+class Task(Protocol):
+    """The loss of a batch and the metrics of a split."""
+
+    def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy (nats, float32) and the count of targets that weigh (int64): scalars on the device."""
+
+    def metrics(self, split: SplitName, device: torch.device) -> EvaluationMetrics:
+        """Fresh metrics for a split."""
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of `[..., classes]` logits, summed over the targets that are not IGNORE, and their count."""
+    flat = targets.flatten()
+    loss = cross_entropy(precise(logits).flatten(0, -2), flat, ignore_index=IGNORE, reduction="sum")
+    return loss, (flat != IGNORE).sum()
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: half precision is for matrix products, not for sums of exponentials."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def all_reduce(sums: Tensor, group: torch.distributed.ProcessGroup | None) -> None:
+    """Sum in place over the ranks of a group, if there are any."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums, group=group)
