@@ -1,0 +1,336 @@
+"""Carries plans out: reads the cache, lets the plan be decided, and makes the writes in the order that keeps it safe.
+
+The status goes first, with resourceVersion: what is counted is written before it is acted on. A pod is created only
+for a job whose state this process has written or read by a quorum GET; else the job and its pods are read first and
+decided again, because a POST has no precondition and a stale one would bring a deleted pod back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from trainingjob_operator.kube.api import (
+    BY_KIND,
+    PODS,
+    SECRETS,
+    TRAINING_JOBS,
+    AlreadyExists,
+    Api,
+    ApiError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    Manifest,
+    NotFound,
+    Unreachable,
+)
+
+from .cache import Cache, Key, is_controlled_by
+from .facts import Job, PodFacts, ProgressFacts
+from .names import LABEL_JOB_UID, LABEL_MEMBER
+from .obstacle import Obstacle, foreign, overlay, refused
+from .plan import EventFact, ObjectRef, Plan, PodRef, Settings
+from .queue import Retry
+
+DECISIONS_PER_RUN = 6
+"""A job that still asks for another decision after so many waits for its turn again."""
+POD_WRITES_AT_ONCE = 16
+
+logger = logging.getLogger(__name__)
+
+Decide = Callable[[Job, Sequence[PodFacts], ProgressFacts, datetime, Settings], Plan]
+
+
+class ProgressSource(Protocol):
+    """Who knows the trainers' reports."""
+
+    def facts(self, job_uid: str) -> ProgressFacts:
+        """What is known now."""
+
+    def follow(self, key: Key, job_uid: str, pod: PodFacts | None) -> None:
+        """Poll this pod for the job from now on; None: nobody."""
+
+    def forget(self, job_uid: str) -> None:
+        """The job is gone."""
+
+
+class EventSink(Protocol):
+    """Who tells events to Kubernetes."""
+
+    async def publish(self, job: Job, event: EventFact) -> None:
+        """Tell it once; never raises `ApiError`."""
+
+
+@dataclass
+class _Memory:
+    """What the executor remembers of one job in this process."""
+
+    uid: str
+    licence: str = ""
+    """resourceVersion at which this process wrote the job's status, or read the job and its pods from the quorum."""
+    ensured: set[str] = field(default_factory=set)
+    ensured_at: float = float("-inf")
+    obstacle: Obstacle | None = None
+
+
+class _Obstructed(Exception):
+    def __init__(self, obstacle: Obstacle) -> None:
+        super().__init__(obstacle.message)
+        self.obstacle = obstacle
+
+
+class _DecideAgain(Exception):
+    """What the plan was made of is outdated."""
+
+
+class Executor:
+    """Brings jobs to the state that `decide` wants, one call of `reconcile` at a time for each job."""
+
+    def __init__(
+        self,
+        api: Api,
+        cache: Cache,
+        decide: Decide,
+        settings: Callable[[], Settings],
+        progress: ProgressSource,
+        events: EventSink,
+        now: Callable[[], datetime],
+        ensure_interval: float = 600.0,
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._decide = decide
+        self._settings = settings
+        self._progress = progress
+        self._events = events
+        self._now = now
+        self._ensure_interval = ensure_interval
+        self._memories: dict[Key, _Memory] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Decide and act for one job. Returns after how many seconds to do so again at the latest.
+
+        Raises `Retry` when the API server does not let it.
+        """
+        try:
+            for _ in range(DECISIONS_PER_RUN):
+                try:
+                    return await self._reconcile_once(key)
+                except _DecideAgain as why:
+                    logger.debug("decide again: %s", why, extra={"job": str(key)})
+            return 1.0
+        except ApiError as error:
+            raise Retry(str(error)) from error
+
+    async def _reconcile_once(self, key: Key) -> float | None:
+        job = self._cache.job(key)
+        if job is None or job.deleting:
+            self._forget(key)
+            return None
+        memory = self._memories.get(key)
+        if memory is None or memory.uid != job.uid:
+            self._forget(key)
+            memory = self._memories[key] = _Memory(job.uid)
+        now = self._now()
+        plan = self._decide(job, self._cache.pods(job.uid), self._progress.facts(job.uid), now, self._settings())
+        status = plan.status if plan.status is not None else job.status
+        if memory.obstacle is not None:
+            status = overlay(status, job.status, memory.obstacle, now)
+        if status != job.status:
+            await self._write_status(job, status, memory)
+        elif plan.create_pods and memory.licence != job.resource_version:
+            await self._read_quorum(job, memory)
+            raise _DecideAgain("pods are created only for a job that was read or written by this process")
+        try:
+            await self._act(job, plan, memory)
+        except _Obstructed as obstructed:
+            await self._report(key, job, obstructed.obstacle, memory)
+            raise Retry(obstructed.obstacle.message) from None
+        self._progress.follow(key, job.uid, plan.wants_progress)
+        if memory.obstacle is not None:
+            memory.obstacle = None
+            raise _DecideAgain("the obstacle is gone")
+        return plan.requeue_after
+
+    def _forget(self, key: Key) -> None:
+        memory = self._memories.pop(key, None)
+        if memory is not None:
+            self._progress.forget(memory.uid)
+
+    # Status
+
+    async def _write_status(self, job: Job, status: Any, memory: _Memory) -> None:
+        body = {
+            "apiVersion": TRAINING_JOBS.api_version,
+            "kind": TRAINING_JOBS.kind,
+            "metadata": {
+                "name": job.name,
+                "namespace": job.namespace,
+                "uid": job.uid,
+                "resourceVersion": job.resource_version,
+            },
+            "status": status.wire(),
+        }
+        try:
+            answer = await self._api.put_status(TRAINING_JOBS, job.namespace, job.name, body)
+        except (Conflict, NotFound) as error:
+            await self._read_job(job)
+            raise _DecideAgain(str(error)) from error
+        self._cache.put_job(answer)
+        memory.licence = answer["metadata"]["resourceVersion"]
+
+    async def _read_job(self, job: Job) -> Manifest | None:
+        """Quorum GET into the cache; None if this job (by uid) does not exist any more."""
+        try:
+            answer = await self._api.get(TRAINING_JOBS, job.namespace, job.name)
+        except NotFound:
+            answer = {"metadata": {"uid": ""}}
+        if answer["metadata"]["uid"] == job.uid:
+            self._cache.put_job(answer)
+            return answer
+        self._cache.remove_job({"metadata": {"namespace": job.namespace, "name": job.name, "uid": job.uid}})
+        if answer["metadata"]["uid"]:
+            self._cache.put_job(answer)
+        return None
+
+    async def _read_quorum(self, job: Job, memory: _Memory) -> None:
+        answer = await self._read_job(job)
+        if answer is None:
+            return
+        pods = await self._api.list(PODS, job.namespace, f"{LABEL_JOB_UID}={job.uid}")
+        self._cache.replace_pods(job.namespace, pods.items, pods.resource_version, job.uid)
+        memory.licence = answer["metadata"]["resourceVersion"]
+
+    async def _report(self, key: Key, job: Job, obstacle: Obstacle, memory: _Memory) -> None:
+        """Say in the status (once) what is in the way."""
+        if memory.obstacle == obstacle:
+            return
+        memory.obstacle = obstacle
+        current = self._cache.job(key)
+        if current is None or current.uid != job.uid or current.deleting:
+            return
+        status = overlay(current.status, current.status, obstacle, self._now())
+        if status != current.status:
+            await self._write_status(current, status, memory)
+            await self._events.publish(current, EventFact("Warning", obstacle.reason, obstacle.message))
+
+    # Everything else
+
+    async def _act(self, job: Job, plan: Plan, memory: _Memory) -> None:
+        await self._ensure(job, plan.ensure, bool(plan.create_pods), memory)
+        await _each(self._drop_member(job, pod) for pod in plan.drop_member)
+        try:
+            await _each(self._create_pod(job, manifest) for manifest in plan.create_pods)
+        except Unreachable:
+            memory.licence = ""  # The request may still be on its way: look before asking again.
+            raise
+        await _each(self._delete_pod(job, pod) for pod in plan.delete_pods)
+        await _each(self._delete_child(job, child) for child in plan.delete_children)
+        for event in plan.events:
+            await self._events.publish(job, event)
+
+    async def _ensure(self, job: Job, manifests: Sequence[Manifest], creating: bool, memory: _Memory) -> None:
+        """Children exist when an attempt starts, and are looked after once in the resync interval.
+
+        A Secret may only be created, never read: without pods to come it is left alone.
+        """
+        if not creating and time.monotonic() - memory.ensured_at < self._ensure_interval:
+            return
+        for manifest in manifests:
+            resource, name = BY_KIND[manifest["kind"]], manifest["metadata"]["name"]
+            if resource is SECRETS:
+                if creating:
+                    await self._create_child(job, _with_token(manifest), readable=False)
+            elif not creating or name in memory.ensured:
+                if not await self._is_ours(job, manifest["kind"], name):
+                    await self._create_child(job, manifest)
+            else:
+                await self._create_child(job, manifest)
+            memory.ensured.add(name)
+        memory.ensured_at = time.monotonic()
+
+    async def _create_child(self, job: Job, manifest: Manifest, readable: bool = True) -> None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        try:
+            await self._api.create(BY_KIND[kind], job.namespace, manifest)
+        except AlreadyExists:
+            # The Secret's name carries the job's uid: nobody else's has it.
+            if readable and not await self._is_ours(job, kind, name):
+                raise
+        except (Forbidden, Invalid) as error:
+            raise _Obstructed(refused(kind, name, error.message)) from error
+
+    async def _is_ours(self, job: Job, kind: str, name: str) -> bool:
+        """False: there is none. Raises `_Obstructed` for one of somebody else."""
+        try:
+            found = await self._api.get(BY_KIND[kind], job.namespace, name)
+        except NotFound:
+            return False
+        if not is_controlled_by(found, job.uid):
+            raise _Obstructed(foreign(kind, name))
+        return True
+
+    async def _create_pod(self, job: Job, manifest: Manifest) -> None:
+        name = manifest["metadata"]["name"]
+        try:
+            answer = await self._api.create(PODS, job.namespace, manifest)
+        except AlreadyExists:
+            answer = await self._api.get(PODS, job.namespace, name)
+            if not is_controlled_by(answer, job.uid):
+                raise _Obstructed(foreign("Pod", name)) from None
+        except (Forbidden, Invalid) as error:
+            raise _Obstructed(refused("Pod", name, error.message)) from error
+        self._cache.put_pod(answer)
+
+    async def _drop_member(self, job: Job, pod: PodRef) -> None:
+        patch = {"metadata": {"uid": pod.uid, "labels": {LABEL_MEMBER: None}}}
+        try:
+            self._cache.put_pod(await self._api.merge_patch(PODS, job.namespace, pod.name, patch))
+        except (NotFound, Conflict):
+            logger.debug("pod %s is gone already", pod.name, extra={"job": f"{job.namespace}/{job.name}"})
+
+    async def _delete_pod(self, job: Job, pod: PodRef) -> None:
+        try:
+            answer = await self._api.delete(PODS, job.namespace, pod.name, pod.uid)
+        except (NotFound, Conflict):
+            logger.debug("pod %s is gone already", pod.name, extra={"job": f"{job.namespace}/{job.name}"})
+        else:
+            if answer.get("kind") == PODS.kind:
+                self._cache.put_pod(answer)
+
+    async def _delete_child(self, job: Job, child: ObjectRef) -> None:
+        resource = BY_KIND[child.kind]
+        try:
+            found = await self._api.get(resource, job.namespace, child.name)
+            if is_controlled_by(found, job.uid):
+                await self._api.delete(resource, job.namespace, child.name, found["metadata"]["uid"])
+        except (NotFound, Conflict):
+            logger.debug("%s %s is gone already", child.kind, child.name, extra={"job": f"{job.namespace}/{job.name}"})
+
+
+def _with_token(manifest: Manifest) -> Manifest:
+    """A Secret with a fresh random Ray token of 256 bits."""
+    token = base64.b64encode(secrets.token_hex(32).encode()).decode()
+    return {**manifest, "data": {"token": token}}
+
+
+async def _each(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of them, some at once; then the first error, if there was one."""
+    limit = asyncio.Semaphore(POD_WRITES_AT_ONCE)
+
+    async def one(write: Coroutine[Any, Any, None]) -> None:
+        async with limit:
+            await write
+
+    results = await asyncio.gather(*(one(write) for write in writes), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,146 @@
+"""A queue of keys that wait to be worked on: each at most once, each by one worker at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+logger = logging.getLogger(__name__)
+
+
+class Retry(Exception):
+    """Raised by work that cannot be done now: it comes back after a backoff, and the log has no traceback."""
+
+
+class WorkQueue(Generic[K]):
+    """Deduplicating queue of keys with delays and, after errors, exponential backoff per key.
+
+    A key that is added while it is worked on is worked on again afterwards: no change is missed, and none is
+    handled twice at a time.
+
+    first_retry, last_retry: seconds before the first retry after an error, and the most that doubling leads to.
+    on_done: told after each piece of work how many seconds it took, and the error, if it failed.
+    """
+
+    def __init__(
+        self,
+        first_retry: float = 0.2,
+        last_retry: float = 60.0,
+        on_done: Callable[[float, Exception | None], None] | None = None,
+    ) -> None:
+        self._first_retry = first_retry
+        self._last_retry = last_retry
+        self._on_done = on_done
+        self._ready: deque[K] = deque()
+        self._waiting: set[K] = set()
+        self._working: set[K] = set()
+        self._again: set[K] = set()
+        self._timers: dict[K, asyncio.TimerHandle] = {}
+        self._failures: dict[K, int] = {}
+        self._idle_workers: deque[asyncio.Future[None]] = deque()
+
+    def __len__(self) -> int:
+        """Keys that could be worked on now and are not."""
+        return len(self._ready)
+
+    def add(self, key: K) -> None:
+        """Work on `key` as soon as a worker is free."""
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._ready.append(key)
+            self._wake_one()
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Work on `key` in `seconds` at the latest; the earliest of several calls wins."""
+        if seconds <= 0:
+            self.add(key)
+            return
+        loop = asyncio.get_running_loop()
+        timer = self._timers.get(key)
+        if timer is not None:
+            if timer.when() <= loop.time() + seconds:
+                return
+            timer.cancel()
+        self._timers[key] = loop.call_later(seconds, self.add, key)
+
+    def forget(self, key: K) -> None:
+        """Drop a key's delay and its history of errors; what is queued already stays."""
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        self._failures.pop(key, None)
+
+    async def run(self, work: Callable[[K], Awaitable[float | None]], workers: int) -> None:
+        """Work for ever, on up to `workers` keys at once. `work` returns after how many seconds it wants the key again.
+
+        An error of `work` is logged, and the key comes back after a backoff.
+        """
+        async with asyncio.TaskGroup() as group:
+            for number in range(workers):
+                group.create_task(self._worker(work), name=f"queue worker {number}")
+
+    async def _worker(self, work: Callable[[K], Awaitable[float | None]]) -> None:
+        while True:
+            key = await self._next()
+            begun = time.monotonic()
+            error: Exception | None = None
+            try:
+                again_after = await work(key)
+                self._failures.pop(key, None)
+                if again_after is not None:
+                    self.add_after(key, again_after)
+            except Exception as caught:
+                error = caught
+                seconds = self._backoff(key)
+                expected = isinstance(caught, Retry)
+                logger.log(
+                    logging.WARNING if expected else logging.ERROR,
+                    "try again in %.1f s: %s",
+                    seconds,
+                    caught,
+                    extra={"job": str(key)},
+                    exc_info=None if expected else caught,
+                )
+                self.add_after(key, seconds)
+            finally:
+                self._working.discard(key)
+                if key in self._again:
+                    self._again.discard(key)
+                    self.add(key)
+            if self._on_done is not None:
+                self._on_done(time.monotonic() - begun, error)
+
+    async def _next(self) -> K:
+        while not self._ready:
+            idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle_workers.append(idle)
+            await idle
+        key = self._ready.popleft()
+        self._waiting.discard(key)
+        self._working.add(key)
+        return key
+
+    def _wake_one(self) -> None:
+        while self._idle_workers:
+            idle = self._idle_workers.popleft()
+            if not idle.done():
+                idle.set_result(None)
+                return
+
+    def _backoff(self, key: K) -> float:
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        seconds = min(self._last_retry, self._first_retry * 2.0 ** min(failures, 32))
+        return seconds * random.uniform(0.8, 1.2)

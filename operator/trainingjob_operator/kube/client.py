@@ -1,0 +1,224 @@
+"""A thin Kubernetes client on aiohttp: the requests of `kube.api.Api`, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from .api import (
+    ApiError,
+    Manifest,
+    ObjectList,
+    Resource,
+    Unreachable,
+    WatchEvent,
+    error_from_status,
+)
+from .connection import Connection
+
+REQUEST_TIMEOUT_SECONDS = 15.0
+WATCH_SECONDS = 300
+"""The server ends a watch after this time, so that a forgotten stream does not live for ever."""
+WATCH_SILENCE_SECONDS = 90.0
+"""The server sends a bookmark about every minute: a stream that is silent for longer is dead."""
+PAGE_SIZE = 500
+
+Observer = Callable[[str, str, int, float], None]
+"""Called after each request: verb, resource, HTTP code (0 when there was no answer), seconds."""
+
+
+def _ignore(verb: str, resource: str, code: int, seconds: float) -> None:
+    """Observes nothing."""
+
+
+class Client:
+    """Implements `kube.api.Api`. An async context manager: its connections are closed at the end of the block."""
+
+    def __init__(self, connection: Connection, observe: Observer = _ignore) -> None:
+        self._connection = connection
+        self._observe = observe
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._connection.ssl_context(), limit=0),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS),
+            headers={"Accept": "application/json", "User-Agent": "trainingjob-operator"},
+            proxy=self._connection.proxy,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
+        """Quorum read of one object."""
+        return await self._request("get", resource, resource.path(namespace, name))
+
+    async def list(self, resource: Resource, namespace: str | None = None, label_selector: str = "") -> ObjectList:
+        """Quorum read of a collection, 500 objects a request; all pages are of the first one's resourceVersion."""
+        items: list[Manifest] = []
+        token = ""
+        while True:
+            page = await self.list_page(resource, namespace, label_selector, PAGE_SIZE, token)
+            items += page["items"]
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return ObjectList(items, page["metadata"]["resourceVersion"])
+
+    async def list_page(
+        self, resource: Resource, namespace: str | None, label_selector: str, limit: int, token: str = ""
+    ) -> Manifest:
+        """One page of a LIST, as the server sent it; `token` is the `continue` of the page before."""
+        params = {"limit": str(limit)}
+        if label_selector:
+            params["labelSelector"] = label_selector
+        if token:
+            params["continue"] = token
+        return await self._request("list", resource, resource.path(namespace), params=params)
+
+    async def watch(
+        self, resource: Resource, namespace: str | None = None, label_selector: str = "", resource_version: str = ""
+    ) -> AsyncIterator[WatchEvent]:
+        """Changes after `resource_version`, with bookmarks, until the server ends the stream or it falls silent."""
+        params = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
+        if label_selector:
+            params["labelSelector"] = label_selector
+        timeout = aiohttp.ClientTimeout(
+            total=WATCH_SECONDS + REQUEST_TIMEOUT_SECONDS,
+            sock_connect=REQUEST_TIMEOUT_SECONDS,
+            sock_read=WATCH_SILENCE_SECONDS,
+        )
+        begun = time.monotonic()
+        code = 0
+        try:
+            async with self._open("GET", resource.path(namespace), params=params, timeout=timeout) as response:
+                code = response.status
+                if code >= 400:
+                    raise await _error(response)
+                async for line in _lines(response.content):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise error_from_status(event["object"])
+                    yield WatchEvent(event["type"], event["object"])
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _unreachable(error) from error
+        finally:
+            self._observe("watch", resource.plural, code, time.monotonic() - begun)
+
+    async def create(self, resource: Resource, namespace: str, manifest: Manifest) -> Manifest:
+        """POST; raises `AlreadyExists`."""
+        return await self._request("create", resource, resource.path(namespace), body=manifest)
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> Manifest:
+        """DELETE if the object still has this uid; the object's own grace period applies."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        return await self._request("delete", resource, resource.path(namespace, name), body=options)
+
+    async def merge_patch(self, resource: Resource, namespace: str, name: str, patch: Manifest) -> Manifest:
+        """PATCH with a JSON merge patch."""
+        return await self._request("patch", resource, resource.path(namespace, name), body=patch)
+
+    async def put_status(self, resource: Resource, namespace: str, name: str, manifest: Manifest) -> Manifest:
+        """PUT of the status subresource."""
+        return await self._request("update", resource, resource.path(namespace, name, "status"), body=manifest)
+
+    async def review_access(self, review: Manifest) -> Manifest:
+        """What we may do: a SelfSubjectAccessReview, which stores nothing and which everyone may create."""
+        reviews = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
+        return await self._request("create", reviews, reviews.path(), body=review)
+
+    async def _request(
+        self,
+        verb: str,
+        resource: Resource,
+        path: str,
+        params: dict[str, str] | None = None,
+        body: Manifest | None = None,
+    ) -> Manifest:
+        begun = time.monotonic()
+        code = 0
+        try:
+            async with self._open(_METHODS[verb], path, params=params, body=body, patch=verb == "patch") as response:
+                code = response.status
+                if code >= 400:
+                    raise await _error(response)
+                answer: Manifest = json.loads(await response.read())
+                return answer
+        except (aiohttp.ClientError, TimeoutError) as error:
+            code = 0
+            raise _unreachable(error) from error
+        finally:
+            self._observe(verb, resource.plural, code, time.monotonic() - begun)
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        body: Manifest | None = None,
+        patch: bool = False,
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> Any:
+        if self._session is None:
+            raise RuntimeError("the client is used outside of its `async with` block")
+        headers = {"Content-Type": "application/merge-patch+json" if patch else "application/json"}
+        authorization = self._connection.authorization()
+        if authorization:
+            headers["Authorization"] = authorization
+        return self._session.request(
+            method,
+            self._connection.server + path,
+            params=params,
+            headers=headers,
+            data=None if body is None else json.dumps(body).encode(),
+            timeout=timeout if timeout is not None else aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS),
+        )
+
+
+_METHODS = {"get": "GET", "list": "GET", "create": "POST", "delete": "DELETE", "patch": "PATCH", "update": "PUT"}
+
+
+def _unreachable(error: Exception) -> Unreachable:
+    what = "no answer in time" if isinstance(error, asyncio.TimeoutError) else str(error) or type(error).__name__
+    return Unreachable(0, "Unreachable", f"the API server does not answer: {what}")
+
+
+async def _error(response: aiohttp.ClientResponse) -> ApiError:
+    """The typed error of an answer that is not a success; not every proxy on the way answers with a `Status`."""
+    text = (await response.read()).decode(errors="replace")
+    retry_after = response.headers.get("Retry-After", "")
+    try:
+        status = json.loads(text)
+    except ValueError:
+        status = None
+    if not isinstance(status, dict) or status.get("kind") != "Status":
+        status = {"reason": response.reason, "message": text[:500].strip()}
+    return error_from_status(status, response.status, float(retry_after) if retry_after.isdigit() else None)
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of any length: an object of some hundred KiB is one line, and `readline` has a limit."""
+    pending: list[bytes] = []
+    async for chunk in stream.iter_any():
+        *complete, rest = chunk.split(b"\n")
+        for piece in complete:
+            yield b"".join([*pending, piece])
+            pending.clear()
+        if rest:
+            pending.append(rest)

@@ -1,0 +1,1 @@
+"""What the operator sees and says: trainers' progress, Kubernetes events, metrics and health."""
