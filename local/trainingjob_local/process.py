@@ -1,0 +1,65 @@
+"""Child processes that end with their parent and whose log tells why they ended."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainingjob_local import linux
+
+
+class StartError(RuntimeError):
+    """A component did not come up; the message ends with its log's tail."""
+
+
+class Component:
+    """One server process, its output in a log file."""
+
+    def __init__(self, name: str, command: Sequence[str | Path], log: Path, env: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.log = log
+        with log.open("ab") as output:
+            # Started from the main thread only: the parent-death signal follows the thread that forks.
+            self._process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=env,
+                preexec_fn=linux.die_with_parent,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_ready(self, probe: Callable[[], bool], seconds: float) -> None:
+        """Wait until `probe` is true; StartError if the process ends or the time is over before."""
+        deadline = time.monotonic() + seconds
+        while not probe():
+            if not self.alive:
+                raise StartError(f"{self.name} ended with exit code {self._process.returncode}:\n{self._tail()}")
+            if time.monotonic() > deadline:
+                raise StartError(f"{self.name} is not ready after {seconds:.0f} s:\n{self._tail()}")
+            time.sleep(0.05)
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.alive:
+            self._process.send_signal(number)
+
+    def stop(self, seconds: float = 5) -> None:
+        """SIGTERM, and SIGKILL after `seconds`."""
+        self.signal(signal.SIGTERM)
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
