@@ -1,0 +1,72 @@
+"""The pod as its environment describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import JobConfig
+
+AGENT_PORT = 8080
+
+
+@dataclass(frozen=True)
+class Pod:
+    """Who this pod is, where its gang's head is, and where its files are."""
+
+    config_path: Path
+    job_uid: str
+    role: str
+    index: int
+    replicas: int
+    head: str
+    name: str
+    uid: str
+    ip: str
+    token: str
+    work: Path
+    termination_log: Path
+
+    @classmethod
+    def of(cls, env: Mapping[str, str]) -> Pod:
+        """From the variables that the operator sets. Raises `KeyError` with the name of a missing one."""
+        token = env.get("RAY_AUTH_TOKEN_PATH")
+        return cls(
+            config_path=Path(env["TRAININGJOB_CONFIG"]),
+            job_uid=env["TRAININGJOB_JOB_UID"],
+            role=env["TRAININGJOB_ROLE"],
+            index=int(env["TRAININGJOB_INDEX"]),
+            replicas=int(env["TRAININGJOB_REPLICAS"]),
+            head=env["TRAININGJOB_HEAD"],
+            name=env["POD_NAME"],
+            uid=env["POD_UID"],
+            ip=env["POD_IP"],
+            token=Path(token).read_text().strip() if token else "",
+            work=Path(env.get("TMPDIR", "/tmp"), "trainingjob"),
+            termination_log=Path(env.get("TRAININGJOB_TERMINATION_LOG", "/dev/termination-log")),
+        )
+
+    @property
+    def is_head(self) -> bool:
+        """Index 0: the gang's voice."""
+        return self.index == 0
+
+    @property
+    def drain_flag(self) -> Path:
+        """Exists once the pod was asked to stop."""
+        return self.work / "drain"
+
+    @property
+    def outcome_path(self) -> Path:
+        """Where the stage's program leaves its outcome for the termination message."""
+        return self.work / "outcome.json"
+
+    @property
+    def ranks(self) -> Path:
+        """Directory with one file, named by its pid, for each rank that trains in this pod."""
+        return self.work / "ranks"
+
+    def config(self) -> JobConfig:
+        """What the job trains."""
+        return JobConfig.model_validate_json(self.config_path.read_bytes())

@@ -1,0 +1,86 @@
+"""The agent's HTTP: health, progress, metrics; and reports, with the gang's token."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from pydantic import ValidationError
+
+from .progress import Progress, Report
+
+MAX_REPORT = 64 * 1024  # bytes
+
+
+class Server:
+    """Serves a pod's progress on all its addresses."""
+
+    def __init__(self, progress: Progress, token: str) -> None:
+        self._progress = progress
+        self._token = token
+        self._registry = CollectorRegistry()
+        self._registry.register(_Gauges(progress))
+        self._told: set[str] = set()
+        self._told_another = asyncio.Condition()
+        app = web.Application(client_max_size=MAX_REPORT)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/progress", self._get_progress)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/report", self._report)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port (of use when `port` is 0)."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, shutdown_timeout=1)
+        await site.start()
+        bound: int = self._runner.addresses[0][1]
+        return bound
+
+    async def stop(self) -> None:
+        """Close the port."""
+        await self._runner.cleanup()
+
+    async def wait_told(self, pods: int) -> None:
+        """Wait until so many pods have read the final state."""
+        async with self._told_another:
+            await self._told_another.wait_for(lambda: len(self._told) >= pods)
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def _get_progress(self, request: web.Request) -> web.Response:
+        if self._progress.state == "Done" and "pod" in request.query:
+            async with self._told_another:
+                self._told.add(request.query["pod"])
+                self._told_another.notify_all()
+        return web.json_response(self._progress.wire())
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), content_type="text/plain", charset="utf-8")
+
+    async def _report(self, request: web.Request) -> web.Response:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not self._token or not hmac.compare_digest(given.encode(), self._token.encode()):
+            return web.Response(status=401, text="The bearer token of this gang is required.")
+        try:
+            self._progress.take(Report.model_validate_json(await request.read()))
+        except ValidationError as error:
+            return web.Response(status=400, text=str(error))
+        return web.Response(status=204)
+
+
+class _Gauges(Collector):
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Gauges of what is known now."""
+        return [
+            GaugeMetricFamily(f"trainingjob_trainer_{name}", text, value=value)
+            for name, (text, value) in self._progress.metrics().items()
+        ]

@@ -1,0 +1,170 @@
+"""The program of a stage, on index 0: check the job, prepare its data, or train until there is a result.
+
+It leaves its outcome in a file for the agent, which is this process's parent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import urllib.request
+from collections.abc import Callable
+
+from .agent.pod import AGENT_PORT, Pod
+from .checkpoint.attempt import Attempt
+from .checkpoint.commits import latest
+from .config import JobConfig
+from .errors import Drained, Fenced, Hang, StorageError, TrainerError, WorkerLost
+from .failures import of_rank
+from .outcome import Outcome
+from .ray_cluster import RayCluster
+from .ray_train import TRAIN_ENV, fit
+from .records import Incident, RunResult, load_result
+from .reporting import Reporter
+from .storage import Store, open_store
+
+logger = logging.getLogger(__name__)
+
+MAX_INCIDENTS = 10  # of the newest ones, in reports
+
+
+def check(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
+    """Stage Check: everything that can be found wrong before a GPU is asked for, without torch and Ray."""
+    from .prepare import check as check_job
+
+    reporter.report({"state": "Checking", "message": "Checking configuration, storage and data."})
+    found = check_job(config, open_store(config.output_uri, config.storage))
+    return Outcome(outcome=found.outcome, result=found.result, step=(found.result or {}).get("step"))
+
+
+def prepare(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
+    """Stage PrepareData: Ray Data on all pods of the stage turns raw data into shards and a manifest."""
+    with RayCluster(pod, config.ranks_per_pod) as cluster:
+        from .prepare.ray_data import prepare_data
+
+        cluster.connect()
+        cluster.wait_for_pods(lambda message: reporter.report({"state": "Starting", "message": message}))
+        reporter.report({"state": "Preparing", "message": "Preparing the data."})
+        prepare_data(config, open_store(config.output_uri, config.storage))
+    return Outcome(outcome="Train")
+
+
+def train(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
+    """Stage Train: attempts until one finishes the run. A stored result of the same plan is the answer at once."""
+    store = open_store(config.output_uri, config.storage)
+    result = load_result(store)
+    if result is not None and result.plan_hash == config.plan_hash():
+        return _finished(result)
+    os.environ.update(TRAIN_ENV)
+    with RayCluster(pod, config.ranks_per_pod) as cluster:
+        import ray.train  # noqa: F401  while Ray's head starts
+
+        cluster.connect()
+        return _finished(Training(pod, config, reporter, cluster, store).run().save(store))
+
+
+class Training:
+    """Attempt after attempt in the same pods. Failures without a new checkpoint in between are bounded."""
+
+    def __init__(self, pod: Pod, config: JobConfig, reporter: Reporter, cluster: RayCluster, store: Store) -> None:
+        self.pod, self.config, self.reporter, self.cluster, self.store = pod, config, reporter, cluster, store
+        self.incidents: list[Incident] = []
+        self._failures = 0
+        self._committed_at_failure = -1
+
+    def run(self) -> RunResult:
+        """Train to the end. Raises `Drained`, or the failure that ends the run here."""
+        while True:
+            nodes = self.cluster.wait_for_pods(lambda message: self._report("Starting", message))
+            attempt = Attempt.take(self.store, self._committed())
+            logger.info("Attempt %d starts", attempt.number)
+            self.reporter.report({"attempt": attempt.number, "state": "Starting", "message": "The ranks start."})
+            try:
+                answer = fit(self.pod, self.config, attempt, nodes, f"http://{self.pod.ip}:{AGENT_PORT}/report")
+            except TrainerError as failure:
+                self._recover(failure, attempt)
+                continue
+            if "result" in answer:
+                return RunResult.model_validate(answer["result"])
+            if self.pod.drain_flag.exists():
+                step = answer["drained"]
+                raise Drained(f"The pod was asked to stop; step {step} is committed.", step=step)
+            self._report("Starting", "A pod of the gang was asked to stop; waiting for its successor.")
+
+    def _recover(self, failure: TrainerError, attempt: Attempt) -> None:
+        """Write the incident down; raises it if another attempt cannot cure it or too many did not."""
+        if isinstance(failure, Fenced):
+            raise failure
+        incident = Incident.of(failure, attempt.number, _step_reached())
+        incident.save(self.store)
+        self.incidents = [*self.incidents, incident][-MAX_INCIDENTS:]
+        wire = [each.model_dump(mode="json", by_alias=True) for each in self.incidents]
+        self.reporter.report({"incidents": wire})
+        logger.error("Attempt %d failed: %s: %s", attempt.number, failure.error_class, failure.cause)
+        committed = self._committed()
+        self._failures = 1 if committed > self._committed_at_failure else self._failures + 1
+        self._committed_at_failure = committed
+        if not _is_curable(failure) or self._failures > self.config.max_restarts:
+            failure.step = incident.step if failure.step is None else failure.step
+            raise failure
+        cause = failure.cause.partition("\n")[0]
+        self._report("Starting", f"Attempt {attempt.number} failed ({failure.error_class}: {cause}); starting again.")
+
+    def _committed(self) -> int:
+        commit = latest(self.store)
+        return commit.step if commit else 0
+
+    def _report(self, state: str, message: str) -> None:
+        self.reporter.report({"state": state, "message": message[:500]})
+
+
+def _is_curable(failure: TrainerError) -> bool:
+    return isinstance(failure, WorkerLost | StorageError | Hang) or type(failure) is TrainerError
+
+
+def _finished(result: RunResult) -> Outcome:
+    return Outcome(outcome="Finished", step=result.step, attempt=result.attempt, result=result.wire())
+
+
+def _step_reached() -> int | None:
+    """The last step that the ranks reported to this pod's agent."""
+    url = os.environ["TRAININGJOB_REPORT_URL"].removesuffix("report") + "progress"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            step: int | None = (json.load(response)["progress"] or {}).get("step")
+    except (OSError, ValueError):
+        return None
+    return step
+
+
+STAGES: dict[str, Callable[[Pod, JobConfig, Reporter], Outcome]] = {
+    "check": check,
+    "prepare-data": prepare,
+    "train": train,
+}
+
+
+def main() -> int:
+    """Entry point: `python -m trainingjob_trainer.driver check|prepare-data|train`, started by the agent."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    pod = Pod.of(os.environ)
+    with Reporter(os.environ["TRAININGJOB_REPORT_URL"], pod.token) as reporter:
+        try:
+            outcome = STAGES[sys.argv[1]](pod, pod.config(), reporter)
+        except Exception as error:
+            failure = of_rank(error, 0)
+            if isinstance(failure, Drained):
+                logger.info("%s", failure.cause)
+            else:
+                logger.exception("The stage failed")
+            outcome = Outcome.failure(failure)
+    temporary = pod.outcome_path.with_suffix(".tmp")
+    temporary.write_text(outcome.model_dump_json(by_alias=True))
+    temporary.replace(pod.outcome_path)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

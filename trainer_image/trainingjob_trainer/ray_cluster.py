@@ -1,0 +1,107 @@
+"""The head's side of the job's Ray cluster: start it, and wait until every pod of the gang is part of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from .agent.pod import AGENT_PORT, Pod
+from .errors import Drained, TrainerError
+from .ray_node import GCS_PORT, INDEX_LABEL, environment, start_command
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT = 120.0  # seconds
+POLL = 0.25
+
+
+class RayCluster:
+    """Ray's head in this pod, and a connection to it."""
+
+    def __init__(self, pod: Pod, ranks_per_pod: int) -> None:
+        self._pod = pod
+        command = start_command(pod, ranks_per_pod, head_address=None)
+        self._head = subprocess.Popen(command, env=environment(os.environ, ranks_per_pod), stdin=subprocess.DEVNULL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import ray
+
+        ray.shutdown()
+        self._head.terminate()
+        self._head.wait()
+
+    def connect(self) -> None:
+        """Connect this process as Ray's driver; waits for the head to answer."""
+        import ray
+
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _answers(self._pod.ip, GCS_PORT):
+            if self._head.poll() is not None:
+                raise TrainerError(
+                    f"Ray's head ended with exit code {self._head.returncode}.", "Look at the pod's log."
+                )
+            if time.monotonic() > deadline:
+                raise TrainerError(f"Ray's head did not answer within {START_TIMEOUT:.0f} s.", "Look at the pod's log.")
+            self._check_drain()
+            time.sleep(POLL)
+        ray.init(address=f"{self._pod.ip}:{GCS_PORT}", log_to_driver=True, logging_level=logging.WARNING)
+
+    def wait_for_pods(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Wait until Ray's living nodes are exactly the gang's pods; returns them. Raises `Drained`.
+
+        A lost pod stays in Ray's list until it misses its health checks, and a draining one until it ends; either would
+        be given a rank. So each node must be answered for by its agent.
+        """
+        import ray
+
+        said = ""
+        while True:
+            self._check_drain()
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            ready = {node["Labels"].get(INDEX_LABEL) for node in nodes if self._is_ready(node)}
+            expected = {str(index) for index in range(self._pod.replicas)}
+            if ready == expected and len(nodes) == self._pod.replicas:
+                return nodes
+            message = f"Waiting for {len(expected - ready)} of {len(expected)} pods to join."
+            if ready == expected:
+                message = "Waiting for lost pods to leave Ray's list of nodes."
+            if message != said:
+                say(message)
+                said = message
+            time.sleep(POLL)
+
+    def _is_ready(self, node: dict[str, Any]) -> bool:
+        address = node["NodeManagerAddress"]
+        if address == self._pod.ip:
+            return True
+        try:
+            with urllib.request.urlopen(f"http://{address}:{AGENT_PORT}/progress", timeout=1) as response:
+                seen = json.load(response)
+        except (OSError, ValueError):
+            return False
+        return seen.get("jobUid") == self._pod.job_uid and seen.get("state") not in ("Draining", "Done")
+
+    def _check_drain(self) -> None:
+        if self._pod.drain_flag.exists():
+            raise Drained("The pod was asked to stop before training began.")
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

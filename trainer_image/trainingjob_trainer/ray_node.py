@@ -1,0 +1,73 @@
+"""How a pod becomes a node of the job's Ray cluster. Every port is fixed or bounded, so a NetworkPolicy can name it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from .agent.pod import Pod
+
+GCS_PORT = 6379
+OBJECT_STORE_BYTES = 128 * 2**20  # training passes nothing through it, preparation blocks of some MB
+RANK_RESOURCE = "rank"
+INDEX_LABEL = "trainingjob.io/index"
+
+_ENV = {
+    # A raylet gives a lost head up after this many seconds (default 60), so that its agent can look for the new one.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
+}
+
+
+def environment(base: Mapping[str, str], ranks: int) -> dict[str, str]:
+    """Environment of Ray's processes, and through them of the ranks."""
+    return {**_ENV, "OMP_NUM_THREADS": str(threads_per_rank(ranks)), **base}
+
+
+def start_command(pod: Pod, ranks: int, head_address: str | None) -> list[str]:
+    """`ray start` in the foreground: as head if `head_address` is None, else as a node of that head."""
+    cpus = cpu_limit() or 1
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--block",
+        "--log-style=record",
+        "--disable-usage-stats",
+        f"--node-ip-address={pod.ip}",
+        "--object-manager-port=8076",
+        "--node-manager-port=8077",
+        "--dashboard-agent-grpc-port=8078",
+        "--dashboard-agent-listen-port=8079",
+        "--metrics-export-port=8081",
+        "--runtime-env-agent-port=8082",
+        "--min-worker-port=20000",
+        "--max-worker-port=20999",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--num-cpus={max(2, cpus)}",
+        f"--resources={json.dumps({RANK_RESOURCE: ranks})}",
+        f"--labels={INDEX_LABEL}={pod.index}",
+    ]
+    if head_address is None:
+        return [*command, "--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
+    return [*command, f"--address={head_address}"]
+
+
+def cpu_limit() -> int | None:
+    """Whole CPUs that the pod's cgroup allows, at least 1; None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def threads_per_rank(ranks: int) -> int:
+    """Threads of a rank's CPU kernels: its share of the pod's limit; without a limit 1, as under torchrun."""
+    limit = cpu_limit()
+    return 1 if limit is None else max(1, min(limit, os.cpu_count() or 1) // ranks)

@@ -1,0 +1,162 @@
+"""One attempt as a Ray Train run: one worker for each rank, in the order of the pods, so that rank 0 is on index 0.
+
+Ray Train places, starts and watches the ranks. It does not hold training state: no `report()`, no checkpoints, no
+failure handling of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .agent.pod import Pod
+from .config import JobConfig
+from .errors import Drained, TrainerError, WorkerLost
+from .failures import of_attempt, of_rank
+from .ray_node import INDEX_LABEL, RANK_RESOURCE
+from .reporting import Reporter
+
+if TYPE_CHECKING:
+    from .checkpoint.attempt import Attempt
+
+RENDEZVOUS_PORTS = range(29500, 29600)
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+SECONDARY_DELAY = 5.0  # seconds
+
+# What of Ray Train the job uses, without what costs time and actors.
+TRAIN_ENV = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: list[dict[str, Any]], report_url: str) -> dict[str, Any]:
+    """Train until the run is finished or drained: rank 0's answer. Raises the `TrainerError` that ended the attempt.
+
+    `nodes`: Ray's nodes, one for each pod.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer imports torch here, too
+
+    gpus = all(node["Resources"].get("GPU", 0) >= config.ranks_per_pod for node in nodes)
+    ranks = [str(index) for index in range(pod.replicas) for _ in range(config.ranks_per_pod)]
+    port = RENDEZVOUS_PORTS[attempt.number % len(RENDEZVOUS_PORTS)]
+    trainer = DataParallelTrainer(
+        run_rank,
+        train_loop_config={
+            "config": config.wire(),
+            "attempt": attempt,
+            "rendezvous": f"tcp://{pod.ip}:{port}",
+            "report_url": report_url,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=len(ranks),
+            use_gpu=gpus,
+            resources_per_worker={RANK_RESOURCE: 1, **({"GPU": 1} if gpus else {})},
+            label_selector=[{INDEX_LABEL: index} for index in ranks],
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{attempt.number}",
+            storage_path=str(pod.work / "ray-train"),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        answer: dict[str, Any] = trainer.fit().return_value
+    except Exception as error:
+        raise of_attempt(error) from error
+    return answer
+
+
+class RankHooks:
+    """A rank's surroundings, as the training loop sees them."""
+
+    def __init__(self, reporter: Reporter, attempt: int, drain_flag: Path) -> None:
+        self._reporter = reporter
+        self._attempt = attempt
+        self._drain_flag = drain_flag
+
+    def report(self, fields: Mapping[str, Any]) -> None:
+        """Tell the head's agent."""
+        self._reporter.report({**fields, "attempt": self._attempt})
+
+    def stop_requested(self) -> bool:
+        """Whether this pod was asked to stop."""
+        return self._drain_flag.exists()
+
+
+def run_rank(work: dict[str, Any]) -> dict[str, Any]:
+    """Train as one rank; runs in a Ray worker. Returns `{"drained": step}` or `{"result": ...}`, the same on all ranks.
+
+    A drain is an answer, not an exception: at the first exception Ray Train kills the other ranks, which may still be
+    committing.
+    """
+    from ray.train import get_context
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    pod = Pod.of(os.environ)
+    rank, size = get_context().get_world_rank(), get_context().get_world_size()
+    (pod.ranks / str(os.getpid())).touch()
+    try:
+        if (rank == 0) != (pod.index == 0 and get_context().get_local_rank() == 0):
+            raise TrainerError(f"Rank {rank} was placed on pod {pod.index}.", "This is a defect; please report it.")
+        with Reporter(work["report_url"], pod.token) as reporter:
+            _join(work["rendezvous"], rank, size, pod.ip)
+            return _train(work, RankHooks(reporter, work["attempt"].number, pod.drain_flag))
+    except Exception as error:
+        logging.getLogger(__name__).exception("Rank %d failed", rank)
+        failure = of_rank(error, rank)
+        if isinstance(failure, WorkerLost):
+            time.sleep(SECONDARY_DELAY)  # the rank that made this one fail is heard first
+        raise failure from None
+
+
+def _train(work: dict[str, Any], hooks: RankHooks) -> dict[str, Any]:
+    from . import loop
+
+    try:
+        result = loop.train(JobConfig.model_validate(work["config"]), work["attempt"], hooks)
+    except Drained as drained:
+        return {"drained": drained.step}
+    return {"result": result.wire()}
+
+
+def _join(rendezvous: str, rank: int, size: int, ip: str) -> None:
+    """Form the process group: NCCL for CUDA tensors, gloo for the others. A world of one has no group."""
+    import torch
+    import torch.distributed as dist
+
+    if size == 1:
+        return
+    interface = _interface(ip)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rendezvous, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+
+
+def _interface(ip: str) -> str:
+    """Name of the network interface that has address `ip`. Raises `TrainerError`."""
+    get_address = 0x8915  # SIOCGIFADDR
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, get_address, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # an interface without an IPv4 address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == ip:
+                return name
+    raise TrainerError(f"No network interface of the pod has the address {ip}.", "Look at the pod's network.")
