@@ -1,0 +1,89 @@
+# Needs Python 3.11 or newer, git, make and a package index; `make setup` brings everything else.
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+PYTHON ?= python3
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+BIN := .venv/bin
+SOURCES := operator trainer_image cli local
+CRD := crds/trainingjobs.trainingjob.io.yaml
+SANDBOXED := $(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/pytest --ignore=tests/unit
+
+# The big wheels over a slow line.
+export UV_HTTP_TIMEOUT ?= 300
+
+heading = @printf '\n\033[1m== %s\033[0m\n' $(1)
+
+.PHONY: help
+help: ## What can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: .venv/.complete ## Install the locked dependencies into .venv (once)
+	@# Also where PYTHONDONTWRITEBYTECODE is set: without bytecode, each of Ray's workers would compile all it imports.
+	@$(BIN)/python -m compileall -q $(SOURCES)
+
+.venv/.complete: pyproject.toml uv.lock | $(UV)
+	$(call heading,'Set-up: PyTorch$(,) Ray and the rest into .venv (7 GB; 3-15 minutes when nothing is cached$(,) by the network)')
+	$(UV) sync --frozen --all-extras --compile-bytecode --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	@touch $@
+
+.uv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(call heading,'uv is not on PATH: installing it into .uv (10 seconds)')
+	@$(PYTHON) -m venv .uv || { \
+	  echo "$(PYTHON) can't make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; \
+	  rm -rf .uv; exit 1; }
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+.PHONY: demo
+demo: setup ## Watch a job go from text in S3 to a trained model, on a local cluster (CHAOS=1: a worker is killed)
+	@$(BIN)/trainingjob demo $(if $(CHAOS),--chaos)
+
+.PHONY: test
+test: lint unit ## Everything but what takes many minutes
+	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else up to 15 minutes)')
+	$(BIN)/python -m trainingjob_local.binaries
+	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (about 12 minutes)')
+	$(SANDBOXED) -m "not slow"
+
+.PHONY: test-all
+test-all: test ## And the slow ones
+	$(call heading,'Slow tests')
+	$(SANDBOXED) -m slow
+
+.PHONY: unit
+unit: setup ## Unit tests
+	$(call heading,'Unit tests (about a minute)')
+	$(BIN)/pytest tests/unit
+
+.PHONY: lint
+lint: setup ## Style, types, and who may import whom
+	$(call heading,'Lint (seconds; a minute for mypy when nothing is cached)')
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## Format the sources
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: crds
+crds: setup ## Generate the CustomResourceDefinition, and the chart's copy of it, from the models
+	$(BIN)/python -m trainingjob_operator.api.crd > $(CRD).tmp
+	mv $(CRD).tmp $(CRD)
+	cp $(CRD) helm/trainingjob-operator/files/
+
+.PHONY: up
+up: setup ## Keep a local cluster with the operator and S3 running
+	@$(BIN)/trainingjob local up
+
+.PHONY: down
+down: setup ## Stop it
+	@$(BIN)/trainingjob local down
+
+# A comma in an argument of $(call ...).
+, := ,
