@@ -1,7 +1,17 @@
 """All ranks as one: the world, the sharding of a model, and sums over ranks."""
 
-from trainingjob_trainer.parallel.gradients import scale_and_clip
-from trainingjob_trainer.parallel.sharding import full_state, pass_precision, shard, sync_gradients
+from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
+from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, shard, sync_gradients
 from trainingjob_trainer.parallel.world import StopVote, World
 
-__all__ = ["StopVote", "World", "full_state", "pass_precision", "scale_and_clip", "shard", "sync_gradients"]
+__all__ = [
+    "StepSums",
+    "StopVote",
+    "World",
+    "full_state",
+    "pass_dtype",
+    "pass_precision",
+    "scale_and_clip",
+    "shard",
+    "sync_gradients",
+]

@@ -1,0 +1,136 @@
+"""What the ranks of a test do. In a module of its own, because a new process has to import it by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
+from trainingjob_trainer.checkpoint.commits import latest
+from trainingjob_trainer.checkpoint.state import Progress, hash_state, state_tensors
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.batches import share
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
+from trainingjob_trainer.data.reader import Batch
+from trainingjob_trainer.loop import train
+from trainingjob_trainer.models import build_model, init_weights
+from trainingjob_trainer.optim import build_optimizer
+from trainingjob_trainer.parallel import World, shard
+from trainingjob_trainer.seeding import make_deterministic
+from trainingjob_trainer.step import Dealing, Stepper
+from trainingjob_trainer.tasks import IGNORE, build_task
+
+from support.training import VOCABULARY, Hooks, store_of
+
+
+def build(config: JobConfig) -> Stepper:
+    """Model and optimizer at their first step, as the loop builds them."""
+    make_deterministic()
+    world = World.join()
+    manifest = Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY))
+    with torch.device("meta"):
+        model = build_model(config, manifest)
+    model = shard(model, world.mesh, torch.float32).to_empty(device=world.device)
+    init_weights(model, config.training.seed)
+    optimizer = build_optimizer(model, config.training.optimizer)
+    dealing = Dealing.of(config.training, world)
+    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, torch.float32)
+
+
+def masked_batch(step: int, rows: int, length: int) -> Batch:
+    """A global batch of documents of unequal length: what lies behind a document's end is masked."""
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randint(VOCABULARY, (rows, length), generator=generator)
+    targets = (inputs * 5 + 3) % VOCABULARY
+    ends = torch.randint(1, length + 1, (rows, 1), generator=generator)
+    return Batch(inputs, targets.where(torch.arange(length) < ends, IGNORE))
+
+
+def own_rows(stepper: Stepper, batch: Batch) -> Batch:
+    """This rank's rows of a global batch, as the loop reads them: one row where it has none."""
+    rows = list(share(len(batch.targets), stepper.world.size, stepper.world.rank)) or [0]
+    return Batch(batch.inputs[rows], batch.targets[rows])
+
+
+def take_steps(config: JobConfig) -> dict[str, Any]:
+    """Losses and gradient norms of the run's steps on masked batches, and the first step's whole gradient."""
+    stepper = build(config)
+    rows, length = config.training.global_batch_size, config.training.sequence_length
+    stepper.backward(0, own_rows(stepper, masked_batch(0, rows, length)))
+    gradients = {}
+    for name, parameter in stepper.model.named_parameters():
+        assert parameter.grad is not None
+        whole = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        gradients[name] = whole.numpy().copy()
+    stepper.optimizer.zero_grad()
+    sums = [stepper(step, own_rows(stepper, masked_batch(step, rows, length))) for step in range(config.training.steps)]
+    return {
+        "losses": [step.loss.item() for step in sums],
+        "grad_norms": [step.grad_norm.item() for step in sums],
+        "gradients": gradients,
+    }
+
+
+def memory(config: JobConfig) -> tuple[int, int]:
+    """Bytes that this rank holds after a step, of parameters and of moments."""
+    stepper = build(config)
+    stepper(0, own_rows(stepper, masked_batch(0, config.training.global_batch_size, config.training.sequence_length)))
+    tensors = state_tensors(stepper.model, stepper.optimizer)
+
+    def held(kind: str) -> int:
+        chosen = [tensor for name, tensor in tensors.items() if name.startswith(kind)]
+        return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in chosen)
+
+    return held("model."), held("optimizer.")
+
+
+def reductions(config: JobConfig) -> int:
+    """Reduce-scatters of one step."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    stepper = build(config)
+    batch = own_rows(stepper, masked_batch(0, config.training.global_batch_size, config.training.sequence_length))
+    with CommDebugMode() as counted:
+        stepper.backward(0, batch)
+    return sum(count for name, count in counted.get_comm_counts().items() if "reduce_scatter" in str(name))
+
+
+def save_state(config: JobConfig, attempt: int, steps: int, metrics: dict[str, float] | None = None) -> str:
+    """Take steps, then commit a checkpoint; the hash of the whole state."""
+    stepper = build(config)
+    for step in range(steps):
+        batch = masked_batch(step, config.training.global_batch_size, config.training.sequence_length)
+        stepper(step, own_rows(stepper, batch))
+    checkpointer = _checkpointer(config, attempt, stepper.world)
+    tensors = state_tensors(stepper.model, stepper.optimizer)
+    checkpointer.save(tensors, Progress(step=steps))
+    return hash_whole(stepper)
+
+
+def load_state(config: JobConfig, attempt: int) -> str:
+    """Load the newest checkpoint into a new model; the hash of the whole state."""
+    stepper = build(config)
+    commit = latest(store_of(config))
+    assert commit is not None
+    tensors = state_tensors(stepper.model, stepper.optimizer)
+    _checkpointer(config, attempt, stepper.world).load(commit, tensors)
+    return hash_whole(stepper)
+
+
+def hash_whole(stepper: Stepper) -> str:
+    """Hash of model and optimizer, the same at every world size."""
+    tensors = state_tensors(stepper.model, stepper.optimizer)
+    return hash_state({n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()})
+
+
+def _checkpointer(config: JobConfig, attempt: int, world: World) -> Checkpointer:
+    return Checkpointer(Attempt(attempt, store_of(config)), world, config.identity_hash(), config.checkpoint)
+
+
+def train_run(config: JobConfig, attempt: int, stop_after: int | None = None, kill_after: int | None = None) -> Any:
+    """The whole loop; gives the result and what was reported."""
+    hooks = Hooks(stop_after, kill_after)
+    result = train(config, Attempt(attempt, store_of(config)), hooks)
+    return result, hooks.reports

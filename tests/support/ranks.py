@@ -1,0 +1,82 @@
+"""Real ranks for tests: processes that form a gloo group on the loopback and each run one function."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+# A server that has imported torch once forks clean processes from then on.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["support.ranks", "trainingjob_trainer.loop"])
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
+    """`function(*args)` in `world_size` new processes with a process group (none for one rank); results by rank.
+
+    A rank that was killed gives its negative signal number, one that raised gives its exception.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        pipes, processes = [], []
+        for rank in range(world_size):
+            reader, writer = _CONTEXT.Pipe(duplex=False)
+            process = _CONTEXT.Process(
+                target=_rank, args=(writer, Path(directory, "rendezvous"), rank, world_size, function, args)
+            )
+            process.start()
+            writer.close()
+            pipes.append(reader)
+            processes.append(process)
+        try:
+            results = _collect(pipes, time.monotonic() + seconds)
+        finally:
+            for process in processes:
+                process.join(10)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+        return [result if result is not _DEAD else processes[rank].exitcode for rank, result in enumerate(results)]
+
+
+_DEAD = object()
+
+
+def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
+        ready = wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise AssertionError(f"ranks {sorted(set(range(len(pipes))) - set(results))} gave no result in time")
+        for pipe in ready:
+            rank = pipes.index(pipe)  # type: ignore[arg-type]
+            try:
+                results[rank] = pipe.recv()  # type: ignore[union-attr]
+            except EOFError:
+                results[rank] = _DEAD
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _rank(
+    pipe: Connection, rendezvous: Path, rank: int, world_size: int, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
+    try:
+        pipe.send(function(*args))
+    except Exception as error:
+        pipe.send(error)
+    finally:
+        pipe.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,108 @@
+"""Small runs for the trainer's tests: data that can be learnt, a model of some thousand weights, and what ranks do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from trainingjob_trainer.config import JobConfig, Storage
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.storage import Store, open_store
+
+VOCABULARY = 32
+SEQUENCE = 16
+
+
+def job(directory: Path | str, **changes: Any) -> JobConfig:
+    """A tiny deterministic run in `directory`; `changes` replace fields of `training`, or sections of the spec."""
+    spec: dict[str, Any] = {
+        "name": "tiny",
+        "namespace": "default",
+        "replicas": 1,
+        "ranksPerPod": 1,
+        "maxRestarts": 3,
+        "outputUri": str(directory),
+        "data": {"train": {"uri": f"{directory}/raw.txt", "format": "text"}},
+        "model": {"transformer": {"layers": 2, "dim": 16, "heads": 4, "kvHeads": 2, "ffnDim": 32, "dropout": 0.1}},
+        "checkpoint": {"everySteps": 20},
+        "evaluation": {"everySteps": 20},
+        "training": {
+            "steps": 40,
+            "globalBatchSize": 10,
+            "sequenceLength": SEQUENCE,
+            "microBatchSize": 2,
+            "deterministic": True,
+            "logEvery": 1,
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"warmupSteps": 5},
+            "clipNorm": 0.5,
+        },
+    }
+    for name, value in changes.items():
+        if name in spec:
+            spec[name] = value
+        else:
+            spec["training"][name] = value
+    return JobConfig.model_validate(spec)
+
+
+def without_dropout() -> dict[str, Any]:
+    """The tiny model, for comparisons between world sizes."""
+    return {"transformer": {"layers": 2, "dim": 16, "heads": 4, "kvHeads": 2, "ffnDim": 32}}
+
+
+def store_of(config: JobConfig) -> Store:
+    """The run directory."""
+    return open_store(config.output_uri, Storage())
+
+
+def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -> Manifest:
+    """Three splits of one walk in which the next token mostly follows from the last: there is something to learn."""
+    random = np.random.default_rng(0)
+    walk = [0]
+    for noise in random.random(tokens):
+        walk.append((walk[-1] * 5 + 3) % vocabulary if noise < 0.9 else int(random.integers(vocabulary)))
+    data = np.asarray(walk, dtype="<u2").tobytes()
+    splits = {}
+    for split in SPLITS:
+        shard = Shard(
+            key=f"data/{split}-test-0.bin",
+            size=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            count=len(data) // 2,
+            writer="test",
+        )
+        store.put(shard.key, data)
+        splits[split] = SplitData(shards=[shard], documents=1, bytes=len(data))
+    manifest = Manifest(
+        kind="tokens",
+        dtype="uint16",
+        splits=splits,
+        vocab_size=vocabulary,
+        tokenizer_digest="0" * 64,
+        eos_id=0,
+    )
+    store.put(MANIFEST_KEY, manifest.to_json())
+    return manifest
+
+
+class Hooks:
+    """Hooks that record, stop after some steps, or kill the process: no signal handler, no finally, nothing runs."""
+
+    def __init__(self, stop_after: int | None = None, kill_after: int | None = None) -> None:
+        self.reports: list[Mapping[str, Any]] = []
+        self._stop_after, self._kill_after, self._asked = stop_after, kill_after, 0
+
+    def report(self, fields: Mapping[str, Any]) -> None:
+        self.reports.append(fields)
+
+    def stop_requested(self) -> bool:
+        if self._kill_after is not None and self._asked >= self._kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._asked += 1
+        return self._stop_after is not None and self._asked >= self._stop_after

@@ -1,0 +1,24 @@
+"""Randomness without state: generators are seeded anew before each pass, so a resume needs none of their state."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import torch
+
+
+def seed_generators(seed: int, step: int, rank: int, micro_batch: int) -> None:
+    """Seed torch's generators on all devices (the only ones that training draws from) for one pass of one rank."""
+    key = hashlib.sha256(f"{seed}/{step}/{rank}/{micro_batch}".encode()).digest()
+    torch.manual_seed(int.from_bytes(key[:8]) >> 1)
+
+
+def make_deterministic() -> None:
+    """Have this process compute the same bits from the same inputs: deterministic kernels, one thread on the CPU.
+
+    Set for the whole process, because torch knows no narrower scope.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)

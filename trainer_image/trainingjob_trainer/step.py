@@ -1,0 +1,80 @@
+"""One optimizer step: passes over the rank's rows, the gradient of the step's mean loss, the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from trainingjob_trainer.config import Training
+from trainingjob_trainer.data.batches import share
+from trainingjob_trainer.data.reader import Batch
+from trainingjob_trainer.optim import learning_rate
+from trainingjob_trainer.parallel import StepSums, World, pass_precision, scale_and_clip, sync_gradients
+from trainingjob_trainer.seeding import seed_generators
+from trainingjob_trainer.tasks import IGNORE, Task
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """How a rank's rows of a step are cut into passes; every rank makes the same number of passes."""
+
+    rows: int  # of this rank, may be 0
+    micro_batch: int
+    passes: int
+
+    @classmethod
+    def of(cls, training: Training, world: World) -> Dealing:
+        """Derived from the global batch and the world size, anew at each attempt."""
+        most = -(-training.global_batch_size // world.size)
+        micro_batch = training.micro_batch_size or min(8, most)
+        return cls(len(share(training.global_batch_size, world.size, world.rank)), micro_batch, -(-most // micro_batch))
+
+    def cut(self, batch: Batch) -> Iterator[Batch]:
+        """The passes of a step; where a rank has no row left, one row without weight (FSDP's collectives need it)."""
+        for start in range(0, self.passes * self.micro_batch, self.micro_batch):
+            end = min(start + self.micro_batch, self.rows)
+            if start < end:
+                yield Batch(batch.inputs[start:end], batch.targets[start:end])
+            else:
+                yield Batch(batch.inputs[:1], torch.full_like(batch.targets[:1], IGNORE))
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Everything a step needs. Calling it is collective."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    task: Task
+    training: Training
+    world: World
+    dealing: Dealing
+    dtype: torch.dtype
+
+    def __call__(self, step: int, batch: Batch) -> StepSums:
+        """Take optimizer step `step` (from 0) on this rank's rows of the global batch. Waits for no device."""
+        sums = self.backward(step, batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.training)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def backward(self, step: int, batch: Batch) -> StepSums:
+        """Leave in `.grad` the clipped gradient of the global batch's loss: the sum over targets by their count."""
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        count = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for number, part in enumerate(self.dealing.cut(batch)):
+            part = part.to(self.world.device)
+            sync_gradients(self.model, number == self.dealing.passes - 1)
+            seed_generators(self.training.seed, step, self.world.rank, number)
+            with pass_precision(self.world, self.dtype):
+                logits = self.model(part.inputs)
+            loss, targets = self.task.loss_sum(logits, part.targets)
+            torch.autograd.backward(loss)
+            loss_sum += loss.detach()
+            count += targets
+        return scale_and_clip(self.model.parameters(), loss_sum, count, self.training.clip_norm, self.world)

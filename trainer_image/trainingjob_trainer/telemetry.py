@@ -1,0 +1,97 @@
+"""How a run is going: losses, rates and the time left, read from the device once an interval and not once a step."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trainingjob_trainer.checkpoint.state import LoggedStep, Progress
+from trainingjob_trainer.config import Training
+from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.optim import learning_rate
+from trainingjob_trainer.parallel import StepSums
+
+MAX_PENDING = 100  # steps whose sums may wait on the device
+
+
+@dataclass
+class Telemetry:
+    """Takes in every step's global sums and keeps `progress` up to date. The same on every rank."""
+
+    training: Training
+    progress: Progress
+    tokens: bool  # whether targets are tokens
+    _pending: list[StepSums] = field(default_factory=list)
+    _since: float = field(default_factory=time.monotonic)
+    _fields: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, sums: StepSums) -> bool:
+        """Take in the step that comes after `progress.step`. True when it is one to report."""
+        self._pending.append(sums)
+        self.progress.step += 1
+        self.progress.samples += self.training.global_batch_size
+        due = self._logged(self.progress.step)
+        if due or len(self._pending) >= MAX_PENDING:
+            self.flush()
+        return due
+
+    def flush(self) -> None:
+        """Read the pending sums. Raises `UserError` if a loss or gradient is not finite, naming the first such step."""
+        if not self._pending:
+            return
+        rows: list[list[float]] = torch.stack([torch.stack(sums) for sums in self._pending]).tolist()
+        first = self.progress.step - len(rows) + 1
+        self._pending.clear()
+        targets = 0
+        for step, (loss, grad_norm, count) in enumerate(rows, start=first):
+            rate = learning_rate(step - 1, self.training)
+            _check_finite(step, loss, grad_norm, rate)
+            targets += round(count)
+            if self._logged(step):
+                logged = LoggedStep(step=step, loss=loss, learning_rate=rate, grad_norm=grad_norm)
+                self.progress.history.append(logged)
+        self.progress.tokens += targets if self.tokens else 0
+        self._measure(len(rows), targets)
+
+    def fields(self) -> dict[str, Any]:
+        """`progress` as contracts.md §4 has it."""
+        progress = self.progress
+        logged = progress.history[-1] if progress.history else None
+        return {
+            "step": progress.step,
+            "steps": self.training.steps,
+            "samples": progress.samples,
+            "tokens": progress.tokens if self.tokens else None,
+            "tokensPerSecond": None,
+            "etaSeconds": None,
+            "loss": logged.loss if logged else None,
+            "learningRate": logged.learning_rate if logged else None,
+            "gradNorm": logged.grad_norm if logged else None,
+            **self._fields,
+        }
+
+    def _logged(self, step: int) -> bool:
+        return step % self.training.log_every == 0 or step == self.training.steps
+
+    def _measure(self, steps: int, targets: int) -> None:
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        left = max(0, self.training.steps - self.progress.step)
+        self._fields["etaSeconds"] = round(left * seconds / steps, 1)
+        if self.tokens:
+            self._fields["tokensPerSecond"] = round(targets / seconds, 1)
+
+
+def _check_finite(step: int, loss: float, grad_norm: float, rate: float) -> None:
+    what = "loss" if not math.isfinite(loss) else "gradient norm" if not math.isfinite(grad_norm) else None
+    if what is not None:
+        raise UserError(
+            f"The {what} of step {step} is not finite; the learning rate was {rate:g}.",
+            "Lower training.optimizer.lr, lengthen training.schedule.warmupSteps, or look at the data. "
+            "A run with another learning rate resumes from the last checkpoint.",
+            step=step,
+        )
