@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import NamedTuple, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, StateSetMetricFamily
@@ -89,13 +90,17 @@ def _identity(incident: Incident) -> tuple[object, ...]:
     return (incident.time, incident.class_, incident.pod, incident.attempt, incident.rank)
 
 
+def _timestamp(time: datetime | None) -> float | None:
+    return None if time is None else time.timestamp()
+
+
 def _numbers(status: TrainingJobStatus, facts: ProgressFacts) -> dict[str, float | None]:
     numbers: dict[str, float | None] = {
         "trainingjob_workers_desired": status.workers.desired,
         "trainingjob_workers_ready": status.workers.ready,
-        "trainingjob_start_time_seconds": status.start_time and status.start_time.timestamp(),
-        "trainingjob_completion_time_seconds": status.completion_time and status.completion_time.timestamp(),
-        "trainingjob_progress_timestamp_seconds": facts.fetched_at and facts.fetched_at.timestamp(),
+        "trainingjob_start_time_seconds": _timestamp(status.start_time),
+        "trainingjob_completion_time_seconds": _timestamp(status.completion_time),
+        "trainingjob_progress_timestamp_seconds": _timestamp(facts.fetched_at),
     }
     if status.checkpoint is not None:
         numbers["trainingjob_checkpoint_step"] = status.checkpoint.latest_step

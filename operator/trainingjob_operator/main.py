@@ -1,0 +1,36 @@
+"""The command `trainingjob-operator`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+from trainingjob_operator import app, logs, options
+from trainingjob_operator.kube.preflight import StartProblem
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the operator; 0 after SIGTERM, 1 when it cannot start or has failed."""
+    chosen = options.parse(arguments)
+    logs.configure(chosen.log_format, chosen.log_level)
+    try:
+        asyncio.run(app.run(chosen))
+    except StartProblem as problem:
+        logger.error("cannot start: %s", problem)
+        return 1
+    except BaseExceptionGroup as failures:
+        problems = failures.subgroup(StartProblem)
+        if problems is not None:
+            logger.error("cannot start: %s", problems.exceptions[0])
+        else:
+            logger.error("the operator has failed", exc_info=failures)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
