@@ -46,6 +46,7 @@ class Manifest(Config):
     version: Literal[1] = 1
     kind: Literal["tokens", "images"]
     dtype: Literal["uint8", "uint16", "uint32"]
+    identity_hash: Annotated[str, Field(description="Of the run whose data this is.")] = ""
     splits: dict[SplitName, SplitData]
     vocab_size: int | None = None
     tokenizer_digest: str | None = None

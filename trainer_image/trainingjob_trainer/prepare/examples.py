@@ -1,0 +1,147 @@
+"""From records to examples: cleaned, hashed, and put into a split.
+
+A document's split and its place in the stream follow from the SHA-256 of its cleaned content alone. So neither the
+order of the source, nor the number of writers, nor documents added later move an example from one split to another,
+and the prepared stream is the same however many pods wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from trainingjob_trainer.config import Clean, Split, TrainerSpec
+from trainingjob_trainer.data.manifest import SplitName
+from trainingjob_trainer.errors import DataError, UserError
+from trainingjob_trainer.prepare.source import RawObject, list_objects, records
+
+HELD_OUT_FIRST: dict[str, int] = {"test": 0, "validation": 1, "train": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A document (`payload`: UTF-8) or an image (`payload`: uint8 pixels `[C, H, W]`, with `label` and `shape`)."""
+
+    key: str  # SHA-256 of the content, hex
+    split: SplitName
+    payload: bytes
+    label: str = ""
+    shape: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> tuple[str, int]:
+        """The place in the order; of equal contents the held-out one comes first, so that training never sees it."""
+        return self.key, HELD_OUT_FIRST[self.split]
+
+
+def raw_objects(config: TrainerSpec) -> list[tuple[SplitName, RawObject]]:
+    """Every raw object of a job, with the split that its data belongs to (`train`: or is cut out of)."""
+    found: list[tuple[SplitName, RawObject]] = [
+        ("train", raw) for raw in list_objects(config.data.train.uri, config.storage)
+    ]
+    if config.data.validation.uri:
+        found += [("validation", raw) for raw in list_objects(config.data.validation.uri, config.storage)]
+    if config.data.test.uri:
+        found += [("test", raw) for raw in list_objects(config.data.test.uri, config.storage)]
+    return found
+
+
+def read_examples(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:
+    """The examples of one raw object, in its order. Raises `DataError` or `UserError` naming object and field."""
+    source = config.data.train
+    if config.task.kind == "language-modeling":
+        for record in records(raw, source, [source.field], config.storage):
+            text = clean_text(_text(record, source.field, raw), config.data.prepare.clean)
+            if text is not None:
+                payload = text.encode()
+                key = hashlib.sha256(payload).hexdigest()
+                yield Example(key, _split_of(key, split, config), payload)
+        return
+    if source.format != "parquet":
+        raise UserError(
+            f"Images are read from Parquet, not from {source.format}.", "Set spec.data.train.format to parquet."
+        )
+    for record in records(raw, source, [source.image_field, source.label_field], config.storage):
+        pixels, shape = decode_image(record[source.image_field], source.image_field, raw)
+        label = _label(record[source.label_field], source.label_field, raw)
+        key = hashlib.sha256(pixels + label.encode()).hexdigest()
+        yield Example(key, _split_of(key, split, config), pixels, label, shape)
+
+
+def arrange(examples: Iterable[Example], config: TrainerSpec) -> list[Example]:
+    """Examples in the order of their content's hash; of equal documents one is kept, if the configuration says so."""
+    ordered = sorted(examples, key=lambda example: example.rank)
+    if config.task.kind != "language-modeling" or not config.data.prepare.clean.deduplicate:
+        return ordered
+    return [next(equal) for _, equal in groupby(ordered, key=lambda example: example.key)]
+
+
+def clean_text(text: str, clean: Clean) -> str | None:
+    """The document as it is trained on, or None when it is dropped (see `config.Clean`)."""
+    if clean.normalize:
+        text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc").strip()
+    text = text[: clean.max_chars]
+    return text if len(text) >= clean.min_chars else None
+
+
+def split_of(key: str, validation: float, test: float) -> SplitName:
+    """The split of a content hash: its first 64 bits as a number in [0, 1), against the fractions."""
+    place = int(key[:16], 16) / 2.0**64
+    if place < test:
+        return "test"
+    return "validation" if place < test + validation else "train"
+
+
+def decode_image(value: Any, field: str, raw: RawObject) -> tuple[bytes, tuple[int, int, int]]:
+    """Pixels `[C, H, W]` uint8 and shape of an encoded image: bytes, or a dictionary that holds them as `bytes`.
+
+    Grey images have one channel, all others three.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    encoded = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(encoded, bytes):
+        raise DataError(
+            f"{raw.uri} has a {type(encoded).__name__} in {field!r} where an encoded image was expected.",
+            "Store PNG or JPEG files as bytes, or as {bytes, path}.",
+        )
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(
+            f"{raw.uri} has an image in {field!r} that cannot be decoded: {error}.", "Replace it."
+        ) from error
+    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return planes.tobytes(), (planes.shape[0], planes.shape[1], planes.shape[2])
+
+
+def _split_of(key: str, split: SplitName, config: TrainerSpec) -> SplitName:
+    return split_of(key, _fraction(config.data.validation), _fraction(config.data.test)) if split == "train" else split
+
+
+def _fraction(split: Split) -> float:
+    return split.fraction or 0.0
+
+
+def _text(record: dict[str, Any], field: str, raw: RawObject) -> str:
+    value = record[field]
+    if not isinstance(value, str):
+        raise DataError(f"{raw.uri} has a {type(value).__name__} in {field!r} where text was expected.", "Correct it.")
+    return value
+
+
+def _label(value: Any, field: str, raw: RawObject) -> str:
+    if not isinstance(value, int | str):
+        raise DataError(
+            f"{raw.uri} has a {type(value).__name__} in {field!r} where a label (integer or string) was expected.",
+            "Correct it.",
+        )
+    return str(value)

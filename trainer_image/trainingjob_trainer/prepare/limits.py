@@ -1,0 +1,44 @@
+"""What a configuration asks of the prepared data, refused with the figures before a GPU is asked for."""
+
+from __future__ import annotations
+
+from trainingjob_trainer.config import TrainerSpec
+from trainingjob_trainer.data.manifest import SPLITS, Manifest
+from trainingjob_trainer.errors import UserError
+
+
+def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
+    """Raises `UserError` if the data is too small for the configuration or doesn't fit the model."""
+    training = config.training
+    for name in SPLITS:
+        split = manifest.splits[name]
+        if manifest.num_samples(name, training.sequence_length) < 1:
+            unit = "tokens" if manifest.kind == "tokens" else "images"
+            wanted = f"; a sample takes {training.sequence_length + 1}" if manifest.kind == "tokens" else ""
+            raise UserError(
+                f"The {name} split has {split.count} {unit} in {split.documents} documents{wanted}.",
+                f"Raise spec.data.{name}.fraction, give more data, or lower spec.training.sequenceLength.",
+            )
+    samples = manifest.num_samples("train", training.sequence_length)
+    if training.global_batch_size > samples:
+        raise UserError(
+            f"spec.training.globalBatchSize is {training.global_batch_size}, but the training split has only "
+            f"{samples} samples: a batch would hold a sample twice.",
+            f"Lower it to {samples} or less, or give more data.",
+        )
+    if manifest.shape is not None:
+        _check_images(config, manifest.shape, manifest.classes or [])
+
+
+def _check_images(config: TrainerSpec, shape: tuple[int, int, int], classes: list[str]) -> None:
+    patch, (_, height, width) = config.model.size.patch_size, shape
+    if height % patch or width % patch:
+        raise UserError(
+            f"Images of {height} x {width} pixels do not divide into patches of spec.model.transformer.patchSize "
+            f"{patch}.",
+            "Choose a patch size that divides both sides.",
+        )
+    if len(classes) < 2:
+        raise UserError(
+            f"All images have the same label ({', '.join(classes)}).", "Correct spec.data.train.labelField."
+        )

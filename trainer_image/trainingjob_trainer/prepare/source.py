@@ -1,0 +1,175 @@
+"""Read raw data: objects of a URI, and the records in them, streamed.
+
+JSONL and text may be compressed (`.gz`, `.zst`). Whatever is wrong with an object is a `DataError` that names it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import IO, Any, cast
+
+from trainingjob_trainer.config import Source, Storage
+from trainingjob_trainer.errors import DataError, UserError
+from trainingjob_trainer.storage import NotFound, Store, open_store
+
+WILDCARDS = "*?["
+BUFFER = 8 * 2**20  # bytes a ranged read
+PARQUET_ROWS = 256
+
+
+@dataclass(frozen=True)
+class RawObject:
+    """One object of raw data: `key` below `root`."""
+
+    root: str
+    key: str
+    size: int
+
+    @property
+    def uri(self) -> str:
+        return f"{self.root.rstrip('/')}/{self.key}"
+
+
+def list_objects(uri: str, storage: Storage) -> list[RawObject]:
+    """The objects that a URI names, in the order of their keys: one object, all below a prefix, or a glob's.
+
+    A wildcard stays within its folder. Raises `DataError` when there is none.
+    """
+    literal = uri[: min((uri.find(c) for c in WILDCARDS if c in uri), default=len(uri))]
+    root, slash, start = literal.rpartition("/")
+    store = open_store(root + slash, storage)
+    pattern = uri[len(root + slash) :]
+    found = [
+        RawObject(store.root, info.key, info.size)
+        for info in store.list(start)
+        if info.size and (not pattern or _matches(info.key, pattern))
+    ]
+    if not found:
+        raise DataError(f"There is no data at {uri}.", "Correct the URI in spec.data, or put the data there.")
+    return found
+
+
+def _matches(key: str, pattern: str) -> bool:
+    parts, patterns = key.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def records(raw: RawObject, source: Source, fields: list[str], storage: Storage) -> Iterator[dict[str, Any]]:
+    """The records of an object, each with at least `fields`; a text file is one record with `fields[0]`.
+
+    Raises `DataError`; `UserError` when a field is not there, naming those that are.
+    """
+    with _naming(raw):
+        file = cast(IO[bytes], io.BufferedReader(_RangedFile(open_store(raw.root, storage), raw), BUFFER))
+        if source.format == "parquet":
+            yield from _parquet(file, raw, fields)
+        elif source.format == "text":
+            yield {fields[0]: _decompressed(file, raw.key).read().decode()}
+        else:
+            yield from _jsonl(io.TextIOWrapper(_decompressed(file, raw.key), "utf-8"), raw, fields)
+
+
+def _jsonl(lines: io.TextIOWrapper, raw: RawObject, fields: list[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f"{raw.uri}, line {number} is not JSON: {error}.", "Correct the line, or the format."
+            ) from None
+        if not isinstance(record, dict):
+            raise DataError(f"{raw.uri}, line {number} is not a JSON object.", "Write one object a line.")
+        _require(fields, list(record), f"{raw.uri}, line {number}")
+        yield record
+
+
+def _parquet(file: IO[bytes], raw: RawObject, fields: list[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        _require(fields, table.schema_arrow.names, raw.uri)
+        for batch in table.iter_batches(PARQUET_ROWS, columns=fields):
+            yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{raw.uri} is not readable as Parquet: {error}.", "Correct the object or the format."
+        ) from None
+
+
+def _require(fields: list[str], present: list[str], where: str) -> None:
+    for field in fields:
+        if field not in present:
+            raise UserError(
+                f"{where} has no field {field!r}; its fields are {', '.join(map(repr, present))}.",
+                "Set spec.data.train.field (or imageField and labelField) to one of them.",
+            )
+
+
+def _decompressed(file: IO[bytes], key: str) -> IO[bytes]:
+    if key.endswith(".gz"):
+        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    if key.endswith(".zst"):
+        import zstandard
+
+        stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        return cast(IO[bytes], io.BufferedReader(stream))
+    return file
+
+
+@contextmanager
+def _naming(raw: RawObject) -> Iterator[None]:
+    try:
+        yield
+    except NotFound as error:
+        raise DataError(f"{raw.uri} was removed while it was read.", "Restore the object.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{raw.uri} is not UTF-8 text: {error}.", "Convert it to UTF-8, or correct the format."
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{raw.uri} does not decompress: {error}.", "Upload it again.") from error
+    except Exception as error:
+        if type(error).__name__ == "ZstdError":  # imported only where it is used
+            raise DataError(f"{raw.uri} does not decompress: {error}.", "Upload it again.") from error
+        raise
+
+
+class _RangedFile(io.RawIOBase):
+    """An object as a seekable file: each read is one ranged read."""
+
+    def __init__(self, store: Store, raw: RawObject) -> None:
+        self._store, self._raw, self._position = store, raw, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._raw.size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._position + len(buffer), self._raw.size)
+        if end <= self._position:
+            return 0
+        data = self._store.get(self._raw.key, self._position, end)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
