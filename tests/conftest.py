@@ -1,0 +1,63 @@
+"""Fixtures of all tests that need the local cluster: one cluster per session, a namespace and a bucket per test."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from trainingjob_local.cluster import LocalCluster
+
+CRD = Path(__file__).parent.parent / "crds" / "trainingjobs.trainingjob.io.yaml"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LocalCluster]":
+    """The session's cluster, with the TrainingJob resource installed and an audit log."""
+    from trainingjob_local import sandbox
+    from trainingjob_local.cluster import LocalCluster
+
+    if not sandbox.inside():
+        pytest.fail(
+            "these tests need a network of their own; run: python -m trainingjob_local.sandbox -- pytest ...",
+            pytrace=False,
+        )
+    directory = tmp_path_factory.mktemp("cluster")
+    capacity = {"cpu": "64", "memory": "256Gi", "nvidia.com/gpu": "16"}
+    with LocalCluster(directory, nodes=2, capacity=capacity, audit=True) as cluster:
+        cluster.kubectl("apply", "--server-side", "-f", str(CRD))
+        cluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainingjob.io", "--timeout=30s")
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def make_namespace(cluster: "LocalCluster") -> Callable[[str], str]:
+    """Make a fresh namespace with the S3 Secret; its name."""
+    numbers = itertools.count(1)
+
+    def make(prefix: str) -> str:
+        name = f"{prefix}-{next(numbers)}"
+        cluster.kubectl("create", "namespace", name)
+        cluster.add_s3_secret(name)
+        return name
+
+    return make
+
+
+@pytest.fixture
+def namespace(cluster: "LocalCluster", make_namespace: Callable[[str], str]) -> Iterator[str]:
+    """A fresh namespace, deleted after the test."""
+    name = make_namespace("test")
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def bucket(cluster: "LocalCluster", request: pytest.FixtureRequest) -> str:
+    """A fresh, empty bucket."""
+    digits = abs(hash(request.node.nodeid)) % 10**12
+    name = f"test-{digits}"
+    cluster.s3.ensure_bucket(name)
+    return name

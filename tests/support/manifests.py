@@ -1,0 +1,68 @@
+"""The jobs of the end-to-end tests: small, real, and alike but for what a test is about."""
+
+from typing import Any
+
+Object = dict[str, Any]
+
+
+def language_job(name: str, bucket: str, endpoint: str) -> Object:
+    """A decoder that two workers train for 400 steps, a loss logged at each, a commit every 20."""
+    return _job(name, bucket, endpoint) | {
+        "spec": _common(name, bucket, endpoint)
+        | {
+            "data": {
+                "train": {"uri": f"s3://{bucket}/raw/manual.jsonl", "format": "jsonl", "field": "text"},
+                "validation": {"fraction": 0.05},
+                "test": {"fraction": 0.05},
+                "prepare": {"replicas": 2, "memory": "2Gi", "tokenizer": {"train": "bpe", "vocabSize": 1024}},
+            },
+            "model": {"transformer": {"layers": 2, "dim": 64, "heads": 4}},
+            "training": {
+                "steps": 400,
+                "globalBatchSize": 8,
+                "sequenceLength": 64,
+                "deterministic": True,
+                "logEvery": 1,
+                "optimizer": {"lr": 2e-3},
+                "schedule": {"warmupSteps": 20},
+            },
+            "evaluation": {"everySteps": 100},
+        }
+    }
+
+
+def digits_job(name: str, bucket: str, endpoint: str) -> Object:
+    """A bidirectional encoder that learns scikit-learn's handwritten digits on two workers."""
+    return _job(name, bucket, endpoint) | {
+        "spec": _common(name, bucket, endpoint)
+        | {
+            "task": {"kind": "image-classification"},
+            "data": {
+                "train": {"uri": f"s3://{bucket}/raw/digits.parquet", "format": "parquet"},
+                "validation": {"fraction": 0.1},
+                "test": {"fraction": 0.2},
+                "prepare": {"memory": "2Gi"},
+            },
+            "model": {"transformer": {"layers": 2, "dim": 64, "heads": 4, "patchSize": 2}},
+            "training": {
+                "steps": 300,
+                "globalBatchSize": 64,
+                "optimizer": {"lr": 3e-3},
+                "schedule": {"warmupSteps": 20},
+            },
+            "evaluation": {"everySteps": 100},
+        }
+    }
+
+
+def _job(name: str, bucket: str, endpoint: str) -> Object:
+    return {"apiVersion": "trainingjob.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": name}}
+
+
+def _common(name: str, bucket: str, endpoint: str) -> Object:
+    return {
+        "workers": {"replicas": 2, "resources": {"cpu": "1", "memory": "2Gi"}},
+        "storage": {"endpointUrl": endpoint, "credentialsSecret": "s3-credentials"},
+        "outputUri": f"s3://{bucket}/runs/{name}",
+        "checkpoint": {"everySteps": 20, "drainSeconds": 30},
+    }

@@ -1,0 +1,151 @@
+"""A TrainingJob under test: applied, watched, disturbed and asked, through kubectl and S3 like a user would."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Object = dict[str, Any]
+
+
+def wait_until(what: str, condition: Callable[[], Any], seconds: float, every: float = 0.1) -> Any:
+    """The first true value of `condition`; an AssertionError that names `what` after the deadline."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}; last seen: {value!r}")
+        time.sleep(every)
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """kubectl with a kubeconfig and a namespace."""
+
+    binary: Path
+    kubeconfig: Path
+    namespace: str
+
+    def __call__(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
+        done = subprocess.run(
+            [self.binary, "--kubeconfig", self.kubeconfig, "--namespace", self.namespace, *args],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"kubectl {' '.join(args)} -> {done.returncode}: {done.stderr or done.stdout}")
+        return done.stdout if check else done.stdout + done.stderr
+
+    def json(self, *args: str) -> Object:
+        value: Object = json.loads(self("get", *args, "-o", "json"))
+        return value
+
+
+@dataclass(frozen=True)
+class Run:
+    """One TrainingJob in the cluster and its run directory."""
+
+    kubectl: Kubectl
+    s3: Any  # a boto3 S3 client
+    manifest: Object
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["metadata"]["name"])
+
+    @property
+    def bucket(self) -> str:
+        return str(self.manifest["spec"]["outputUri"]).removeprefix("s3://").partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        return str(self.manifest["spec"]["outputUri"]).removeprefix("s3://").partition("/")[2].rstrip("/")
+
+    def apply(self) -> str:
+        return self.kubectl("apply", "-f", "-", stdin=json.dumps(self.manifest))
+
+    def patch(self, spec: Object) -> None:
+        self.kubectl("patch", "tj", self.name, "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def status(self) -> Object:
+        status: Object = self.kubectl.json("tj", self.name).get("status") or {}
+        return status
+
+    def phase(self) -> str | None:
+        return self.status().get("phase")
+
+    def pods(self, role: str = "train") -> dict[int, Object]:
+        """The newest living pod of each index."""
+        selector = f"trainingjob.io/job-name={self.name},trainingjob.io/role={role}"
+        pods = self.kubectl.json("pods", "-l", selector)["items"]
+        living = [p for p in pods if p["status"].get("phase") not in ("Succeeded", "Failed")]
+        living.sort(key=lambda pod: int(pod["metadata"]["labels"]["trainingjob.io/incarnation"]))
+        return {int(pod["metadata"]["labels"]["trainingjob.io/index"]): pod for pod in living}
+
+    def keys(self, below: str = "") -> list[str]:
+        """Keys of the run directory, relative to it."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/{below}")
+        return [item["Key"].removeprefix(f"{self.prefix}/") for page in pages for item in page.get("Contents", [])]
+
+    def read(self, key: str) -> bytes:
+        body: bytes = self.s3.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
+        return body
+
+    def committed_steps(self) -> list[int]:
+        commits = [key for key in self.keys("checkpoints/") if key.endswith("/COMMIT.json")]
+        return sorted(int(key.split("/")[1].removeprefix("step-")) for key in commits)
+
+    def wait_finished(self, seconds: float = 300) -> Object:
+        """The status once the job is finished."""
+
+        def finished() -> Object | None:
+            status = self.status()
+            return status if status.get("phase") in ("Succeeded", "Failed") else None
+
+        status: Object = wait_until(f"{self.name} is finished", finished, seconds, every=0.5)
+        return status
+
+    def wait_succeeded(self, seconds: float = 300) -> Object:
+        status = self.wait_finished(seconds)
+        assert status["phase"] == "Succeeded", f"{self.name}: {status.get('message')}\n{json.dumps(status, indent=1)}"
+        return status
+
+    def wait_commit(self, after: int = 0, seconds: float = 240) -> int:
+        """The newest committed step once it is above `after`."""
+        steps: list[int] = wait_until(
+            f"{self.name} commits a step above {after}",
+            lambda: [step for step in self.committed_steps() if step > after],
+            seconds,
+        )
+        return steps[-1]
+
+
+def first_process(pod: Object) -> int:
+    """The pid, as seen here, of the pod's PID 1."""
+    mark = f"POD_UID={pod['metadata']['uid']}".encode()
+    for proc in Path("/proc").iterdir():
+        if not proc.name.isdigit():
+            continue
+        try:
+            if mark not in (proc / "environ").read_bytes().split(b"\0"):
+                continue
+            line = next(line for line in (proc / "status").read_text().splitlines() if line.startswith("NSpid:"))
+        except (OSError, StopIteration):
+            continue
+        if line.split()[-1] == "1":
+            return int(proc.name)
+    raise AssertionError(f"no PID 1 of pod {pod['metadata']['name']}")
+
+
+def kill_pod(pod: Object) -> None:
+    """SIGKILL the pod's PID 1: the whole pod is gone at once, unannounced."""
+    os.kill(first_process(pod), signal.SIGKILL)
