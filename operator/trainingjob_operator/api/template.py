@@ -65,7 +65,7 @@ class PullSecret(Config):
 
 
 class Template(Config):
-    """Pod fields that are merged in. `nodeSelector` and `affinity` are for worker pods, the rest for prepare pods too."""
+    """Pod fields that are merged in: `nodeSelector` and `affinity` for worker pods, the rest for prepare pods too."""
 
     labels: Labels = Field(default_factory=dict, description="Labels. trainingjob.io/* belongs to the operator.")
     annotations: Annotations = Field(default_factory=dict, description="Annotations; they win over the operator's.")

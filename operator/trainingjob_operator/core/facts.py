@@ -164,29 +164,18 @@ class ProgressReport(Report):
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A create that the API server refused: 403 for quotas and policies, 422 for an object that can't be."""
-
-    what: str  # kind and name, like "pod gpt-train-0-1"
-    code: int
-    message: str
-
-
-@dataclass(frozen=True)
 class ProgressFacts:
     """What the operator's memory holds about a job's progress.
 
     report: the newest accepted report, whose job uid and pod uid fitted; None: none yet.
     fetched_at: when it came. unreachable_since: since when polls fail without a success; None: the last one succeeded.
     status_written_at: when this process last wrote the job's status; None: not yet. Spaces writes of mere progress.
-    refusal: the newest create that the API server refused since one succeeded; None: none.
     """
 
     report: ProgressReport | None = None
     fetched_at: datetime | None = None
     unreachable_since: datetime | None = None
     status_written_at: datetime | None = None
-    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)

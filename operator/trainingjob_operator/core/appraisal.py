@@ -1,0 +1,131 @@
+"""Phase, reason and message of a job whose run is on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainingjob_operator.api.status import Member, Phase, TrainingJobStatus
+from trainingjob_operator.core.facts import PodFacts
+from trainingjob_operator.core.failures import over
+from trainingjob_operator.core.history import interrupted
+from trainingjob_operator.core.run import done
+from trainingjob_operator.core.situation import Situation
+
+# Waiting reasons that people have to do something about, and what.
+OBSTACLES = {
+    "ErrImagePull": "Check spec.image and the pull secrets",
+    "ImagePullBackOff": "Check spec.image and the pull secrets",
+    "InvalidImageName": "Correct spec.image: suspend the job, change it, resume",
+    "ErrImageNeverPull": "Put the image on the node, or change workers.template.imagePullPolicy",
+    "CreateContainerConfigError": "Create the Secret or ConfigMap that it names",
+    "CreateContainerError": "Look at the events of the pod",
+    "RunContainerError": "Look at the events of the pod",
+}
+STATES = {
+    "Starting": "The ranks are starting",
+    "Evaluating": "Evaluating",
+    "Exporting": "Exporting the model",
+    "Draining": "Committing a last checkpoint",
+}
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """Phase; reason: one CamelCase word, for the conditions; message: one sentence."""
+
+    phase: Phase
+    reason: str
+    message: str
+
+
+def appraise(here: Situation, status: TrainingJobStatus) -> Appraisal:
+    """What to say about a run that is on."""
+    phase = _phase(here, status)
+    obstacle = _obstacle(here, status) if phase != "Running" else None
+    if obstacle is not None:
+        return Appraisal(phase, *obstacle)
+    return Appraisal(phase, phase, _message(here, status, phase))
+
+
+def ready_pods(here: Situation, status: TrainingJobStatus) -> int:
+    """Pods of the current gang that are ready."""
+    pods = [here.pod_of(member) for member in here.gang(status)]
+    return sum(1 for pod in pods if pod is not None and pod.ready and not pod.deleting and not pod.finished)
+
+
+def _phase(here: Situation, status: TrainingJobStatus) -> Phase:
+    lost = any(_lost(here, member) for member in here.gang(status))
+    hurt = interrupted(status.history, status.start_time or here.now)
+    if status.stage == "Train":
+        if not lost and not hurt and (status.phase == "Running" or _first_step_done(here, status)):
+            return "Running"
+        return "Restarting" if hurt or status.phase in ("Running", "Restarting") else "Starting"
+    head = here.head(status)
+    if head is not None and head.phase == "Running" and not lost:
+        return "Preparing"
+    if hurt:
+        return "Restarting"
+    return "Pending" if status.stage == "Check" and status.phase != "Preparing" else "Preparing"
+
+
+def _lost(here: Situation, member: Member) -> bool:
+    """Whether nobody works for `member`: its pod is not there, on its way out, or over before its time."""
+    pod = here.pod_of(member)
+    if pod is None or pod.phase == "Pending":
+        return True
+    return not done(pod) and (pod.deleting or over(pod, here.now))
+
+
+def _first_step_done(here: Situation, status: TrainingJobStatus) -> bool:
+    report = here.report(status)
+    return report is not None and report.first_step_at is not None
+
+
+def _obstacle(here: Situation, status: TrainingJobStatus) -> tuple[str, str] | None:
+    """Reason and message of what keeps a pod of the gang from running."""
+    for member in here.gang(status):
+        pod = here.pod_of(member)
+        if pod is None or pod.phase != "Pending":
+            continue
+        if pod.unschedulable is not None:
+            return "Unschedulable", _unschedulable(pod)
+        if pod.waiting_reason in OBSTACLES:
+            detail = f": {pod.waiting_message}" if pod.waiting_message else ""
+            said = f"Pod {pod.name} cannot start: {pod.waiting_reason}{detail}".rstrip(" .")[:1024]
+            return pod.waiting_reason, f"{said}. {OBSTACLES[pod.waiting_reason]}."
+    return None
+
+
+def _unschedulable(pod: PodFacts) -> str:
+    said = f"Pod {pod.name} finds no node: {pod.unschedulable or 'no reason given'}".rstrip(" .")[:1024]
+    return f"{said}. Ask for less (workers.resources, nodeSelector), or add nodes."
+
+
+def _message(here: Situation, status: TrainingJobStatus, phase: Phase) -> str:
+    report, gang = here.report(status), here.gang(status)
+    if phase == "Restarting":
+        return _recovering(here, status, gang)
+    if report is not None and report.message and phase in ("Preparing", "Running"):
+        return report.message
+    if phase == "Pending":
+        return "Waiting for the pod that checks configuration and data to start."
+    if phase == "Preparing":
+        if status.stage == "Check":
+            return "Checking configuration, credentials and data."
+        return f"Preparing the data on {len(gang)} pod{'s' if len(gang) > 1 else ''}."
+    if phase == "Starting":
+        return f"Starting training: {ready_pods(here, status)} of {len(gang)} worker pods are ready."
+    ranks = status.resolved.world_size if status.resolved is not None else len(gang)
+    state = STATES.get((report.state if report is not None else None) or "", "Training")
+    return f"{state} on {ranks} rank{'s' if ranks > 1 else ''}."
+
+
+def _recovering(here: Situation, status: TrainingJobStatus, gang: tuple[Member, ...]) -> str:
+    waits = [m.not_before for m in gang if m.not_before is not None and here.pod_of(m) is None]
+    then = f"; the next try is at {max(waits):%H:%M:%S} UTC" if waits and max(waits) > here.now else ""
+    if not status.history:
+        return f"Waiting for all worker pods to be there again{then}."
+    incident = status.history[-1]
+    where = incident.pod or (f"rank {incident.rank}" if incident.rank is not None else "the run")
+    cause = incident.cause.rstrip(" .")
+    return f"Recovering from {incident.class_} of {where}{then}{': ' if cause else ''}{cause}."

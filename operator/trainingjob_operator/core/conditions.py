@@ -1,0 +1,61 @@
+"""Conditions of a TrainingJob, in kstatus' terms.
+
+Reconciling: on the way to what the spec wants. Ready: there. Stalled: it will not get there. A suspended job has no
+Ready condition: it is where the spec wants it, so nothing waits for it, and yet it is not running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from trainingjob_operator.api.status import Condition, ConditionType, Phase
+
+ON_THE_WAY: frozenset[Phase] = frozenset({"Pending", "Queued", "Preparing", "Starting", "Restarting", "Suspending"})
+FINISHED: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
+
+
+def conditions(
+    phase: Phase,
+    reason: str,
+    message: str,
+    unreachable: str | None,
+    before: Sequence[Condition],
+    generation: int,
+    now: datetime,
+) -> tuple[Condition, ...]:
+    """All conditions of a job in `phase`.
+
+    reason, message: of the conditions that hold. unreachable: why the progress is not known, None: it is.
+    before: the conditions up to now, whose transition times are kept where the status stays.
+    """
+    holds: dict[ConditionType, bool] = {
+        "Ready": phase in ("Running", "Succeeded"),
+        "Reconciling": phase in ON_THE_WAY,
+        "Stalled": phase == "Failed",
+        "Suspended": phase == "Suspended",
+        "Complete": phase == "Succeeded",
+        "Failed": phase == "Failed",
+        "Finished": phase in FINISHED,
+    }
+    if phase == "Suspended":
+        del holds["Ready"]
+    known = {c.type: c for c in before}
+
+    def condition(kind: ConditionType, true: bool, why: str, text: str) -> Condition:
+        status = "True" if true else "False"
+        old = known.get(kind)
+        since = old.last_transition_time if old is not None and old.status == status else now
+        return Condition(
+            type=kind,
+            status=status,
+            reason=why,
+            message=text,
+            last_transition_time=since,
+            observed_generation=generation,
+        )
+
+    result = [condition(kind, true, reason, message if true else "") for kind, true in holds.items()]
+    if unreachable is not None:
+        result.append(condition("ProgressUnknown", True, "Unreachable", unreachable))
+    return tuple(result)

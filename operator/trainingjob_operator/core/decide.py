@@ -1,0 +1,203 @@
+"""`decide`: from what is known about a job to what is to be done. Pure: no I/O, no clock, no randomness.
+
+First the next status is found, then the deeds that follow from it: so a deed is always licensed by a status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from trainingjob_operator.api.status import Incident, Phase, TrainingJobStatus, Workers
+from trainingjob_operator.core import history, run, upkeep
+from trainingjob_operator.core.appraisal import Appraisal, appraise, ready_pods
+from trainingjob_operator.core.conditions import FINISHED, conditions
+from trainingjob_operator.core.events import events
+from trainingjob_operator.core.facts import InvalidSpec, Job, PodFacts, ProgressFacts
+from trainingjob_operator.core.plan import Plan, Settings
+from trainingjob_operator.core.reports import merge_result
+from trainingjob_operator.core.situation import Situation
+from trainingjob_operator.core.upkeep import Upkeep
+from trainingjob_operator.core.writes import postponed
+
+
+def decide(job: Job, pods: Sequence[PodFacts], progress: ProgressFacts, now: datetime, settings: Settings) -> Plan:
+    """The plan for `job`, given its pods and the newest report of its head. `now` has a time zone."""
+    if job.deleting:
+        return Plan()
+    now = now.replace(microsecond=0)
+    if isinstance(job.spec, InvalidSpec):
+        return _invalid(job, job.spec, pods, now)
+    own = tuple(pod for pod in pods if pod.job_uid == job.uid)
+    here = Situation(job, job.spec, own, progress, now, settings)
+    if job.status.phase in FINISHED:
+        return _after_the_end(here)
+    status = run.absorb(here, job.status)
+    last_words = run.outcome(here, status)
+    if last_words is not None and last_words.outcome == "Finished":
+        return _succeed(here, status, last_words.result or {})
+    if here.spec.suspended or (status.phase == "Suspending" and here.unfinished):
+        return _suspend(here, status)
+    if status.resolved is None:
+        status = run.begin(here, status)
+    elif (spent := _deadline(here, status)) is not None and spent <= here.now:
+        return _overdue(here, status)
+    elif last_words is not None and last_words.outcome is not None and last_words.outcome != "Finished":
+        status = run.enter(here, status, last_words.outcome)
+    else:
+        status, verdict = run.replace_failed(here, status)
+        if verdict is not None:
+            return _fail(here, status, verdict)
+    return _go_on(here, status)
+
+
+def _go_on(here: Situation, status: TrainingJobStatus) -> Plan:
+    deeds = upkeep.keep_running(here, status)
+    head = here.head(status)
+    polled = head if head is not None and head.phase == "Running" and head.ip else None
+    return _plan(here, status, appraise(here, status), deeds, wants_progress=polled)
+
+
+def _suspend(here: Situation, status: TrainingJobStatus) -> Plan:
+    if here.unfinished:
+        said = Appraisal("Suspending", "Suspending", "Waiting for the pods to commit a checkpoint and to end.")
+        return _plan(here, status, said, upkeep.drain(here))
+    status = status.model_copy(update={"resolved": None, "stage": None})
+    step = status.checkpoint.latest_step if status.checkpoint is not None else None
+    where = "before its first checkpoint" if step is None else f"at step {step}"
+    message = f"Suspended {where}: set spec.runPolicy.suspend to false to go on."
+    return _plan(here, status, Appraisal("Suspended", "Suspended", message), upkeep.drain(here))
+
+
+def _overdue(here: Situation, status: TrainingJobStatus) -> Plan:
+    """The deadline has passed: the pods are drained, then the job has failed."""
+    seconds = here.spec.run_policy.active_deadline_seconds
+    if here.unfinished:
+        phase: Phase = status.phase or "Pending"
+        message = f"The run has used its activeDeadlineSeconds ({seconds}): its pods are drained."
+        return _plan(here, status, Appraisal(phase, "DeadlineExceeded", message), upkeep.drain(here))
+    cause = f"the run was not done after {seconds} seconds (runPolicy.activeDeadlineSeconds)"
+    incident = Incident.model_validate({"time": here.now, "class": "DeadlineExceeded", "cause": cause})
+    status = status.model_copy(update={"history": history.record(status.history, incident)})
+    way_out = "A new TrainingJob with the same outputUri goes on from the last checkpoint."
+    return _fail(here, status, f"DeadlineExceeded: {cause}. {way_out}")
+
+
+def _succeed(here: Situation, status: TrainingJobStatus, result: dict[str, Any]) -> Plan:
+    status = merge_result(status, result, here.spec.training.steps, here.now)
+    status = status.model_copy(update={"completion_time": here.now})
+    step = status.progress.step if status.progress is not None else here.spec.training.steps
+    uri = status.result.model_uri if status.result is not None else None
+    message = f"Finished at step {step}" + (f"; the model is at {uri}." if uri else ".")
+    return _plan(here, status, Appraisal("Succeeded", "Succeeded", message), upkeep.drain(here))
+
+
+def _fail(here: Situation, status: TrainingJobStatus, why: str) -> Plan:
+    status = status.model_copy(update={"completion_time": here.now})
+    return _plan(here, status, Appraisal("Failed", why.partition(":")[0], why[:4096]), upkeep.drain(here))
+
+
+def _invalid(job: Job, spec: InvalidSpec, pods: Sequence[PodFacts], now: datetime) -> Plan:
+    """A spec that only a weakened CRD lets through: said once, and nothing runs."""
+    message = f"UserError: {spec.message}. Create a new TrainingJob with a valid spec."
+    status = job.status
+    if status.phase not in FINISHED:
+        status = _with(status, Appraisal("Failed", "UserError", message), None, job.generation, now)
+        status = status.model_copy(update={"completion_time": now})
+    running = tuple(upkeep.ref(p) for p in pods if p.job_uid == job.uid and not p.finished and not p.deleting)
+    changed = status != job.status
+    return Plan(
+        status=status if changed else None,
+        delete_pods=running,
+        events=events(job.status, status) if changed else (),
+    )
+
+
+def _after_the_end(here: Situation) -> Plan:
+    """Nothing runs any more; after the time to live nothing is left but the TrainingJob."""
+    status = here.job.status.model_copy(update={"observed_generation": here.job.generation})
+    ttl = here.spec.run_policy.pods_ttl_seconds_after_finished
+    ends = status.completion_time + timedelta(seconds=ttl) if ttl is not None and status.completion_time else None
+    if ends is None or ends > here.now:
+        deeds = upkeep.drain(here)
+        wait = (ends - here.now).total_seconds() if ends is not None else None
+        return _finish(here, status, deeds, requeue_after=wait)
+    # The members in the status say that children may be there: they go when the last pod has gone.
+    children = upkeep.child_refs(here, status) if status.pods else ()
+    if not here.pods:
+        status = status.model_copy(update={"pods": ()})
+    return _finish(here, status, upkeep.leave_nothing(here), delete_children=children)
+
+
+def _deadline(here: Situation, status: TrainingJobStatus) -> datetime | None:
+    seconds = here.spec.run_policy.active_deadline_seconds
+    if seconds is None or status.start_time is None:
+        return None
+    return status.start_time + timedelta(seconds=seconds)
+
+
+def _with(
+    status: TrainingJobStatus, said: Appraisal, unreachable: str | None, generation: int, now: datetime
+) -> TrainingJobStatus:
+    """`status` with phase, message and conditions."""
+    found = conditions(said.phase, said.reason, said.message, unreachable, status.conditions, generation, now)
+    return status.model_copy(
+        update={
+            "observed_generation": generation,
+            "phase": said.phase,
+            "message": said.message,
+            "conditions": found,
+        }
+    )
+
+
+def _plan(
+    here: Situation, status: TrainingJobStatus, said: Appraisal, deeds: Upkeep, wants_progress: PodFacts | None = None
+) -> Plan:
+    """The plan for a job whose status, phase and deeds are decided."""
+    active = wants_progress is not None
+    unreachable = here.unreachable(status) if active else None
+    status = _with(status, said, unreachable, here.job.generation, here.now)
+    workers = Workers(desired=len(here.gang(status)), ready=ready_pods(here, status)) if deeds.ensure else Workers()
+    status = status.model_copy(update={"workers": workers})
+    waits = [deeds.wait, *_timers(here, status)] if status.phase not in FINISHED else [_ttl(here)]
+    return _finish(here, status, deeds, requeue_after=_soonest(waits), wants_progress=wants_progress)
+
+
+def _finish(here: Situation, status: TrainingJobStatus, deeds: Upkeep, **rest: Any) -> Plan:
+    """The plan, with the status only if it is worth a write now."""
+    changed = status != here.job.status
+    wait = postponed(here, status) if changed else None
+    if wait is not None:
+        rest["requeue_after"] = _soonest([wait, rest.get("requeue_after")])
+    written = changed and wait is None
+    return Plan(
+        status=status if written else None,
+        ensure=deeds.ensure,
+        drop_member=deeds.drop_member,
+        create_pods=deeds.create_pods,
+        delete_pods=deeds.delete_pods,
+        events=events(here.job.status, status) if written else (),
+        **rest,
+    )
+
+
+def _timers(here: Situation, status: TrainingJobStatus) -> list[float]:
+    """Seconds to each instant at which time alone changes the decision."""
+    instants = [_deadline(here, status) if status.resolved is not None else None]
+    if here.progress.unreachable_since is not None:
+        silent = timedelta(seconds=here.settings.unreachable_after)
+        instants.append(here.progress.unreachable_since + silent)
+    instants += [p.deletion_due + timedelta(seconds=31) for p in here.unfinished if p.deleting and p.deletion_due]
+    waits = [(i - here.now).total_seconds() for i in instants if i is not None]
+    return [w for w in waits if w > 0]
+
+
+def _ttl(here: Situation) -> float | None:
+    ttl = here.spec.run_policy.pods_ttl_seconds_after_finished
+    return None if ttl is None else float(ttl)
+
+
+def _soonest(waits: Sequence[float | None]) -> float | None:
+    return min((w for w in waits if w is not None), default=None)

@@ -1,0 +1,30 @@
+"""Events about a job: what changed from one status to the next that a person would want to know."""
+
+from __future__ import annotations
+
+from trainingjob_operator.api.status import Phase, TrainingJobStatus
+from trainingjob_operator.core.plan import EventFact
+
+TOLD: dict[Phase, str] = {
+    "Preparing": "Preparing",
+    "Starting": "Starting",
+    "Running": "Running",
+    "Suspended": "Suspended",
+    "Succeeded": "Succeeded",
+}
+
+
+def events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventFact, ...]:
+    """New incidents, then the new phase, if it is one that is told."""
+    known = {(i.time, i.pod, i.attempt) for i in old.history} | {(i.time, None, i.attempt) for i in old.history}
+    told = [
+        EventFact("Warning", i.class_, i.cause or f"{i.class_} of {i.pod or 'a rank'}")
+        for i in new.history
+        if (i.time, i.pod, i.attempt) not in known
+    ]
+    if new.phase != old.phase and new.phase is not None:
+        if new.phase == "Failed":
+            told.append(EventFact("Warning", "Failed", new.message))
+        elif new.phase in TOLD:
+            told.append(EventFact("Normal", TOLD[new.phase], new.message))
+    return tuple(told)

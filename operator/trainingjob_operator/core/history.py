@@ -1,0 +1,96 @@
+"""The last ten incidents of a run: recorded when noticed, completed when the run is going again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from trainingjob_operator.api.status import Incident
+from trainingjob_operator.core.facts import ProgressReport, ReportedIncident
+
+LENGTH = 10
+# The driver's and Kubernetes' view of one event are at most this far apart.
+SAME_EVENT = timedelta(seconds=120)
+
+History = tuple[Incident, ...]
+
+
+def record(history: History, incident: Incident) -> History:
+    """`history` with the end of a pod, joined with what the driver had said of the same interruption."""
+    for i, known in enumerate(history):
+        if known.pod is None and known.attempt is not None and known.attempt == incident.attempt:
+            if abs(incident.time - known.time) > SAME_EVENT:
+                continue
+            step = known.step if known.step is not None else incident.step
+            joined = incident.model_copy(
+                update={"time": known.time, "rank": known.rank, "step": step, "steps_lost": known.steps_lost}
+            )
+            return (*history[:i], joined, *history[i + 1 :])
+    return _ordered((*history, incident))
+
+
+def merge_reported(history: History, incidents: Sequence[ReportedIncident]) -> History:
+    """`history` with the interruptions that the driver reports: one per attempt, never a second time."""
+    for said in incidents:
+        same = [i for i, known in enumerate(history) if _same(known, said)]
+        if same:
+            known = history[same[0]]
+            update = {
+                "attempt": said.attempt,
+                "rank": said.rank if known.rank is None else known.rank,
+                "step": said.step if known.step is None else known.step,
+            }
+            history = (*history[: same[0]], known.model_copy(update=update), *history[same[0] + 1 :])
+        elif len(history) < LENGTH or said.time > history[0].time:
+            history = _ordered((*history, _incident(said)))
+    return history
+
+
+def recover(history: History, report: ProgressReport | None, since: datetime) -> History:
+    """`history` with the cost of each incident after `since`, once a later attempt has finished its first step."""
+    if report is None or report.stage != "Train" or report.first_step_at is None:
+        return history
+    first_step_at = report.first_step_at
+    return tuple(_recovered(i, report, first_step_at) if i.time >= since else i for i in history)
+
+
+def interrupted(history: History, since: datetime) -> bool:
+    """Whether the run has not recovered from its newest incident; one before `since` is of an earlier run."""
+    return bool(history) and history[-1].time >= since and history[-1].seconds_to_recover is None
+
+
+def _same(known: Incident, said: ReportedIncident) -> bool:
+    """Whether the driver speaks of an incident that is known, perhaps from its pod alone."""
+    if known.attempt is None:
+        return abs(known.time - said.time) <= SAME_EVENT
+    return known.attempt == said.attempt
+
+
+def _recovered(incident: Incident, report: ProgressReport, first_step_at: datetime) -> Incident:
+    if incident.seconds_to_recover is not None:
+        return incident
+    later = first_step_at >= incident.time
+    if incident.attempt is not None and report.attempt is not None:
+        later = report.attempt > incident.attempt
+    if not later:
+        return incident
+    lost = None if incident.step is None else max(0, incident.step - (report.resumed_from_step or 0))
+    seconds = max(0, round((first_step_at - incident.time).total_seconds()))
+    return incident.model_copy(update={"steps_lost": lost, "seconds_to_recover": seconds})
+
+
+def _incident(said: ReportedIncident) -> Incident:
+    return Incident.model_validate(
+        {
+            "time": said.time,
+            "class": said.class_,
+            "cause": said.cause,
+            "rank": said.rank,
+            "attempt": said.attempt,
+            "step": said.step,
+        }
+    )
+
+
+def _ordered(history: Sequence[Incident]) -> History:
+    return tuple(sorted(history, key=lambda incident: incident.time)[-LENGTH:])

@@ -1,0 +1,115 @@
+"""Parts of the status that come from the trainer: from its reports while it runs, from its last words at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainingjob_operator.api.status import CheckpointStatus, EvaluationStatus, Progress, Result, TrainingJobStatus
+from trainingjob_operator.core.facts import ProgressReport
+
+
+def merge_report(
+    status: TrainingJobStatus, report: ProgressReport, fetched_at: datetime, steps: int
+) -> TrainingJobStatus:
+    """`status` with progress, checkpoint and evaluation of `report`; absent parts stay. steps: of the run."""
+    said = report.progress
+    progress = status.progress
+    if progress is None or said is not None:
+        done = said.step if said is not None else 0
+        total = said.steps if said is not None and said.steps else steps
+        progress = Progress(
+            step=done,
+            steps=total,
+            percent=percent(done, total),
+            samples=said.samples if said else None,
+            tokens=said.tokens if said else None,
+            loss=_rounded(said.loss if said else None, 4),
+            learning_rate=_rounded(said.learning_rate if said else None, 8),
+            tokens_per_second=_rounded(said.tokens_per_second if said else None, 1),
+            eta=duration(said.eta_seconds) if said else None,
+            updated_at=fetched_at,
+        )
+    update: dict[str, Any] = {"progress": progress}
+    if report.checkpoint is not None and report.checkpoint.latest_step is not None:
+        update["checkpoint"] = CheckpointStatus(
+            latest_step=report.checkpoint.latest_step,
+            latest_uri=report.checkpoint.latest_uri,
+            best_step=report.checkpoint.best_step,
+            best_loss=_finite(report.checkpoint.best_loss),
+        )
+    if report.evaluation is not None:
+        evaluation = report.evaluation
+        update["evaluation"] = EvaluationStatus(
+            split=evaluation.split, step=evaluation.step, metrics=scalar_metrics(evaluation.metrics)
+        )
+    return status.model_copy(update=update)
+
+
+def merge_result(status: TrainingJobStatus, result: Mapping[str, Any], steps: int, now: datetime) -> TrainingJobStatus:
+    """`status` with what `result.json` says; a part that is missing or malformed changes nothing."""
+    update: dict[str, Any] = {
+        "result": Result(
+            model_uri=_text(result.get("modelUri")),
+            report_uri=_text(result.get("reportUri")),
+        )
+    }
+    step = result.get("step")
+    if isinstance(step, int) and step >= 0:
+        before = status.progress or Progress()
+        update["progress"] = before.model_copy(
+            update={"step": step, "steps": max(step, steps), "percent": 100, "eta": None, "updated_at": now}
+        )
+    evaluation = result.get("evaluation")
+    if isinstance(evaluation, dict):
+        metrics = scalar_metrics(evaluation.get("metrics") or {})
+        with suppress(ValidationError):
+            update["evaluation"] = EvaluationStatus.model_validate({**evaluation, "metrics": metrics})
+    return status.model_copy(update=update)
+
+
+def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among `metrics`, at most 64; lists and tables are in the report."""
+    numbers = {
+        str(name)[:64]: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    return dict(sorted(numbers.items())[:64])
+
+
+def percent(step: int, steps: int) -> int:
+    """Share of the steps in whole percent, 0 to 100, rounded down."""
+    return min(100, 100 * step // steps) if steps else 0
+
+
+def duration(seconds: float | None) -> str | None:
+    """Seconds as `45s`, `3m20s`, `5h07m` or `2d03h`; None for what is no duration."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return None
+    whole = min(round(seconds), 10**9)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    finite = _finite(value)
+    return None if finite is None else round(finite, digits)
+
+
+def _text(value: Any) -> str | None:
+    return value[:2048] if isinstance(value, str) else None

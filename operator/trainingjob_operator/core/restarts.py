@@ -1,0 +1,47 @@
+"""How often a run may fail, and how long a successor waits."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from trainingjob_operator.api.status import Restarts
+
+FIRST_DELAY = 10.0  # seconds before the second attempt without progress; doubled with each further one
+LONGEST_DELAY = 300.0
+ONE_BLOW = timedelta(seconds=60)
+
+
+def count(restarts: Restarts, pod_created_at: datetime, committed_step: int, now: datetime) -> Restarts:
+    """`restarts` with one more failure.
+
+    Pods of a gang that fall together are one failure: a pod that was there already when the last failure was counted,
+    and ends within a minute of it, fell to the same blow.
+    """
+    last = restarts.last_failure_time
+    if last is not None and pod_created_at < last and now - last <= ONE_BLOW:
+        return restarts
+    progressed = committed_step > restarts.committed_step
+    return Restarts(
+        total=restarts.total + 1,
+        without_progress=1 if progressed else restarts.without_progress + 1,
+        committed_step=max(committed_step, restarts.committed_step),
+        last_failure_time=now,
+    )
+
+
+def exhausted(restarts: Restarts, max_restarts: int, max_total: int) -> str | None:
+    """Why the run is given up; None: it goes on."""
+    failed = restarts.without_progress
+    if failed > max_restarts:
+        times = f"{failed} failure{'s' if failed > 1 else ''}"
+        return f"given up after {times} without a new checkpoint (maxRestarts {max_restarts})"
+    if restarts.total > max_total:
+        return f"given up after {restarts.total} failures in all"
+    return None
+
+
+def delay(restarts: Restarts) -> float:
+    """Seconds until the successor is created: none the first time, then more and more."""
+    if restarts.without_progress <= 1:
+        return 0.0
+    return min(FIRST_DELAY * 2.0 ** (restarts.without_progress - 2), LONGEST_DELAY)

@@ -1,0 +1,161 @@
+"""How a run goes on: from the status and what the pods did since to the next status. Phase and message come after."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from trainingjob_operator.api.status import Incident, Member, Stage, TrainingJobStatus
+from trainingjob_operator.core import failures, history, names, restarts
+from trainingjob_operator.core.facts import PodFacts, ProgressReport, TerminationMessage
+from trainingjob_operator.core.failures import Failure
+from trainingjob_operator.core.manifests import resolve
+from trainingjob_operator.core.reports import merge_report
+from trainingjob_operator.core.situation import Situation
+from trainingjob_operator.core.stages import gang_size, may_follow, role_of
+
+
+def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """A run from the start, or from where a suspended one stands in its run directory: both begin at Check."""
+    resolved = resolve(here.job, here.spec, here.settings.trainer_image, here.settings.template_version)
+    begun = status.model_copy(
+        update={
+            "resolved": resolved,
+            "selector": names.worker_selector(here.job.name),
+            "start_time": here.now,  # as with a Job, time spent suspended does not count
+        }
+    )
+    return enter(here, begun, "Check")
+
+
+def enter(here: Situation, status: TrainingJobStatus, stage: Stage) -> TrainingJobStatus:
+    """The first status of `stage`: its gang is licensed, every pod in a new incarnation."""
+    assert status.resolved is not None
+    role, size = role_of(stage), gang_size(stage, here.spec, status.resolved)
+    gang = tuple(Member(role=role, index=i, incarnation=here.next_incarnation(status, role, i)) for i in range(size))
+    others = tuple(m for m in status.pods if m.role != role or m.index >= size)
+    return status.model_copy(update={"stage": stage, "pods": (*others, *gang)})
+
+
+def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """`status` with the pods that were seen for the first time, and with what the head reports."""
+    seen = {(p.role, p.index, p.incarnation): p.uid for p in here.pods}
+    pods = tuple(
+        m.model_copy(update={"uid": seen.get((m.role, m.index, m.incarnation))})
+        if m.uid is None and (m.role, m.index, m.incarnation) in seen
+        else m
+        for m in status.pods
+    )
+    status = status.model_copy(update={"pods": pods})
+    report, fetched_at = here.report(status), here.progress.fetched_at
+    if report is None or fetched_at is None:
+        return status
+    events = history.merge_reported(status.history, report.incidents)
+    events = history.recover(events, report, status.start_time or here.now)
+    status = status.model_copy(update={"history": events})
+    return merge_report(status, report, fetched_at, here.spec.training.steps)
+
+
+def outcome(here: Situation, status: TrainingJobStatus) -> TerminationMessage | None:
+    """How the head ended its stage; None: it did not, or not well."""
+    head = here.head(status)
+    if head is None or status.stage is None or head.phase != "Succeeded" or head.termination is None:
+        return None
+    said = head.termination
+    return said if said.outcome is not None and may_follow(status.stage, said.outcome) else None
+
+
+def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[TrainingJobStatus, str | None]:
+    """`status` with an incident and a successor for every pod that failed, and why the run is given up, if it is."""
+    verdict: str | None = None
+    report, committed = here.report(status), committed_step(here, status)
+    for member in here.gang(status):
+        pod = here.pod_of(member)
+        failure = _failure(here, member, pod)
+        if failure is None:
+            continue
+        status = _noted(here, status, failure, member, pod, report)
+        if failure.counted and not failure.fatal:
+            created = pod.created_at if pod is not None else here.now
+            counted = restarts.count(status.restarts, created, committed, here.now)
+            status = status.model_copy(update={"restarts": counted})
+        verdict = verdict or _verdict(here, status, failure)
+        status = _succeeded_by(here, status, member, restarts.delay(status.restarts) if failure.counted else 0.0)
+    if verdict is None:
+        status = _revive_done(here, status)
+    return status, verdict
+
+
+def committed_step(here: Situation, status: TrainingJobStatus) -> int:
+    """The newest step that is known to be committed."""
+    report = here.report(status)
+    known = [status.checkpoint.latest_step if status.checkpoint else None, report.resumed_from_step if report else None]
+    return max([0, *(step for step in known if step is not None)])
+
+
+def done(pod: PodFacts) -> bool:
+    """Whether a pod beside the head ended in peace: the head told it that the stage is over."""
+    return pod.index > 0 and pod.phase == "Succeeded"
+
+
+def _failure(here: Situation, member: Member, pod: PodFacts | None) -> Failure | None:
+    if pod is None:
+        name = names.pod_name(here.job.name, member.role, member.index, member.incarnation)
+        return failures.vanished(name) if member.uid is not None else None
+    return failures.classify(pod) if failures.over(pod, here.now) and not done(pod) else None
+
+
+def _verdict(here: Situation, status: TrainingJobStatus, failure: Failure) -> str | None:
+    if failure.fatal:
+        return failure.sentence
+    policy, total = here.spec.run_policy, here.settings.max_total_restarts
+    why = restarts.exhausted(status.restarts, policy.max_restarts, total) if failure.counted else None
+    return None if why is None else f"{failure.sentence} The job is {why}."
+
+
+def _noted(
+    here: Situation,
+    status: TrainingJobStatus,
+    failure: Failure,
+    member: Member,
+    pod: PodFacts | None,
+    report: ProgressReport | None,
+) -> TrainingJobStatus:
+    known_step = report.progress.step if report is not None and report.progress is not None else None
+    incident = Incident.model_validate(
+        {
+            "time": here.now,
+            "class": failure.class_,
+            "cause": failure.cause,
+            "pod": names.pod_name(here.job.name, member.role, member.index, member.incarnation),
+            "node": pod.node if pod is not None else None,
+            "rank": failure.rank,
+            "attempt": report.attempt if report is not None else None,
+            "step": known_step if failure.step is None else failure.step,
+        }
+    )
+    return status.model_copy(update={"history": history.record(status.history, incident)})
+
+
+def _succeeded_by(here: Situation, status: TrainingJobStatus, member: Member, delay: float) -> TrainingJobStatus:
+    """`status` with a successor of `member` licensed."""
+    successor = Member(
+        role=member.role,
+        index=member.index,
+        incarnation=here.next_incarnation(status, member.role, member.index),
+        not_before=here.now + timedelta(seconds=delay) if delay else None,
+    )
+    pods = tuple(successor if (m.role, m.index) == (member.role, member.index) else m for m in status.pods)
+    return status.model_copy(update={"pods": pods})
+
+
+def _revive_done(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """`status` with successors for pods that ended in peace with a head that has been replaced since."""
+    gang = here.gang(status)
+    head = here.pod_of(gang[0]) if gang else None
+    for member in gang[1:]:
+        pod = here.pod_of(member)
+        if pod is None or not done(pod):
+            continue
+        if head is None or (pod.finished_at is not None and head.created_at >= pod.finished_at):
+            status = _succeeded_by(here, status, member, 0.0)
+    return status

@@ -1,0 +1,74 @@
+"""A job and its pods at one instant, with the look-ups that decisions are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from trainingjob_operator.api.spec import TrainingJobSpec
+from trainingjob_operator.api.status import Member, Role, TrainingJobStatus
+from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts, ProgressReport
+from trainingjob_operator.core.plan import Settings
+from trainingjob_operator.core.stages import gang_size, role_of
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known. The status that is being decided is no part of it: it is handed around beside it."""
+
+    job: Job
+    spec: TrainingJobSpec
+    pods: tuple[PodFacts, ...]
+    progress: ProgressFacts
+    now: datetime
+    settings: Settings
+
+    @property
+    def unfinished(self) -> tuple[PodFacts, ...]:
+        return tuple(pod for pod in self.pods if not pod.finished)
+
+    def gang(self, status: TrainingJobStatus) -> tuple[Member, ...]:
+        """Members of the current stage, by index; empty when no run is on."""
+        if status.stage is None or status.resolved is None:
+            return ()
+        role, size = role_of(status.stage), gang_size(status.stage, self.spec, status.resolved)
+        members = [m for m in status.pods if m.role == role and m.index < size]
+        return tuple(sorted(members, key=lambda m: m.index))
+
+    def pod_of(self, member: Member) -> PodFacts | None:
+        """The pod that stands for `member`."""
+        for pod in self.pods:
+            if (pod.role, pod.index, pod.incarnation) == (member.role, member.index, member.incarnation):
+                return pod
+        return None
+
+    def head(self, status: TrainingJobStatus) -> PodFacts | None:
+        """The pod of index 0."""
+        gang = self.gang(status)
+        return self.pod_of(gang[0]) if gang else None
+
+    def next_incarnation(self, status: TrainingJobStatus, role: Role, index: int) -> int:
+        """Above all that the status or a pod bears."""
+        licensed = [m.incarnation for m in status.pods if (m.role, m.index) == (role, index)]
+        there = [p.incarnation for p in self.pods if (p.role, p.index) == (role, index)]
+        return max([0, *licensed, *there]) + 1
+
+    def report(self, status: TrainingJobStatus) -> ProgressReport | None:
+        """The newest report, if it is of this stage's head."""
+        report, gang = self.progress.report, self.gang(status)
+        if report is None or not gang or report.stage != status.stage:
+            return None
+        head = self.pod_of(gang[0])
+        return report if report.pod_uid == (head.uid if head is not None else gang[0].uid) else None
+
+    def unreachable(self, status: TrainingJobStatus) -> str | None:
+        """Why the progress is not known, once the head was silent for long; None: it is known."""
+        since, head = self.progress.unreachable_since, self.head(status)
+        if since is None or head is None or head.phase != "Running":
+            return None
+        if (self.now - since).total_seconds() < self.settings.unreachable_after:
+            return None
+        return (
+            f"Pod {head.name} does not answer on port 8080, so progress is not known; training is not affected. "
+            "A NetworkPolicy may keep the operator from the pods."
+        )

@@ -1,0 +1,98 @@
+"""What has to be done to pods and children so that they are as the status says: a function of status and pods alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from trainingjob_operator.api.status import Member, TrainingJobStatus
+from trainingjob_operator.core import names
+from trainingjob_operator.core.facts import PodFacts
+from trainingjob_operator.core.manifests import children, pod
+from trainingjob_operator.core.plan import Manifest, ObjectRef, PodRef
+from trainingjob_operator.core.pod_template import Place
+from trainingjob_operator.core.situation import Situation
+
+Key = tuple[str, int, int]
+
+KEPT_PER_INDEX = 3  # ended pods, so that their logs can be read
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """The pod part of a plan. wait: seconds until the next pod may be created."""
+
+    ensure: tuple[Manifest, ...] = ()
+    drop_member: tuple[PodRef, ...] = ()
+    create_pods: tuple[Manifest, ...] = ()
+    delete_pods: tuple[PodRef, ...] = ()
+    wait: float | None = None
+
+
+def keep_running(here: Situation, status: TrainingJobStatus) -> Upkeep:
+    """The gang of `status` is there, and no other pod runs."""
+    resolved, stage = status.resolved, status.stage
+    assert resolved is not None
+    assert stage is not None
+    gang = here.gang(status)
+    wanted: set[Key] = {(m.role, m.index, m.incarnation) for m in gang}
+    places = {(m.role, m.index) for m in gang}
+    strangers = [p for p in here.unfinished if (p.role, p.index, p.incarnation) not in wanted]
+    missing = [m for m in gang if here.pod_of(m) is None]
+    due = [m for m in missing if m.not_before is None or m.not_before <= here.now]
+    return Upkeep(
+        ensure=children(here.job, here.spec, resolved),
+        drop_member=tuple(ref(p) for p in strangers if p.member and (p.role, p.index) in places),
+        create_pods=tuple(
+            pod(here.job, here.spec, resolved, Place(stage, m.index, len(gang), m.incarnation)) for m in due
+        ),
+        delete_pods=_deletions([*strangers, *_surplus(here.pods, wanted)]),
+        wait=_wait(here, missing),
+    )
+
+
+def drain(here: Situation) -> Upkeep:
+    """No pod runs; those that ended stay."""
+    return Upkeep(delete_pods=_deletions([*here.unfinished, *_surplus(here.pods, set())]))
+
+
+def leave_nothing(here: Situation) -> Upkeep:
+    """No pod is left."""
+    return Upkeep(delete_pods=_deletions(here.pods))
+
+
+def child_refs(here: Situation, status: TrainingJobStatus) -> tuple[ObjectRef, ...]:
+    """The objects that go with the pods' time to live."""
+    job = here.job
+    refs = [
+        ObjectRef("Service", names.service_name(job.name)),
+        ObjectRef("Secret", names.secret_name(job.name, job.uid)),
+    ]
+    if status.resolved is not None:
+        refs.append(ObjectRef("ConfigMap", names.config_map_name(job.name, status.resolved.config_hash)))
+    return tuple(refs)
+
+
+def _wait(here: Situation, missing: Sequence[Member]) -> float | None:
+    waits = [(m.not_before - here.now).total_seconds() for m in missing if m.not_before is not None]
+    return min((w for w in waits if w > 0), default=None)
+
+
+def _surplus(pods: Sequence[PodFacts], wanted: Set[Key]) -> list[PodFacts]:
+    """Ended pods beyond the newest three of each role and index."""
+    ended: dict[tuple[str, int], list[PodFacts]] = defaultdict(list)
+    for p in pods:
+        if p.finished and (p.role, p.index, p.incarnation) not in wanted:
+            ended[(p.role, p.index)].append(p)
+    return [
+        p for group in ended.values() for p in sorted(group, key=lambda p: p.incarnation, reverse=True)[KEPT_PER_INDEX:]
+    ]
+
+
+def _deletions(pods: Sequence[PodFacts]) -> tuple[PodRef, ...]:
+    return tuple(ref(p) for p in pods if not p.deleting)
+
+
+def ref(p: PodFacts) -> PodRef:
+    return PodRef(p.name, p.uid)
