@@ -1,0 +1,114 @@
+"""The cache takes in watches, LISTs and answers of own writes in any order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainingjob_operator.core.cache import Cache, Key
+from trainingjob_operator.core.names import LABEL_INCARNATION, LABEL_INDEX, LABEL_JOB_NAME, LABEL_JOB_UID, LABEL_ROLE
+
+KEY = Key("team", "job")
+
+
+def job(version: int, uid: str = "job-1", namespace: str = "team", phase: str | None = None) -> dict[str, Any]:
+    meta = {"name": "job", "namespace": namespace, "uid": uid, "resourceVersion": str(version)}
+    return {"metadata": meta, "spec": {}, "status": {"phase": phase} if phase else {}}
+
+
+def pod(version: int, uid: str = "pod-1", job_uid: str = "job-1", index: int = 0, **status: Any) -> dict[str, Any]:
+    labels = {
+        LABEL_JOB_NAME: "job",
+        LABEL_JOB_UID: job_uid,
+        LABEL_ROLE: "train",
+        LABEL_INDEX: str(index),
+        LABEL_INCARNATION: "1",
+    }
+    return {
+        "metadata": {
+            "name": f"job-train-{index}-1",
+            "namespace": "team",
+            "uid": uid,
+            "resourceVersion": str(version),
+            "labels": labels,
+            "ownerReferences": [{"uid": job_uid, "controller": True}],
+        },
+        "status": status,
+    }
+
+
+def test_an_older_state_never_replaces_a_newer_one() -> None:
+    cache = Cache()
+    assert cache.put_job(job(5, phase="Running")) == KEY
+    assert cache.put_job(job(4, phase="Pending")) is None
+    assert cache.put_job(job(5, phase="Pending")) is None
+    known = cache.job(KEY)
+    assert known is not None
+    assert known.status.phase == "Running"
+
+
+def test_a_deleted_uid_never_comes_back_but_its_successor_of_the_same_name_does() -> None:
+    cache = Cache()
+    cache.put_job(job(5))
+    assert cache.remove_job(job(6)) == KEY
+    assert cache.put_job(job(7)) is None
+    assert cache.job(KEY) is None
+    assert cache.put_job(job(8, uid="job-2")) == KEY
+
+
+def test_the_deletion_of_a_predecessor_does_not_remove_its_successor() -> None:
+    cache = Cache()
+    cache.put_job(job(5))
+    cache.put_job(job(9, uid="job-2"))
+    assert cache.remove_job(job(8)) is None
+    known = cache.job(KEY)
+    assert known is not None
+    assert known.uid == "job-2"
+
+
+def test_a_list_removes_what_vanished_but_not_what_is_newer_than_the_list() -> None:
+    cache = Cache()
+    cache.put_pod(pod(5, "old"))
+    cache.put_pod(pod(20, "new", index=1))
+    assert cache.replace_pods(None, [], "10") == {KEY}
+    assert [known.uid for known in cache.pods("job-1")] == ["new"]
+
+
+def test_a_list_of_one_namespace_leaves_the_others_alone() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_job(job(2, uid="job-2", namespace="other"))
+    assert cache.replace_jobs("other", [], "10") == {Key("other", "job")}
+    assert cache.job(KEY) is not None
+
+
+def test_a_list_of_one_jobs_pods_leaves_other_jobs_pods_alone() -> None:
+    cache = Cache()
+    cache.put_pod(pod(1, "a"))
+    cache.put_pod(pod(2, "b", job_uid="job-2"))
+    cache.replace_pods("team", [], "10", job_uid="job-1")
+    assert cache.pods("job-1") == []
+    assert [known.uid for known in cache.pods("job-2")] == ["b"]
+
+
+@pytest.mark.parametrize("owners", [[], [{"uid": "job-1"}], [{"uid": "another", "controller": True}]])
+def test_a_pod_with_our_labels_that_the_job_does_not_control_is_not_ours(owners: list[dict[str, Any]]) -> None:
+    cache = Cache()
+    foreign = pod(1)
+    foreign["metadata"]["ownerReferences"] = owners
+    assert cache.put_pod(foreign) is None
+    assert cache.pods("job-1") == []
+
+
+@given(st.permutations([("put", 1), ("put", 2), ("put", 3), ("remove", 4)]), st.booleans())
+def test_order_of_arrival_does_not_matter(arrivals: list[tuple[str, int]], deleted: bool) -> None:
+    cache = Cache()
+    for what, version in arrivals:
+        if what == "put":
+            cache.put_pod(pod(version))
+        elif deleted:
+            cache.remove_pod(pod(version))
+    assert [known.resource_version for known in cache.pods("job-1")] == ([] if deleted else ["3"])

@@ -1,0 +1,143 @@
+"""The work queue: each key at most once, by one worker at a time, and never forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from trainingjob_operator.core.queue import Retry, WorkQueue
+
+
+@contextlib.asynccontextmanager
+async def working(
+    queue: WorkQueue[str], work: Callable[[str], Awaitable[float | None]], workers: int = 4
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(queue.run(work, workers))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_key_added_many_times_is_worked_on_once() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    seen: list[str] = []
+    both = asyncio.Event()
+
+    async def work(key: str) -> None:
+        seen.append(key)
+        if key == "last":
+            both.set()
+
+    for _ in range(5):
+        queue.add("a")
+    queue.add("last")
+    assert len(queue) == 2
+    async with working(queue, work, workers=1), asyncio.timeout(5):
+        await both.wait()
+    assert seen == ["a", "last"]
+
+
+async def test_a_key_added_during_its_work_is_worked_on_again_and_never_by_two_workers() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    active, runs, most = 0, 0, 0
+    started, finished = asyncio.Event(), asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def work(key: str) -> None:
+        nonlocal active, runs, most
+        active, runs = active + 1, runs + 1
+        most = max(most, active)
+        started.set()
+        await go_on.wait()
+        active -= 1
+        if runs == 2:
+            finished.set()
+
+    async with working(queue, work), asyncio.timeout(5):
+        queue.add("a")
+        await started.wait()
+        queue.add("a")
+        queue.add("a")
+        go_on.set()
+        await finished.wait()
+    assert (runs, most) == (2, 1)
+
+
+async def test_the_earliest_of_several_delays_wins() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    done = asyncio.Event()
+
+    async def work(key: str) -> None:
+        done.set()
+
+    async with working(queue, work), asyncio.timeout(5):
+        queue.add_after("a", 0.01)
+        queue.add_after("a", 3600.0)
+        await done.wait()
+        done.clear()
+        queue.add_after("b", 3600.0)
+        queue.add_after("b", 0.01)
+        await done.wait()
+
+
+async def test_work_that_asks_for_it_comes_back() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    runs = 0
+    done = asyncio.Event()
+
+    async def work(key: str) -> float | None:
+        nonlocal runs
+        runs += 1
+        if runs == 3:
+            done.set()
+            return None
+        return 0.001
+
+    async with working(queue, work), asyncio.timeout(5):
+        queue.add("a")
+        await done.wait()
+    assert runs == 3
+
+
+@pytest.mark.parametrize("error", [Retry("not now"), ValueError("a defect")])
+async def test_failed_work_is_retried_with_growing_delays_until_it_succeeds(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Exception | None] = []
+    queue: WorkQueue[str] = WorkQueue(first_retry=0.001, on_done=lambda seconds, error: seen.append(error))
+    done = asyncio.Event()
+
+    async def work(key: str) -> None:
+        if len(seen) < 3:
+            raise error
+        done.set()
+
+    async with working(queue, work), asyncio.timeout(5):
+        queue.add("a")
+        await done.wait()
+    assert seen[:3] == [error] * 3
+    retries = [record for record in caplog.records if "try again" in record.message]
+    assert [bool(record.exc_info) for record in retries] == [not isinstance(error, Retry)] * 3
+    delays = [record.args[0] for record in retries if isinstance(record.args, tuple)]
+    assert delays == sorted(delays)
+
+
+async def test_one_failing_key_does_not_hold_up_the_others() -> None:
+    queue: WorkQueue[str] = WorkQueue(first_retry=3600.0)
+    done = asyncio.Event()
+
+    async def work(key: str) -> None:
+        if key == "bad":
+            raise Retry("never")
+        done.set()
+
+    async with working(queue, work, workers=1), asyncio.timeout(5):
+        queue.add("bad")
+        queue.add("good")
+        await done.wait()
