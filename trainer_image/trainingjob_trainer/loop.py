@@ -1,0 +1,209 @@
+"""The training loop: resume, step, log, evaluate, checkpoint, hand the model out. Runs in every rank alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
+from trainingjob_trainer.checkpoint.commits import latest, step_prefix
+from trainingjob_trainer.checkpoint.state import Evaluated, Progress, state_tensors
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.batches import rank_rows
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, SplitName
+from trainingjob_trainer.data.order import Order
+from trainingjob_trainer.data.reader import Reader, prefetch
+from trainingjob_trainer.errors import Drained, UserError
+from trainingjob_trainer.evaluation.evaluate import evaluate, scalars
+from trainingjob_trainer.models import build_model, init_weights
+from trainingjob_trainer.optim import build_optimizer
+from trainingjob_trainer.parallel import StopVote, World, full_state, pass_dtype, pass_precision, shard
+from trainingjob_trainer.records import Evaluation, RunResult
+from trainingjob_trainer.seeding import make_deterministic
+from trainingjob_trainer.step import Dealing, Stepper
+from trainingjob_trainer.tasks import TaskMetrics, build_task
+from trainingjob_trainer.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+
+class Hooks(Protocol):
+    """All that training knows of its surroundings."""
+
+    def report(self, fields: Mapping[str, Any]) -> None:
+        """Take news, any fields of `/progress` (contracts.md §4). Called on rank 0 only; must return at once."""
+
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to stop. If any was, all commit a checkpoint at the same step and stop."""
+
+
+def train(config: JobConfig, attempt: Attempt, hooks: Hooks) -> RunResult:
+    """Train to the last step from wherever the run's newest checkpoint stands, evaluate, export, report.
+
+    To be called by every rank, with torch's default process group initialised, or without one for a single rank.
+    Raises a `TrainerError`; `Drained` after a stop request, when a checkpoint is committed.
+    """
+    if config.training.deterministic:
+        make_deterministic()
+    run = _Run(config, attempt, hooks)
+    run.restore()
+    run.steps()
+    return run.finish()
+
+
+class _Run:
+    """One attempt at a run: the parts that stay the same from step to step, and the phases."""
+
+    def __init__(self, config: JobConfig, attempt: Attempt, hooks: Hooks) -> None:
+        self.config, self.attempt, self.hooks = config, attempt, hooks
+        self.world = world = World.join()
+        training = config.training
+        manifest = world.on_first(lambda: Manifest.model_validate_json(attempt.store.get(MANIFEST_KEY)))
+        self.manifest = manifest
+        dtype = pass_dtype(training.precision, world.device)
+        with torch.device("meta"):
+            model = build_model(config, manifest)
+        self.model = shard(model, world.mesh, dtype).to_empty(device=world.device)
+        self.stepper = Stepper(
+            self.model,
+            build_optimizer(self.model, training.optimizer),
+            build_task(config, manifest),
+            training,
+            world,
+            Dealing.of(training, world),
+            dtype,
+        )
+        self.readers = {s: Reader(attempt.store, manifest, s, training.sequence_length) for s in SPLITS}
+        self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
+        self.telemetry = Telemetry(training, Progress(), tokens=manifest.kind == "tokens")
+        self.vote = StopVote(world, hooks.stop_requested)
+        self.committed_step = 0
+
+    @property
+    def progress(self) -> Progress:
+        return self.telemetry.progress
+
+    def restore(self) -> None:
+        """Take the newest checkpoint's state, or the initial one."""
+        commit = self.world.on_first(lambda: latest(self.attempt.store))
+        if commit is None:
+            init_weights(self.model, self.config.training.seed)
+        elif commit.identity_hash != self.checkpointer.identity_hash:
+            raise UserError(
+                f"{self.attempt.store.uri()} holds checkpoints of another run.",
+                "Choose another outputUri, or set runPolicy.onExistingRun: Overwrite.",
+            )
+        else:
+            tensors = state_tensors(self.model, self.stepper.optimizer)
+            self.telemetry.progress = self.checkpointer.load(commit, tensors)
+            self.committed_step = commit.step
+        self._report(
+            state="Training",
+            message=f"Training from step {self.progress.step} on {self.world.size} rank(s).",
+            worldSize=self.world.size,
+            resumedFromStep=commit.step if commit else None,
+            progress=self.telemetry.fields(),
+            checkpoint=self._checkpoint_fields(),
+        )
+
+    def steps(self) -> None:
+        """Take the steps that are left."""
+        training = self.config.training
+        start = self.progress.step
+        reader = self.readers["train"]
+        order = Order(len(reader), training.seed)
+        batches = (
+            rank_rows(step, training.global_batch_size, order, self.world.size, self.world.rank) or [0]
+            for step in range(start, training.steps)
+        )
+        with prefetch(reader, batches) as read:
+            for step, batch in enumerate(read, start=start):
+                self.stop_if_asked()
+                due = self.telemetry.add(self.stepper(step, batch))
+                if step == start:
+                    self._report(firstStepAt=datetime.now(UTC).isoformat())
+                if due:
+                    self._report(progress=self.telemetry.fields())
+                self.after_step(last=step + 1 == training.steps)
+
+    def after_step(self, last: bool) -> None:
+        """What is due after a step: an evaluation first, so that the checkpoint knows it."""
+        step = self.progress.step
+        if last or step % self.config.evaluation.every_steps == 0:
+            self.telemetry.flush()
+            metrics = scalars(self.evaluate("validation", self.config.evaluation.max_samples))
+            self.progress.evaluations.append(Evaluated(step=step, metrics=metrics))
+        if last or step % self.config.checkpoint.every_steps == 0:
+            self.save()
+
+    def stop_if_asked(self) -> None:
+        """At a step boundary: commit and raise `Drained` if any rank was asked to stop before the last boundary."""
+        if self.vote.result():
+            self._report(state="Draining", message="Asked to stop: committing a checkpoint.")
+            self.save()
+            raise Drained(f"Asked to stop; step {self.progress.step} is committed.", step=self.progress.step)
+        self.vote.cast()
+
+    def save(self) -> None:
+        """Commit a checkpoint of the present step, unless there is one."""
+        if self.committed_step == self.progress.step:
+            return
+        self.telemetry.flush()
+        self.checkpointer.save(state_tensors(self.model, self.stepper.optimizer), self.progress)
+        self.committed_step = self.progress.step
+        self._report(checkpoint=self._checkpoint_fields())
+
+    def evaluate(self, split: SplitName, max_samples: int | None = None) -> TaskMetrics:
+        """Metrics of the present weights on a split, the same on every rank."""
+        self._report(state="Evaluating", message=f"Evaluating on the {split} split.")
+        with pass_precision(self.world, self.stepper.dtype):
+            metrics = evaluate(
+                self.model, self.stepper.task, self.readers[split], self.world.device, max_samples=max_samples
+            )
+        evaluation = {"split": split, "step": self.progress.step, "metrics": scalars(metrics)}
+        self._report(state="Training", message="Training.", evaluation=evaluation)
+        return metrics
+
+    def finish(self) -> RunResult:
+        """Evaluate the final weights on the test split, export them, write the report."""
+        self.stop_if_asked()
+        test = self.evaluate("test")
+        self.stop_if_asked()
+        self._report(state="Exporting", message="Exporting the model and writing the report.")
+        weights = full_state(self.model, self.world)
+        return self.world.on_first(lambda: self._hand_out(weights, test))
+
+    def _hand_out(self, weights: Mapping[str, Tensor], test: TaskMetrics) -> RunResult:
+        from trainingjob_trainer.evaluation.export import export_model  # imports transformers
+        from trainingjob_trainer.evaluation.report import write_report
+
+        step, number = self.progress.step, self.attempt.number
+        return RunResult(
+            plan_hash=self.config.plan_hash(),
+            attempt=number,
+            step=step,
+            model_uri=export_model(self.config, self.manifest, weights, self.attempt),
+            report_uri=write_report(self.config, self.manifest, self.progress, test, self.attempt),
+            evaluation=Evaluation(split="test", step=step, metrics=test),
+        )
+
+    def _checkpoint_fields(self) -> dict[str, Any] | None:
+        if not self.committed_step:
+            return None
+        best = self.progress.best
+        return {
+            "latestStep": self.committed_step,
+            "latestUri": self.attempt.store.uri(step_prefix(self.committed_step)),
+            "bestStep": best.step if best else None,
+            "bestLoss": best.metrics["loss"] if best else None,
+        }
+
+    def _report(self, **fields: Any) -> None:
+        if self.world.rank == 0:
+            self.hooks.report(fields)
