@@ -78,7 +78,7 @@ class ControlPlane:
         return self.write_kubeconfig(user.replace(":", "-"), self.authority.client(user, group))
 
     def _start(self, name: str, *flags: str) -> Component:
-        command = [self._binaries[name], *flags, *self._extra.get(name, ())]
+        command: list[str | Path] = [self._binaries[name], *flags, *self._extra.get(name, ())]
         component = Component(name, command, self.directory / f"{name}.log")
         self.components.append(component)
         return component

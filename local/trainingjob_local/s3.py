@@ -1,4 +1,4 @@
-"""A real S3 server, SeaweedFS, inside the sandbox's network: credentials required, telemetry off, no automatic buckets."""
+"""A real S3 server, SeaweedFS, in the sandbox's network: credentials required, telemetry off, buckets made on request."""
 
 import json
 import secrets

@@ -1,22 +1,6 @@
 """Real data that every machine has, as a user would put it into S3."""
 
 import io
-import json
-from pydoc_data import topics
-
-
-def manual(characters: int = 1500) -> bytes:
-    """Python's own manual as JSONL: paragraphs in documents of about so many characters."""
-    documents: list[str] = []
-    for text in topics.topics.values():
-        document = ""
-        for paragraph in text.split("\n\n"):
-            document += paragraph + "\n\n"
-            if len(document) >= characters:
-                documents.append(document)
-                document = ""
-        documents.append(document)
-    return "".join(json.dumps({"text": document}) + "\n" for document in documents if document.strip()).encode()
 
 
 def digits() -> bytes:
