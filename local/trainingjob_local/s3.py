@@ -1,4 +1,4 @@
-"""A real S3 server, SeaweedFS, in the sandbox's network: credentials required, telemetry off, buckets made on request."""
+"""A real S3 server, SeaweedFS, in the sandbox: credentials required, telemetry off, buckets made on request only."""
 
 import json
 import secrets
