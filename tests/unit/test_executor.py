@@ -1,0 +1,322 @@
+"""The executor makes a plan's writes in an order that stays safe when the world changes in between."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from trainingjob_operator.api.status import TrainingJobStatus
+from trainingjob_operator.core.cache import Cache, Key
+from trainingjob_operator.core.executor import Executor
+from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts
+from trainingjob_operator.core.names import (
+    LABEL_INCARNATION,
+    LABEL_INDEX,
+    LABEL_JOB_NAME,
+    LABEL_JOB_UID,
+    LABEL_MEMBER,
+    LABEL_ROLE,
+)
+from trainingjob_operator.core.plan import EventFact, ObjectRef, Plan, PodRef, Settings
+from trainingjob_operator.core.queue import Retry
+from trainingjob_operator.kube.api import CONFIG_MAPS, PODS, SECRETS, SERVICES, TRAINING_JOBS, Forbidden, Unreachable
+
+from tests.support.memory_api import MemoryApi
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+KEY = Key("team", "job")
+Think = Callable[[Job, Sequence[PodFacts]], Plan]
+
+
+class Recorder:
+    """Keeps what the executor says to progress and events."""
+
+    def __init__(self) -> None:
+        self.followed: list[str | None] = []
+        self.forgotten: list[str] = []
+        self.events: list[str] = []
+
+    def facts(self, job_uid: str) -> ProgressFacts:
+        return ProgressFacts()
+
+    def follow(self, key: Key, job_uid: str, pod: PodFacts | None) -> None:
+        self.followed.append(pod.name if pod is not None else None)
+
+    def forget(self, job_uid: str) -> None:
+        self.forgotten.append(job_uid)
+
+    async def publish(self, job: Job, event: EventFact) -> None:
+        self.events.append(event.reason)
+
+
+class World:
+    """A job on an API server, a cache that knows it, and an executor with a decision of the test's own."""
+
+    def __init__(self, think: Think) -> None:
+        self.think = think
+        self.api = MemoryApi()
+        self.cache = Cache()
+        self.told = Recorder()
+        self.executor = Executor(
+            self.api, self.cache, self._decide, lambda: Settings("image"), self.told, self.told, lambda: NOW
+        )
+        self.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "spec": {}})
+        self.see()
+
+    def _decide(
+        self, job: Job, pods: Sequence[PodFacts], progress: ProgressFacts, now: datetime, settings: Settings
+    ) -> Plan:
+        return self.think(job, pods)
+
+    def see(self) -> None:
+        """Let the cache see the job as it is, as a watch would."""
+        self.cache.put_job(self.api.objects[("trainingjobs", "team", "job")])
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = self.api.objects[("trainingjobs", "team", "job")].get("status", {})
+        return status
+
+
+def pod(incarnation: int = 1, owner: str = "job-1") -> dict[str, Any]:
+    labels = {
+        LABEL_JOB_NAME: "job",
+        LABEL_JOB_UID: owner,
+        LABEL_ROLE: "train",
+        LABEL_INDEX: "0",
+        LABEL_INCARNATION: str(incarnation),
+        LABEL_MEMBER: "true",
+    }
+    owners = [{"uid": owner, "controller": True}]
+    return {"metadata": {"name": f"job-train-0-{incarnation}", "labels": labels, "ownerReferences": owners}}
+
+
+def child(kind: str, name: str, owner: str = "job-1") -> dict[str, Any]:
+    return {"kind": kind, "metadata": {"name": name, "ownerReferences": [{"uid": owner, "controller": True}]}}
+
+
+CHILDREN = (child("ConfigMap", "job-tj-1"), child("Secret", "job-tj-uid"), child("Service", "job-tj"))
+
+
+def start_one_pod(job: Job, pods: Sequence[PodFacts]) -> Plan:
+    """Licenses incarnation 1, then creates it."""
+    started = TrainingJobStatus(phase="Starting")
+    return Plan(
+        status=None if job.status == started else started,
+        ensure=CHILDREN,
+        create_pods=() if pods else (pod(),),
+        requeue_after=7.0,
+    )
+
+
+async def test_the_status_is_written_before_children_and_children_before_pods() -> None:
+    world = World(start_one_pod)
+    assert await world.executor.reconcile(KEY) == 7.0
+    assert world.api.writes() == [
+        ("update", "trainingjobs", "job"),
+        ("create", "configmaps", "job-tj-1"),
+        ("create", "secrets", "job-tj-uid"),
+        ("create", "services", "job-tj"),
+        ("create", "pods", "job-train-0-1"),
+    ]
+    assert world.status()["phase"] == "Starting"
+
+
+async def test_a_settled_job_causes_no_request() -> None:
+    world = World(start_one_pod)
+    await world.executor.reconcile(KEY)
+    world.api.calls.clear()
+    await world.executor.reconcile(KEY)
+    assert world.api.calls == []
+
+
+async def test_the_secret_gets_a_random_token_and_is_never_read() -> None:
+    tokens = set()
+    for _ in range(2):
+        world = World(start_one_pod)
+        await world.executor.reconcile(KEY)
+        data = world.api.objects[("secrets", "team", "job-tj-uid")]["data"]
+        assert set(data) == {"token"}
+        tokens.add(base64.b64decode(data["token"]))
+        assert ("get", "secrets", "job-tj-uid") not in world.api.calls
+    assert len(tokens) == 2
+    assert all(len(token) == 64 for token in tokens)
+
+
+async def test_a_pod_is_not_created_from_a_watched_job_before_a_quorum_read() -> None:
+    world = World(start_one_pod)
+    world.api.put(
+        TRAINING_JOBS,
+        {"metadata": {"name": "job", "uid": "job-1"}, "status": TrainingJobStatus(phase="Starting").wire()},
+    )
+    world.see()  # the licence is in the status, but another process may have used it
+    world.api.put(PODS, {**pod(), "status": {"phase": "Running"}})
+    await world.executor.reconcile(KEY)
+    assert world.api.calls[:2] == [("get", "trainingjobs", "job"), ("list", "pods", "")]
+    assert ("create", "pods", "job-train-0-1") not in world.api.calls
+
+
+async def test_a_stale_status_write_creates_nothing_and_is_decided_again_on_the_live_job() -> None:
+    world = World(start_one_pod)
+    suspended = TrainingJobStatus(phase="Suspended")
+    live = world.api.put(
+        TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1", "generation": 2}, "status": suspended.wire()}
+    )
+    decided_on: list[str] = []
+
+    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
+        decided_on.append(job.resource_version)
+        return Plan() if job.status == suspended else start_one_pod(job, pods)
+
+    world.think = think
+    await world.executor.reconcile(KEY)
+    assert decided_on[-1] == live["metadata"]["resourceVersion"]
+    assert world.api.calls == [("update", "trainingjobs", "job"), ("get", "trainingjobs", "job")]
+
+
+async def test_a_job_of_the_same_name_but_another_uid_gets_nothing_of_its_predecessor() -> None:
+    world = World(start_one_pod)
+    world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-2"}, "spec": {}})
+    uids: list[str] = []
+
+    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
+        uids.append(job.uid)
+        return start_one_pod(job, pods) if job.uid == "job-1" else Plan()
+
+    world.think = think
+    await world.executor.reconcile(KEY)
+    assert uids == ["job-1", "job-2"]
+    assert not [call for call in world.api.calls if call[0] == "create"]
+
+
+async def test_nothing_is_written_for_a_job_that_is_being_deleted_or_is_gone() -> None:
+    world = World(start_one_pod)
+    await world.executor.reconcile(KEY)
+    world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1", "deletionTimestamp": "x"}})
+    world.see()
+    world.api.calls.clear()
+    assert await world.executor.reconcile(KEY) is None
+    assert world.api.calls == []
+    assert world.told.forgotten == ["job-1"]
+
+
+async def test_after_an_unanswered_create_the_pods_are_read_before_it_is_asked_again() -> None:
+    world = World(start_one_pod)
+
+    def lose_the_answer(verb: str, plural: str, name: str) -> None:
+        if (verb, plural) == ("create", "pods"):
+            world.api.before = lambda verb, plural, name: None
+            raise Unreachable(0, "Unreachable", "no answer")
+
+    world.api.before = lose_the_answer
+    with pytest.raises(Retry):
+        await world.executor.reconcile(KEY)
+    world.api.calls.clear()
+    await world.executor.reconcile(KEY)
+    reads = [("get", "trainingjobs", "job"), ("list", "pods", "")]
+    assert world.api.calls[:2] == reads
+    assert world.api.calls[-1] == ("create", "pods", "job-train-0-1")
+
+
+@pytest.mark.parametrize(
+    ("resource", "name"), [(CONFIG_MAPS, "job-tj-1"), (SERVICES, "job-tj"), (PODS, "job-train-0-1")]
+)
+async def test_a_foreign_object_with_a_childs_name_is_explained_once_and_never_touched(
+    resource: Any, name: str
+) -> None:
+    world = World(start_one_pod)
+    foreign = world.api.put(resource, {"metadata": {"name": name}, "data": {"theirs": "yes"}})
+    for _ in range(3):
+        with pytest.raises(Retry, match=f"{resource.kind} {name} exists and does not belong"):
+            await world.executor.reconcile(KEY)
+    status = TrainingJobStatus.model_validate(world.status())
+    assert f"{resource.kind} {name} exists" in status.message
+    assert [(c.type, c.status, c.reason) for c in status.conditions] == [("Stalled", "True", "NameTaken")]
+    assert world.told.events == ["NameTaken"]
+    assert len([call for call in world.api.calls if call[0] == "update"]) == 2
+    assert world.api.objects[(resource.plural, "team", name)] == foreign
+
+    world.api.remove(resource, name)
+    world.think = lambda job, pods: start_one_pod(job, pods)
+    await world.executor.reconcile(KEY)
+    assert world.status() == TrainingJobStatus(phase="Starting").wire()
+    assert ("pods", "team", "job-train-0-1") in world.api.objects
+
+
+async def test_a_refused_pod_is_explained_with_the_api_servers_words() -> None:
+    world = World(start_one_pod)
+
+    def refuse(verb: str, plural: str, name: str) -> None:
+        if (verb, plural) == ("create", "pods"):
+            raise Forbidden(403, "Forbidden", "exceeded quota: pods=10")
+
+    world.api.before = refuse
+    with pytest.raises(Retry):
+        await world.executor.reconcile(KEY)
+    assert "exceeded quota: pods=10" in world.status()["message"]
+
+
+async def test_a_member_leaves_the_service_before_its_successor_is_created_and_only_with_its_uid() -> None:
+    ref: list[PodRef] = []
+
+    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
+        if any(known.incarnation == 2 for known in pods):
+            return Plan()
+        return Plan(status=TrainingJobStatus(phase="Restarting"), drop_member=tuple(ref), create_pods=(pod(2),))
+
+    world = World(think)
+    uid = world.api.put(PODS, pod())["metadata"]["uid"]
+    ref.append(PodRef("job-train-0-1", uid))
+    await world.executor.reconcile(KEY)
+    assert world.api.writes()[1:] == [("patch", "pods", "job-train-0-1"), ("create", "pods", "job-train-0-2")]
+    assert LABEL_MEMBER not in world.api.objects[("pods", "team", "job-train-0-1")]["metadata"]["labels"]
+
+
+async def test_a_pod_of_the_same_name_but_another_uid_survives_a_planned_delete() -> None:
+    world = World(lambda job, pods: Plan(delete_pods=(PodRef("job-train-0-1", "old"),)))
+    world.api.put(PODS, pod())
+    await world.executor.reconcile(KEY)
+    assert ("pods", "team", "job-train-0-1") in world.api.objects
+
+
+async def test_only_own_children_are_deleted() -> None:
+    world = World(
+        lambda job, pods: Plan(delete_children=(ObjectRef("Service", "job-tj"), ObjectRef("ConfigMap", "job-tj-1")))
+    )
+    world.api.put(SERVICES, child("Service", "job-tj"))
+    world.api.put(CONFIG_MAPS, child("ConfigMap", "job-tj-1", owner="somebody"))
+    await world.executor.reconcile(KEY)
+    assert set(world.api.objects) == {("trainingjobs", "team", "job"), ("configmaps", "team", "job-tj-1")}
+
+
+async def test_children_that_vanished_come_back_before_the_next_pod() -> None:
+    world = World(start_one_pod)
+    await world.executor.reconcile(KEY)
+    for resource, name in ((SERVICES, "job-tj"), (SECRETS, "job-tj-uid")):
+        world.api.remove(resource, name)
+    world.api.calls.clear()
+    world.think = lambda job, pods: Plan(ensure=CHILDREN, create_pods=(pod(2),) if len(pods) < 2 else ())
+    await world.executor.reconcile(KEY)
+    assert world.api.writes() == [
+        ("create", "secrets", "job-tj-uid"),
+        ("create", "services", "job-tj"),
+        ("create", "pods", "job-train-0-2"),
+    ]
+
+
+async def test_events_are_told_only_after_the_status_is_written() -> None:
+    event = EventFact("Normal", "Started", "The run has started.")
+    world = World(lambda job, pods: Plan(status=TrainingJobStatus(phase="Starting"), events=(event,)))
+
+    def fail(verb: str, plural: str, name: str) -> None:
+        raise Unreachable(0, "Unreachable", "no answer")
+
+    world.api.before = fail
+    with pytest.raises(Retry):
+        await world.executor.reconcile(KEY)
+    assert world.told.events == []
+    world.api.before = lambda verb, plural, name: None
+    await world.executor.reconcile(KEY)
+    assert world.told.events == ["Started"]
