@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from trainingjob_trainer.config import TrainerSpec
+from trainingjob_trainer.config import JobConfig, TrainerSpec
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
 from trainingjob_trainer.errors import UserError
+
+
+def check_ranks(config: JobConfig) -> None:
+    """Raises `UserError` if the batch leaves a rank without a row."""
+    ranks = config.replicas * config.ranks_per_pod
+    if config.training.global_batch_size < ranks:
+        raise UserError(
+            f"spec.training.globalBatchSize is {config.training.global_batch_size}, less than one sample for each of "
+            f"the {ranks} ranks ({config.replicas} workers x {config.ranks_per_pod}).",
+            f"Raise it to {ranks} or more, or ask for fewer workers.",
+        )
 
 
 def check_limits(config: TrainerSpec, manifest: Manifest) -> None:

@@ -1,0 +1,112 @@
+"""The Check stage: is everything there that the job needs, and what is left to do?
+
+Light on purpose (no torch, no Ray): it runs on every start of every job, before anything expensive is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
+from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.prepare.examples import raw_objects, read_examples
+from trainingjob_trainer.prepare.limits import check_limits, check_ranks
+from trainingjob_trainer.prepare.run_record import RUN_KEY, RunRecord
+from trainingjob_trainer.records import load_result
+from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store
+
+RECORDS_READ = 3  # of the first object of each source
+ROUNDS = 5  # somebody else may write run.json between our read and our write
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """What comes next; with `Finished`, the stored `result.json`."""
+
+    outcome: Literal["Finished", "PrepareData", "Train"]
+    result: dict[str, Any] | None
+    message: str
+
+
+def check(config: JobConfig, store: Store) -> CheckOutcome:
+    """Check storage, run directory and data of a job, and write `run.json`.
+
+    Raises `UserError`, `DataError` or `StorageError` with the cause and the next step. A refused job leaves no trace
+    in a new run directory: `run.json` is written last.
+    """
+    check_ranks(config)
+    for _ in range(ROUNDS):
+        found = RunRecord.load(store)
+        if found and found[0].identity_hash != config.identity_hash():
+            _refuse_or_overwrite(config, store, *found)
+            continue
+        outcome = _what_is_left(config, store)
+        try:
+            _record_plan(config, store, found)
+            return outcome
+        except PreconditionFailed:
+            continue
+    raise UserError(
+        f"{store.uri(RUN_KEY)} is being changed by other jobs all the time.", "Give every job an outputUri of its own."
+    )
+
+
+def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
+    result = load_result(store)
+    if result and result.plan_hash == config.plan_hash():
+        return CheckOutcome("Finished", result.wire(), f"The run is finished already: step {result.step}.")
+    manifest = load_manifest(config, store)
+    if manifest:
+        check_limits(config, manifest)
+        samples = manifest.num_samples("train", config.training.sequence_length)
+        return CheckOutcome("Train", None, f"The data is ready: {samples} training samples.")
+    return CheckOutcome("PrepareData", None, _check_raw_data(config))
+
+
+def _check_raw_data(config: JobConfig) -> str:
+    """Read the first records of each source; returns what there is in a sentence."""
+    objects = raw_objects(config)
+    first_of_each = dict(reversed(objects))
+    for split, raw in first_of_each.items():
+        list(islice(read_examples(config, split, raw), RECORDS_READ))
+    size = sum(raw.size for _, raw in objects) / 1e6
+    return f"The raw data ({len(objects)} objects, {size:,.1f} MB) is to be prepared."
+
+
+def load_manifest(config: JobConfig, store: Store) -> Manifest | None:
+    """The manifest of this run's data, if the data is ready."""
+    try:
+        manifest = Manifest.model_validate_json(store.get(MANIFEST_KEY))
+    except NotFound:
+        return None
+    return manifest if manifest.identity_hash == config.identity_hash() else None
+
+
+def _record_plan(config: JobConfig, store: Store, found: tuple[RunRecord, str] | None) -> None:
+    if found is None:
+        store.put(RUN_KEY, RunRecord.of(config).to_json(), if_none_match=True)
+    elif found[0].plan_hash != config.plan_hash():
+        store.put(RUN_KEY, found[0].with_plan(config).to_json(), if_match=found[1])
+
+
+def _refuse_or_overwrite(config: JobConfig, store: Store, record: RunRecord, etag: str) -> None:
+    if config.on_existing_run != "Overwrite":
+        raise UserError(
+            f"{store.uri()} holds another run; it differs in {'; '.join(record.differences(config))[:1500]}.",
+            "Choose another spec.outputUri, or set spec.runPolicy.onExistingRun to Overwrite, which deletes that run.",
+        )
+    _check_raw_data(config)  # nothing is deleted for a run that cannot begin
+    # The attempts stay, and get one more: who still works for the old run sees that he is outdated.
+    Attempt.take(store, resumes_from=0)
+    # COMMITs go first: a checkpoint that has lost objects must not exist. Dying on the way, we begin here again.
+    checkpoints = [info.key for info in store.list("checkpoints/")]
+    store.delete(key for key in checkpoints if key.endswith("/COMMIT.json"))
+    store.delete([MANIFEST_KEY, "result.json"])
+    store.delete(checkpoints)
+    for prefix in ("data/", "incidents/", "model/", "reports/"):
+        store.delete([info.key for info in store.list(prefix)])
+    store.put(RUN_KEY, RunRecord.of(config).to_json(), if_match=etag)
