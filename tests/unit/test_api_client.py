@@ -1,0 +1,223 @@
+"""The thin client's HTTP: against a server in this process that answers as an API server does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from trainingjob_operator.kube.api import (
+    PODS,
+    TRAINING_JOBS,
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    NotFound,
+    TooManyRequests,
+    Unauthorized,
+    Unreachable,
+    WatchEvent,
+)
+from trainingjob_operator.kube.client import Client
+from trainingjob_operator.kube.connection import ConnectionProblem, connect
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+POD = {"metadata": {"name": "a", "resourceVersion": "5"}}
+
+
+def kubeconfig(path: Path, server: str, token: str = "t0ken") -> Path:
+    clusters = [{"name": "c", "cluster": {"server": server}}]
+    users = [{"name": "u", "user": {"token": token}}]
+    contexts = [{"name": "x", "context": {"cluster": "c", "user": "u"}}]
+    config = {"apiVersion": "v1", "kind": "Config", "current-context": "x", "clusters": clusters, "users": users}
+    path.write_text(json.dumps(config | {"contexts": contexts}))
+    return path
+
+
+class Server:
+    """Answers every request by `handler` and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.handler: Handler
+        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.seen: list[tuple[str, str, int]] = []
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.requests.append((request.method, request.path, dict(request.query), json.loads(body) if body else None))
+        self.headers.append(dict(request.headers))
+        return await self.handler(request)
+
+    def answer(self, *answers: tuple[int, Any]) -> None:
+        """Answer with these (status, JSON) in turn."""
+        queue = list(answers)
+
+        async def handler(request: web.Request) -> web.Response:
+            status, body = queue.pop(0)
+            return web.json_response(body, status=status)
+
+        self.handler = handler
+
+    def observe(self, verb: str, resource: str, code: int, seconds: float) -> None:
+        self.seen.append((verb, resource, code))
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[tuple[Server, Client]]:
+    double = Server()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", double.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with Client(connect(kubeconfig(tmp_path / "config", url)), double.observe) as client:
+            yield double, client
+    finally:
+        await runner.cleanup()
+
+
+async def test_requests_have_the_right_path_precondition_and_credentials(server: tuple[Server, Client]) -> None:
+    double, client = server
+    double.answer(*[(200, POD)] * 5)
+    await client.get(PODS, "ns", "a")
+    await client.create(PODS, "ns", POD)
+    await client.delete(PODS, "ns", "a", "uid-1")
+    await client.merge_patch(PODS, "ns", "a", {"metadata": {"labels": {"x": None}}})
+    await client.put_status(TRAINING_JOBS, "ns", "j", {"status": {}})
+    options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": "uid-1"}}
+    assert double.requests == [
+        ("GET", "/api/v1/namespaces/ns/pods/a", {}, None),
+        ("POST", "/api/v1/namespaces/ns/pods", {}, POD),
+        ("DELETE", "/api/v1/namespaces/ns/pods/a", {}, options),
+        ("PATCH", "/api/v1/namespaces/ns/pods/a", {}, {"metadata": {"labels": {"x": None}}}),
+        ("PUT", "/apis/trainingjob.io/v1alpha1/namespaces/ns/trainingjobs/j/status", {}, {"status": {}}),
+    ]
+    assert {headers["Authorization"] for headers in double.headers} == {"Bearer t0ken"}
+    assert double.headers[3]["Content-Type"] == "application/merge-patch+json"
+    assert [verb for verb, _, _ in double.seen] == ["get", "create", "delete", "patch", "update"]
+
+
+async def test_a_list_follows_all_pages(server: tuple[Server, Client]) -> None:
+    double, client = server
+    first = {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [{"n": 1}, {"n": 2}]}
+    last = {"metadata": {"resourceVersion": "7"}, "items": [{"n": 3}]}
+    double.answer((200, first), (200, last))
+    found = await client.list(PODS, None, "app")
+    assert [item["n"] for item in found.items] == [1, 2, 3]
+    assert found.resource_version == "7"
+    assert [request[1:3] for request in double.requests] == [
+        ("/api/v1/pods", {"limit": "500", "labelSelector": "app"}),
+        ("/api/v1/pods", {"limit": "500", "labelSelector": "app", "continue": "more"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "kind"),
+    [
+        (401, "Unauthorized", Unauthorized),
+        (403, "Forbidden", Forbidden),
+        (404, "NotFound", NotFound),
+        (409, "Conflict", Conflict),
+        (409, "AlreadyExists", AlreadyExists),
+        (410, "Expired", Gone),
+        (422, "Invalid", Invalid),
+        (429, "TooManyRequests", TooManyRequests),
+        (500, "InternalError", ApiError),
+    ],
+)
+async def test_refusals_become_typed_errors_with_the_servers_words(
+    server: tuple[Server, Client], code: int, reason: str, kind: type[ApiError]
+) -> None:
+    double, client = server
+    double.answer((code, {"kind": "Status", "code": code, "reason": reason, "message": "because"}))
+    with pytest.raises(kind, match="because") as caught:
+        await client.get(PODS, "ns", "a")
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.reason) == (code, reason)
+    assert double.seen == [("get", "pods", code)]
+
+
+async def test_an_answer_of_a_proxy_that_is_no_status_is_an_error_too(server: tuple[Server, Client]) -> None:
+    double, client = server
+
+    async def bad_gateway(request: web.Request) -> web.Response:
+        return web.Response(status=502, text="<html>upstream is down</html>")
+
+    double.handler = bad_gateway
+    with pytest.raises(ApiError, match="upstream is down"):
+        await client.get(PODS, "ns", "a")
+
+
+async def test_a_server_that_does_not_listen_is_unreachable(tmp_path: Path) -> None:
+    seen: list[int] = []
+    connection = connect(kubeconfig(tmp_path / "config", "http://127.0.0.1:9"))
+    async with Client(connection, lambda verb, resource, code, seconds: seen.append(code)) as client:
+        with pytest.raises(Unreachable):
+            await client.get(PODS, "ns", "a")
+    assert seen == [0]
+
+
+async def stream(client: Client) -> list[WatchEvent]:
+    return [event async for event in client.watch(PODS, "ns", "app", "41")]
+
+
+async def test_a_watch_yields_events_however_the_stream_is_cut(server: tuple[Server, Client]) -> None:
+    double, client = server
+    big = {"metadata": {"name": "b", "resourceVersion": "43", "annotations": {"x": "y" * 300_000}}}
+    lines = json.dumps({"type": "ADDED", "object": POD}) + "\n" + json.dumps({"type": "MODIFIED", "object": big}) + "\n"
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for start in range(0, len(lines), 50_001):
+            await response.write(lines[start : start + 50_001].encode())
+        return response
+
+    double.handler = handler
+    assert await stream(client) == [WatchEvent("ADDED", POD), WatchEvent("MODIFIED", big)]
+    _, path, query, _ = double.requests[0]
+    assert path == "/api/v1/namespaces/ns/pods"
+    assert query["resourceVersion"] == "41"
+    assert query["allowWatchBookmarks"] == "true"
+
+
+async def test_an_error_in_the_stream_is_raised(server: tuple[Server, Client]) -> None:
+    double, client = server
+    status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text=json.dumps({"type": "ERROR", "object": status}) + "\n")
+
+    double.handler = handler
+    with pytest.raises(Gone, match="too old"):
+        await stream(client)
+
+
+async def test_a_stream_that_breaks_off_is_unreachable_not_an_end(server: tuple[Server, Client]) -> None:
+    double, client = server
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'{"type": "ADDED", ')
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    double.handler = handler
+    with pytest.raises(Unreachable):
+        await stream(client)
+
+
+def test_a_kubeconfig_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionProblem, match="missing"):
+        connect(tmp_path / "missing")

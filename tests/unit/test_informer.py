@@ -1,0 +1,128 @@
+"""The informer keeps a store in step through every way in which a watch can end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from trainingjob_operator.kube import informer as informer_module
+from trainingjob_operator.kube.api import PODS, ApiError, Gone, ObjectList, Resource, Unreachable, WatchEvent
+from trainingjob_operator.kube.informer import Informer
+
+from tests.support.memory_api import MemoryApi
+
+Script = list[WatchEvent | ApiError]
+
+
+def event(kind: str, name: str, version: int) -> WatchEvent:
+    return WatchEvent(kind, {"metadata": {"name": name, "resourceVersion": str(version)}})
+
+
+class ScriptedApi(MemoryApi):
+    """Answers each LIST and each watch with the next script; when they are used up, a watch never ends."""
+
+    def __init__(self, lists: list[ObjectList | ApiError], watches: list[Script]) -> None:
+        super().__init__()
+        self.lists = lists
+        self.watches = watches
+        self.versions: list[str] = []
+        self.exhausted = asyncio.Event()
+
+    async def list(self, resource: Resource, namespace: str | None = None, label_selector: str = "") -> ObjectList:
+        answer = self.lists.pop(0)
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
+
+    async def watch(
+        self, resource: Resource, namespace: str | None = None, label_selector: str = "", resource_version: str = ""
+    ) -> AsyncIterator[WatchEvent]:
+        self.versions.append(resource_version)
+        if not self.watches:
+            self.exhausted.set()
+            await asyncio.Event().wait()
+        for step in self.watches.pop(0):
+            if isinstance(step, ApiError):
+                raise step
+            yield step
+
+
+class Names:
+    """A store of names."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def put(self, body: Mapping[str, Any]) -> None:
+        self.names.add(body["metadata"]["name"])
+
+    def remove(self, body: Mapping[str, Any]) -> None:
+        self.names.discard(body["metadata"]["name"])
+
+    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
+        self.names = {body["metadata"]["name"] for body in bodies}
+
+
+def listed(version: int, *names: str) -> ObjectList:
+    return ObjectList([{"metadata": {"name": name, "resourceVersion": "1"}} for name in names], str(version))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(informer_module, "FIRST_BACKOFF_SECONDS", 0.001)
+
+
+async def follow(api: ScriptedApi, on_restart: Callable[[str], None] = lambda reason: None) -> set[str]:
+    """Run an informer until the scripts are used up; the names that its store then holds."""
+    names = Names()
+    task = asyncio.create_task(Informer(api, PODS, names, on_restart=on_restart).run())
+    try:
+        async with asyncio.timeout(5):
+            await api.exhausted.wait()
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    return names.names
+
+
+async def test_changes_after_the_list_are_taken_in() -> None:
+    api = ScriptedApi([listed(10, "a", "b")], [[event("ADDED", "c", 11), event("DELETED", "a", 12)]])
+    assert await follow(api) == {"b", "c"}
+
+
+async def test_a_watch_that_ends_goes_on_where_it_stopped_and_bookmarks_count() -> None:
+    api = ScriptedApi([listed(10)], [[event("ADDED", "a", 11), event("BOOKMARK", "", 50)], []])
+    assert await follow(api) == {"a"}
+    assert api.versions == ["10", "50", "50"]
+
+
+@pytest.mark.parametrize("error", [Unreachable(0, "Unreachable", "lost"), ApiError(500, "InternalError", "broken")])
+async def test_after_an_error_the_watch_goes_on_without_a_list(error: ApiError) -> None:
+    restarts: list[str] = []
+    api = ScriptedApi([listed(10)], [[event("ADDED", "a", 11), error], [event("ADDED", "b", 12)]])
+    assert await follow(api, restarts.append) == {"a", "b"}
+    assert api.versions == ["10", "11", "12"]
+    assert restarts == ["error"]
+
+
+async def test_a_version_that_is_too_old_leads_to_a_list_that_forgets_what_vanished() -> None:
+    restarts: list[str] = []
+    gone = Gone(410, "Expired", "too old resource version")
+    api = ScriptedApi([listed(10, "vanished", "stays"), listed(90, "stays")], [[gone]])
+    assert await follow(api, restarts.append) == {"stays"}
+    assert api.versions == ["10", "90"]
+    assert restarts == ["expired"]
+
+
+async def test_a_failed_list_is_tried_again() -> None:
+    api = ScriptedApi([Unreachable(0, "Unreachable", "down"), listed(10, "a")], [])
+    assert await follow(api) == {"a"}
+
+
+async def test_a_continue_token_that_expires_during_a_list_leads_to_a_new_list() -> None:
+    api = ScriptedApi([Gone(410, "Expired", "continue token"), listed(10, "a")], [])
+    assert await follow(api) == {"a"}
