@@ -20,6 +20,7 @@ from .errors import Drained, Fenced, Hang, StorageError, TrainerError, WorkerLos
 from .failures import of_rank
 from .outcome import Outcome
 from .ray_cluster import RayCluster
+from .ray_node import prepare_slots
 from .ray_train import TRAIN_ENV, fit
 from .records import Incident, RunResult, load_result
 from .reporting import Reporter
@@ -32,7 +33,7 @@ MAX_INCIDENTS = 10  # of the newest ones, in reports
 
 def check(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
     """Stage Check: everything that can be found wrong before a GPU is asked for, without torch and Ray."""
-    from .prepare import check as check_job
+    from .prepare.check import check as check_job
 
     reporter.report({"state": "Checking", "message": "Checking configuration, storage and data."})
     found = check_job(config, open_store(config.output_uri, config.storage))
@@ -41,13 +42,13 @@ def check(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
 
 def prepare(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
     """Stage PrepareData: Ray Data on all pods of the stage turns raw data into shards and a manifest."""
-    with RayCluster(pod, config.ranks_per_pod) as cluster:
-        from .prepare.ray_data import prepare_data
+    cluster = RayCluster(pod, ranks=0, cpus=prepare_slots())
+    from .prepare.ray_data import prepare_data  # while Ray's head starts
 
-        cluster.connect()
-        cluster.wait_for_pods(lambda message: reporter.report({"state": "Starting", "message": message}))
-        reporter.report({"state": "Preparing", "message": "Preparing the data."})
-        prepare_data(config, open_store(config.output_uri, config.storage))
+    cluster.connect()
+    cluster.wait_for_pods(lambda message: reporter.report({"state": "Starting", "message": message}))
+    reporter.report({"state": "Preparing", "message": "Preparing the data."})
+    prepare_data(config, open_store(config.output_uri, config.storage))
     return Outcome(outcome="Train")
 
 
@@ -58,11 +59,11 @@ def train(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
     if result is not None and result.plan_hash == config.plan_hash():
         return _finished(result)
     os.environ.update(TRAIN_ENV)
-    with RayCluster(pod, config.ranks_per_pod) as cluster:
-        import ray.train  # noqa: F401  while Ray's head starts
+    cluster = RayCluster(pod, config.ranks_per_pod, cpus=0)
+    import ray.train  # noqa: F401  while Ray's head starts
 
-        cluster.connect()
-        return _finished(Training(pod, config, reporter, cluster, store).run().save(store))
+    cluster.connect()
+    return _finished(Training(pod, config, reporter, cluster, store).run().save(store))
 
 
 class Training:
