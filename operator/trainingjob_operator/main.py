@@ -7,6 +7,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from prometheus_client import disable_created_metrics
+
 from trainingjob_operator import app, logs, options
 from trainingjob_operator.kube.preflight import StartProblem
 
@@ -17,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the operator; 0 after SIGTERM, 1 when it cannot start or has failed."""
     chosen = options.parse(arguments)
     logs.configure(chosen.log_format, chosen.log_level)
+    disable_created_metrics()  # They would double the series and say nothing.
     try:
         asyncio.run(app.run(chosen))
     except StartProblem as problem:

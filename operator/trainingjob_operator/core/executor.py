@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -76,6 +76,8 @@ class _Memory:
     uid: str
     licence: str = ""
     """resourceVersion at which this process wrote the job's status, or read the job and its pods from the quorum."""
+    written_at: datetime | None = None
+    """When this process last wrote the job's status."""
     ensured: set[str] = field(default_factory=set)
     ensured_at: float = float("-inf")
     obstacle: Obstacle | None = None
@@ -140,7 +142,8 @@ class Executor:
             self._forget(key)
             memory = self._memories[key] = _Memory(job.uid)
         now = self._now()
-        plan = self._decide(job, self._cache.pods(job.uid), self._progress.facts(job.uid), now, self._settings())
+        progress = replace(self._progress.facts(job.uid), status_written_at=memory.written_at)
+        plan = self._decide(job, self._cache.pods(job.uid), progress, now, self._settings())
         status = plan.status if plan.status is not None else job.status
         if memory.obstacle is not None:
             status = overlay(status, job.status, memory.obstacle, now)
@@ -186,6 +189,7 @@ class Executor:
             raise _DecideAgain(str(error)) from error
         self._cache.put_job(answer)
         memory.licence = answer["metadata"]["resourceVersion"]
+        memory.written_at = self._now()
 
     async def _read_job(self, job: Job) -> Manifest | None:
         """Quorum GET into the cache; None if this job (by uid) does not exist any more."""
@@ -244,18 +248,20 @@ class Executor:
         """
         if not creating and time.monotonic() - memory.ensured_at < self._ensure_interval:
             return
-        for manifest in manifests:
-            resource, name = BY_KIND[manifest["kind"]], manifest["metadata"]["name"]
-            if resource is SECRETS:
-                if creating:
-                    await self._create_child(job, _with_token(manifest), readable=False)
-            elif not creating or name in memory.ensured:
-                if not await self._is_ours(job, manifest["kind"], name):
-                    await self._create_child(job, manifest)
-            else:
-                await self._create_child(job, manifest)
-            memory.ensured.add(name)
+        await _each(self._ensure_child(job, manifest, creating, memory) for manifest in manifests)
         memory.ensured_at = time.monotonic()
+
+    async def _ensure_child(self, job: Job, manifest: Manifest, creating: bool, memory: _Memory) -> None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        if BY_KIND[kind] is SECRETS:
+            if creating:
+                await self._create_child(job, _with_token(manifest), readable=False)
+            return
+        # A new job's children are not there: ask once. Later they are: look first.
+        look_first = not creating or name in memory.ensured
+        if not look_first or not await self._is_ours(job, kind, name):
+            await self._create_child(job, manifest)
+        memory.ensured.add(name)
 
     async def _create_child(self, job: Job, manifest: Manifest, readable: bool = True) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
