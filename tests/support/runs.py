@@ -7,8 +7,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from trainingjob_local.s3 import S3Server
 
 Object = dict[str, Any]
 
@@ -55,8 +58,22 @@ class Run:
     """One TrainingJob in the cluster and its run directory."""
 
     kubectl: Kubectl
-    s3: Any  # a boto3 S3 client
+    server: S3Server
     manifest: Object
+
+    @cached_property
+    def s3(self) -> Any:
+        return self.server.client()
+
+    def environment(self) -> dict[str, str]:
+        """What a program of a stranger needs to read the run directory."""
+        return {
+            "AWS_ENDPOINT_URL": self.server.endpoint,
+            "AWS_ACCESS_KEY_ID": self.server.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.server.secret_key,
+            "AWS_REGION": "us-east-1",
+            "PATH": os.environ["PATH"],
+        }
 
     @property
     def name(self) -> str:

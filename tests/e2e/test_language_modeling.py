@@ -1,0 +1,159 @@
+"""Whole runs of language modelling: undisturbed, disturbed in every way that one run can be, and deleted."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs import Run, kill_pod, wait_until
+
+Object = dict[str, Any]
+
+
+def loss_series(run: Run) -> list[tuple[int, float]]:
+    """(step, loss) of the whole run, as its report tells it."""
+    report = json.loads(run.read(report_key(run)))
+    return [(point["step"], point["loss"]) for point in report["history"]["train"]]
+
+
+def report_key(run: Run) -> str:
+    uri = str(json.loads(run.read("result.json"))["reportUri"])
+    return uri.removeprefix(f"s3://{run.bucket}/{run.prefix}/")
+
+
+def model_weights(run: Run) -> bytes:
+    uri = str(json.loads(run.read("result.json"))["modelUri"])
+    return run.read(uri.removeprefix(f"s3://{run.bucket}/{run.prefix}/").rstrip("/") + "/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def baseline(operator: Any, start_language_job: Any) -> Run:
+    """Run 1: nobody disturbs it, but the operator is restarted in its middle."""
+    run: Run = start_language_job("baseline")
+    run.wait_commit()
+    before = {index: pod["metadata"]["uid"] for index, pod in run.pods().items()}
+    operator.restart()
+    run.wait_succeeded()
+    after = {
+        int(pod["metadata"]["labels"]["trainingjob.io/index"]): pod["metadata"]["uid"]
+        for pod in run.kubectl.json("pods", "-l", "trainingjob.io/job-name=baseline,trainingjob.io/role=train")["items"]
+    }
+    assert after == before, "the operator's restart touched the pods"
+    return run
+
+
+def test_a_job_goes_from_raw_text_to_an_evaluated_exported_model(baseline: Run) -> None:
+    status = baseline.status()
+    assert status["progress"]["step"] == 400
+    assert status["progress"]["percent"] == 100
+    assert status["restarts"]["total"] == 0
+    assert status["evaluation"]["split"] == "test"
+    conditions = {c["type"]: c["status"] for c in status["conditions"]}
+    assert conditions["Finished"] == conditions["Complete"] == conditions["Ready"] == "True"
+    losses = [loss for _, loss in loss_series(baseline)]
+    assert len(losses) == 400
+    assert sum(losses[-20:]) / 20 < 0.8 * losses[0], "the loss did not fall"
+
+
+def test_the_evaluation_in_the_status_is_what_a_stranger_computes_from_the_exported_model(
+    baseline: Run, tmp_path: Path
+) -> None:
+    script = Path(__file__).parent / "evaluate_export.py"
+    environment = baseline.environment()
+    done = subprocess.run(
+        [sys.executable, "-I", str(script), baseline.manifest["spec"]["outputUri"]],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    recomputed = json.loads(done.stdout)
+    reported = baseline.status()["evaluation"]["metrics"]
+    for name in ("loss", "perplexity", "bitsPerByte", "accuracy"):
+        assert recomputed[name] == pytest.approx(reported[name], rel=1e-4), name
+
+
+def test_two_prepare_pods_each_wrote_a_shard(baseline: Run) -> None:
+    manifest = json.loads(baseline.read("data/manifest.json"))
+    writers = {shard["writer"] for split in manifest["splits"].values() for shard in split["shards"]}
+    assert len(writers) == 2, writers
+
+
+def test_applying_the_same_file_again_changes_nothing_and_the_diff_is_empty(baseline: Run) -> None:
+    before = baseline.kubectl.json("tj", baseline.name)["metadata"]["resourceVersion"]
+    assert "unchanged" in baseline.apply()
+    assert baseline.kubectl("diff", "-f", "-", stdin=json.dumps(baseline.manifest)) == ""
+    assert baseline.kubectl.json("tj", baseline.name)["metadata"]["resourceVersion"] == before
+
+
+def test_a_killed_worker_a_killed_head_and_a_suspension_leave_no_trace_in_the_result(
+    baseline: Run, start_language_job: Any
+) -> None:
+    run: Run = start_language_job("disturbed")
+    step = run.wait_commit()
+
+    pods = run.pods()
+    kill_pod(pods[1])
+    step = _recovered(run, killed=pods[1], others=[pods[0]], after=step)
+
+    pods = run.pods()
+    kill_pod(pods[0])
+    step = _recovered(run, killed=pods[0], others=[pods[1]], after=step)
+
+    run.patch({"runPolicy": {"suspend": True}})
+    wait_until("the job is suspended", lambda: run.phase() == "Suspended", 90)
+    assert run.pods() == {}
+    suspended_at = run.committed_steps()[-1]
+    assert suspended_at >= step
+    run.patch({"runPolicy": {"suspend": False}})
+
+    status = run.wait_succeeded()
+    history = [entry for entry in status["history"] if entry["class"] != "Drained"]
+    assert [entry["pod"] for entry in history] == ["disturbed-train-1-1", "disturbed-train-0-1"]
+    for entry in history:
+        assert entry["class"]
+        assert entry["stepsLost"] >= 0
+        assert entry["secondsToRecover"] > 0
+    assert loss_series(run) == loss_series(baseline), "the loss series differ"
+    assert model_weights(run) == model_weights(baseline), "the weights differ"
+
+
+def _recovered(run: Run, killed: Object, others: list[Object], after: int) -> int:
+    """Wait until the run commits again, with a successor of `killed` and the others untouched."""
+    committed = run.committed_steps()[-1]
+    attempts = len(run.keys("attempts/"))
+    index = int(killed["metadata"]["labels"]["trainingjob.io/index"])
+    wait_until(
+        f"{killed['metadata']['name']} has a successor",
+        lambda: run.pods().get(index, killed)["metadata"]["uid"] != killed["metadata"]["uid"],
+        60,
+    )
+    wait_until("a new attempt begins", lambda: len(run.keys("attempts/")) > attempts, 120)
+    newest = json.loads(run.read(sorted(run.keys("attempts/"), key=_number)[-1]))
+    assert newest["resumeStep"] >= committed, "a committed step was trained again"
+    step = run.wait_commit(after=max(committed, after))
+    now = {pod["metadata"]["uid"] for pod in run.pods().values()}
+    assert {pod["metadata"]["uid"] for pod in others} <= now, "a pod that was not killed was replaced"
+    return step
+
+
+def _number(key: str) -> int:
+    return int(key.removesuffix(".json").rpartition("/")[2])
+
+
+def test_a_deleted_job_commits_a_checkpoint_within_its_grace_and_leaves_nothing(start_language_job: Any) -> None:
+    run: Run = start_language_job("deleted")
+    committed = run.wait_commit()
+    run.kubectl("delete", "tj", "deleted", "--wait=false")
+    began = time.monotonic()
+
+    def left() -> list[str]:
+        kinds = "tj,pods,services,configmaps,secrets"
+        items = run.kubectl.json(kinds)["items"]
+        return [i["metadata"]["name"] for i in items if i["metadata"]["name"].startswith("deleted")]
+
+    wait_until("nothing is left", lambda: not left(), 60)
+    assert time.monotonic() - began < 30 + 20, "longer than the grace period"
+    steps = run.committed_steps()
+    assert steps[-1] > committed or steps[-1] % 20, f"no checkpoint was committed while draining: {steps}"

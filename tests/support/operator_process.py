@@ -1,0 +1,83 @@
+"""The operator as a real process, to be started, stopped and killed by a test."""
+
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from support.runs import wait_until
+
+
+class Operator:
+    """`python -m trainingjob_operator` with a kubeconfig; its log lies in `log`."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *flags: str) -> None:
+        self._kubeconfig = kubeconfig
+        self._flags = flags
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the operator is not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until its caches are filled."""
+        self.address = f"127.0.0.1:{_free_port()}"
+        own = ["--kubeconfig", str(self._kubeconfig), "--metrics-address", self.address]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "trainingjob_operator", *own, *self._flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        wait_until("the operator is ready", self._ready, 30)
+
+    def stop(self) -> None:
+        """SIGTERM; it must end by itself."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None, "the operator is not running"
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def metrics(self) -> str:
+        """Text of /metrics."""
+        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def resident_bytes(self) -> int:
+        """Resident memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) * 1024
+
+    def _ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"the operator ended:\n{self.log.read_text()[-3000:]}"
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
