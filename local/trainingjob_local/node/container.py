@@ -136,6 +136,7 @@ class ContainerRunner:
             self._become(status.terminated(128, began, began, text, "StartError", container_id))
             return None
         self._process = started
+        self._place.pid(name).write_text(str(started.pid))
         if self.state.exit_code is not None:
             self.state.last = self.state.state
         self.state.container_id = container_id
@@ -267,6 +268,7 @@ class ContainerRunner:
     def _ended(self, process: ContainerProcess, run: int, began: str) -> None:
         if self._probing is not None:
             self._probing.cancel()
+        self._place.pid(self.spec["name"]).unlink(missing_ok=True)
         with contextlib.suppress(asyncio.CancelledError):
             code = process.exited.result()
             text = self._termination_message(process.log, run, code)

@@ -66,6 +66,10 @@ class PodPlace:
         """The file behind terminationMessagePath."""
         return self.directory / "termination" / f"{container}.{run}"
 
+    def pid(self, container: str) -> Path:
+        """A file with the process id of the container's first process, for people (nsenter) and tests."""
+        return self.directory / f"{container}.pid"
+
     def etc(self, name: str) -> Path:
         """A file that the node provides in /etc."""
         return self.directory / "etc" / name

@@ -118,7 +118,7 @@ class LogFile:
 
 def select(lines: Iterator[bytes], options: LogOptions) -> Iterator[bytes]:
     """The rendered lines that `since` and `tail_lines` leave."""
-    wanted = (line for line in lines if options.since is None or stamp_of(line) >= options.since)
+    wanted: Iterator[bytes] = (line for line in lines if options.since is None or stamp_of(line) >= options.since)
     if options.tail_lines is not None:
         wanted = iter(deque(wanted, maxlen=options.tail_lines))
     return (render(line, timestamps=options.timestamps) for line in wanted)
