@@ -1,0 +1,150 @@
+"""The Helm chart, rendered by a real Helm and judged by a real API server."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.chart import CHART, RELEASE, install_account, render
+from trainingjob_local.cluster import LocalCluster
+from trainingjob_operator.kube.preflight import RIGHTS
+from trainingjob_operator.options import parse
+
+Manifests = list[dict[str, Any]]
+ACCOUNT = "system:serviceaccount:{namespace}:" + RELEASE
+
+
+def of_kind(manifests: Manifests, kind: str) -> Manifests:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+def granted(rules: Manifests) -> set[tuple[str, str, str]]:
+    """(group, resource, verb) of a role's rules."""
+    return {
+        triple for rule in rules for triple in itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"])
+    }
+
+
+def needed() -> set[tuple[str, str, str]]:
+    return {
+        (resource.group, f"{resource.plural}/{subresource}" if subresource else resource.plural, verb)
+        for resource, subresource, verbs in RIGHTS
+        for verb in verbs
+    }
+
+
+def test_the_chart_brings_the_generated_crd_and_keeps_it_on_uninstall() -> None:
+    generated = yaml.safe_load((CHART.parents[1] / "crds" / "trainingjobs.trainingjob.io.yaml").read_text())
+    (crd,) = of_kind(render("ops"), "CustomResourceDefinition")
+    assert crd["spec"] == generated["spec"]
+    assert crd["metadata"]["name"] == generated["metadata"]["name"]
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert of_kind(render("ops", {"crd": {"install": False}}), "CustomResourceDefinition") == []
+
+
+def test_the_role_grants_exactly_what_the_operator_does() -> None:
+    (role,) = [role for role in of_kind(render("ops"), "ClusterRole") if role["metadata"]["name"] == RELEASE]
+    assert granted(role["rules"]) == needed()
+
+
+def test_watched_namespaces_get_a_role_each_and_nothing_is_granted_cluster_wide() -> None:
+    manifests = render("ops", {"watchNamespaces": ["team-a", "team-b"]})
+    assert [role["metadata"]["namespace"] for role in of_kind(manifests, "Role")] == ["team-a", "team-b"]
+    assert all(granted(role["rules"]) == needed() for role in of_kind(manifests, "Role"))
+    assert of_kind(manifests, "ClusterRoleBinding") == []
+    assert [binding["subjects"][0]["namespace"] for binding in of_kind(manifests, "RoleBinding")] == ["ops", "ops"]
+
+
+def test_the_deployments_arguments_are_the_operators() -> None:
+    values = {
+        "trainerImage": "registry.example.com/trainer:1",
+        "watchNamespaces": ["team-a", "team-b"],
+        "progressInterval": 7.5,
+        "metrics": {"port": 9000},
+    }
+    (deployment,) = of_kind(render("ops", values), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    options = parse(container["args"])
+    assert options.trainer_image == "registry.example.com/trainer:1"
+    assert options.namespaces == ("team-a", "team-b")
+    assert options.progress_interval == 7.5
+    assert options.metrics_port == container["ports"][0]["containerPort"] == 9000
+    assert options.log_format == "json"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"replicas": 2}, "replicas"),
+        ({"watchNamespaces": "team-a"}, "watchNamespaces"),
+        ({"progressInterval": 0}, "progressInterval"),
+        ({"log": {"level": "loud"}}, "level"),
+        ({"serviceAccount": {"create": False}}, "serviceAccount.name is needed"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        render("ops", values)
+
+
+def test_the_api_server_takes_every_manifest(cluster: LocalCluster, namespace: str) -> None:
+    manifests = render(namespace)
+    text = yaml.safe_dump_all(manifests)
+    answer = cluster.kubectl(
+        "apply", "--server-side", "--dry-run=server", "--force-conflicts", "--validate=strict", "-f", "-", stdin=text
+    )
+    assert len(answer.splitlines()) == len(manifests)
+
+
+def test_the_operators_pod_passes_pod_security_restricted(cluster: LocalCluster, namespace: str) -> None:
+    cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    cluster.kubectl("create", "serviceaccount", RELEASE, "--namespace", namespace)
+    (deployment,) = of_kind(render(namespace), "Deployment")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "operator", "namespace": namespace},
+        "spec": deployment["spec"]["template"]["spec"],
+    }
+    cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(pod))
+
+
+@pytest.fixture
+def kubeconfig(cluster: LocalCluster, namespace: str) -> Path:
+    return install_account(cluster, namespace, {"watchNamespaces": [namespace]})
+
+
+def allowed(cluster: LocalCluster, kubeconfig: Path, verb: str, what: str, namespace: str) -> bool:
+    """Whether the account of this kubeconfig may do so, in the API server's own words."""
+    attributes = {"verb": verb, "resource": what, "namespace": namespace}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    answer = cluster.kubectl(
+        "--kubeconfig",
+        str(kubeconfig),
+        "create",
+        "--validate=false",
+        "-o",
+        "yaml",
+        "-f",
+        "-",
+        stdin=yaml.safe_dump(review),
+    )
+    return bool(yaml.safe_load(answer)["status"]["allowed"])
+
+
+def test_the_accounts_token_opens_what_the_role_says_and_nothing_else(
+    cluster: LocalCluster, kubeconfig: Path, namespace: str
+) -> None:
+    who = cluster.kubectl(
+        "--kubeconfig", str(kubeconfig), "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"
+    )
+    assert who == ACCOUNT.format(namespace=namespace)
+    assert allowed(cluster, kubeconfig, "create", "pods", namespace)
+    assert allowed(cluster, kubeconfig, "create", "secrets", namespace)
+    assert not allowed(cluster, kubeconfig, "get", "secrets", namespace)
+    assert not allowed(cluster, kubeconfig, "create", "pods", "default")
