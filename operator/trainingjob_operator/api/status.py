@@ -69,6 +69,7 @@ class Progress(StatusModel):
     step: Step = Field(0, description="Finished optimizer steps.")
     steps: Step = Field(0, description="Optimizer steps of the whole run.")
     percent: Annotated[int, Field(ge=0, le=100)] = Field(0, description="Share of the steps that is done.")
+    summary: Annotated[str, Field(max_length=64)] = Field("", description="Steps and percent, for people.")
     samples: int | None = Field(None, ge=0, description="Samples consumed.")
     tokens: int | None = Field(None, ge=0, description="Tokens consumed.")
     loss: float | None = Field(None, description="Training loss at `step`.")

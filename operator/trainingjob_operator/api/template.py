@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from trainingjob_trainer.config import Config, ObjectName
 
 Free = Annotated[dict[str, Any], Field(max_length=64)]
@@ -90,3 +90,15 @@ class Template(Config):
     image_pull_secrets: Annotated[list[PullSecret], Field(max_length=16)] = Field(
         default_factory=list, description="Secrets that open the image's registry."
     )
+
+    @model_validator(mode="after")
+    def _keeps_to_its_own(self) -> Self:
+        if any(key.startswith("trainingjob.io/") for key in self.labels):
+            raise ValueError("labels: trainingjob.io/* belongs to the operator")
+        if any(e.name.startswith(("TRAININGJOB_", "RAY_AUTH_")) for e in self.env):
+            raise ValueError("env: TRAININGJOB_* and RAY_AUTH_* belong to the operator")
+        if any(v.name.startswith("trainingjob-") for v in self.volumes):
+            raise ValueError("volumes: trainingjob-* belongs to the operator")
+        if not {m.name for m in self.volume_mounts} <= {v.name for v in self.volumes}:
+            raise ValueError("volumeMounts: every name must be that of one of the template's volumes")
+        return self

@@ -27,6 +27,7 @@ def merge_report(
             step=done,
             steps=total,
             percent=percent(done, total),
+            summary=f"{done}/{total} ({percent(done, total)}%)",
             samples=said.samples if said else None,
             tokens=said.tokens if said else None,
             loss=_rounded(said.loss if said else None, 4),
@@ -63,7 +64,14 @@ def merge_result(status: TrainingJobStatus, result: Mapping[str, Any], steps: in
     if isinstance(step, int) and step >= 0:
         before = status.progress or Progress()
         update["progress"] = before.model_copy(
-            update={"step": step, "steps": max(step, steps), "percent": 100, "eta": None, "updated_at": now}
+            update={
+                "step": step,
+                "steps": max(step, steps),
+                "percent": percent(step, max(step, steps)),
+                "summary": f"{step}/{max(step, steps)} ({percent(step, max(step, steps))}%)",
+                "eta": None,
+                "updated_at": now,
+            }
         )
     evaluation = result.get("evaluation")
     if isinstance(evaluation, dict):

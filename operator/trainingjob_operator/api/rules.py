@@ -1,0 +1,205 @@
+"""Rules that a schema can't say, in CEL: what the models' validators say in Python, and what an update may change.
+
+Kubernetes checks them at the API server, so a wrong spec is refused by `kubectl apply` and not found out later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainingjob_trainer import config
+
+from trainingjob_operator.api.spec import TrainingJobSpec
+from trainingjob_operator.api.template import Template
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A CEL rule on `self`.
+
+    message: shown when the rule does not hold; %d and %s in it stand for `values`, CEL expressions. (`format` is the
+    only way to put numbers into a text whose cost the API server can bound.)
+    field: the path that the error names, below the rule's own.
+    """
+
+    rule: str
+    message: str
+    values: tuple[str, ...] = ()
+    field: str | None = None
+    reason: str = "FieldValueInvalid"
+
+    def wire(self) -> dict[str, str]:
+        """The rule as in `x-kubernetes-validations`."""
+        path = {} if self.field is None else {"fieldPath": self.field}
+        if not self.values:
+            return {"rule": self.rule, "message": self.message, "reason": self.reason, **path}
+        text = self.message.replace("\\", "\\\\").replace("'", "\\'")
+        said = f"'{text}'.format([{', '.join(self.values)}])"
+        return {"rule": self.rule, "messageExpression": said, "reason": self.reason, **path}
+
+
+NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+# On the whole object: the name becomes part of pod and host names, where 63 characters and no dot are allowed.
+ROOT_RULES = (
+    Rule(
+        "self.metadata.name.size() <= 46",
+        "the name has %d characters: at most 46 are allowed, because pods are named after it",
+        ("self.metadata.name.size()",),
+        field=".metadata.name",
+    ),
+    Rule(
+        f"self.metadata.name.matches('{NAME_PATTERN}')",
+        "the name must begin with a lower-case letter and contain only lower-case letters, digits and hyphens "
+        "(no dots), because host names are made of it",
+        field=".metadata.name",
+    ),
+)
+
+
+def _fixed(path: str) -> Rule:
+    """A field that makes the run what it is."""
+    message = "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri"
+    return Rule(f"self.{path} == oldSelf.{path}", f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
+
+
+def _while_suspended(path: str, *, optional: bool = False) -> Rule:
+    """A field that a resumed run takes up: it may change while the job is suspended before and after."""
+    same = f"self.{path} == oldSelf.{path}"
+    if optional:
+        same = f"(has(self.{path}) == has(oldSelf.{path}) && (!has(self.{path}) || {same}))"
+    suspended = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
+    message = (
+        "can change only while the job is suspended: set runPolicy.suspend to true, change it in a second step, "
+        "then set suspend to false"
+    )
+    return Rule(f"{same} || ({suspended})", f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
+
+
+RANKS = "self.workers.replicas * (self.workers.resources.gpus > 0 ? self.workers.resources.gpus : 1)"
+
+# With TrainerSpec.identity(): these and no others are fixed; a test compares.
+FIXED = (
+    "outputUri",
+    "task",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "data.prepare.tokenizer",
+    "data.prepare.clean",
+    "model",
+    "training.seed",
+    "training.globalBatchSize",
+    "training.sequenceLength",
+    "training.optimizer.name",
+)
+WHILE_SUSPENDED = (
+    "storage",
+    "workers.replicas",
+    "workers.resources",
+    "workers.template",
+    "data.prepare.replicas",
+    "data.prepare.cpu",
+    "data.prepare.memory",
+    "checkpoint",
+    "evaluation",
+    "training.steps",
+    "training.optimizer",
+    "training.schedule",
+    "training.clipNorm",
+    "training.precision",
+    "training.deterministic",
+    "training.logEvery",
+    "runPolicy.onExistingRun",
+)
+
+SPEC_RULES = (
+    *(_fixed(path) for path in FIXED),
+    *(_while_suspended(path) for path in WHILE_SUSPENDED),
+    _while_suspended("image", optional=True),
+    _while_suspended("training.microBatchSize", optional=True),
+    Rule(
+        f"self.training.globalBatchSize >= {RANKS}",
+        "training.globalBatchSize (%d) is below the number of ranks (%d): raise it or ask for fewer workers",
+        ("self.training.globalBatchSize", RANKS),
+        field=".training.globalBatchSize",
+    ),
+    Rule(
+        "self.task.kind != 'image-classification' || self.data.train.format == 'parquet'",
+        "data.train.format is %s: image-classification reads parquet, with a column of encoded images",
+        ("self.data.train.format",),
+        field=".data.train.format",
+    ),
+)
+
+RULES: dict[type[config.Config], tuple[Rule, ...]] = {
+    TrainingJobSpec: SPEC_RULES,
+    config.Storage: (
+        Rule(
+            "!(has(self.credentialsSecret) && has(self.serviceAccountName))",
+            "credentialsSecret and serviceAccountName exclude each other: remove one",
+        ),
+    ),
+    config.Split: (Rule("has(self.fraction) != has(self.uri)", "exactly one of fraction and uri must be set"),),
+    config.Data: (
+        Rule(
+            "self.validation.?fraction.orValue(0.0) + self.test.?fraction.orValue(0.0) < 1.0",
+            "validation.fraction and test.fraction leave nothing to train on: their sum must be below 1",
+        ),
+    ),
+    config.Clean: (
+        # The defaults of a default are not there yet when the API server checks it.
+        Rule(
+            "!has(self.minChars) || !has(self.maxChars) || self.minChars <= self.maxChars",
+            "minChars (%d) must not be above maxChars (%d)",
+            ("self.minChars", "self.maxChars"),
+            field=".minChars",
+        ),
+    ),
+    config.Model: (
+        Rule("has(self.preset) != has(self.transformer)", "exactly one of preset and transformer must be set"),
+    ),
+    config.Transformer: (
+        Rule(
+            "self.dim % self.heads == 0",
+            "dim (%d) must be a multiple of heads (%d)",
+            ("self.dim", "self.heads"),
+            field=".dim",
+        ),
+        Rule(
+            "self.dim % self.heads != 0 || self.dim / self.heads % 2 == 0",
+            "dim / heads (%d) must be even for rotary positions",
+            ("self.dim / self.heads",),
+            field=".dim",
+        ),
+        Rule(
+            "!has(self.kvHeads) || self.heads % self.kvHeads == 0",
+            "heads (%d) must be a multiple of kvHeads (%d)",
+            ("self.heads", "self.kvHeads"),
+            field=".kvHeads",
+        ),
+    ),
+    Template: (
+        Rule(
+            "!has(self.labels) || self.labels.all(k, !k.startsWith('trainingjob.io/'))",
+            "labels: trainingjob.io/* belongs to the operator",
+            field=".labels",
+        ),
+        Rule(
+            "!has(self.env) || self.env.all(e, !e.name.startsWith('TRAININGJOB_') && !e.name.startsWith('RAY_AUTH_'))",
+            "env: TRAININGJOB_* and RAY_AUTH_* belong to the operator",
+            field=".env",
+        ),
+        Rule(
+            "!has(self.volumes) || self.volumes.all(v, !v.name.startsWith('trainingjob-'))",
+            "volumes: trainingjob-* belongs to the operator",
+            field=".volumes",
+        ),
+        Rule(
+            "!has(self.volumeMounts) || "
+            "self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name))",
+            "volumeMounts: every name must be that of one of the template's volumes",
+            field=".volumeMounts",
+        ),
+    ),
+}
