@@ -10,7 +10,14 @@ from typing import Any
 from trainingjob_trainer.config import TrainerSpec
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.prepare.examples import arrange, raw_objects, read_examples
-from trainingjob_trainer.prepare.shards import image_encoder, manifest_of, publish, token_encoder, write_shards
+from trainingjob_trainer.prepare.shards import (
+    image_encoder,
+    manifest_of,
+    no_examples,
+    publish,
+    token_encoder,
+    write_shards,
+)
 from trainingjob_trainer.storage import Store
 
 
@@ -20,14 +27,16 @@ def prepare_data(config: TrainerSpec, store: Store, report: Callable[[dict[str, 
     if report:
         report({"state": "Preparing", "message": f"Reading {len(objects)} objects."})
     examples = arrange((e for split, raw in objects for e in read_examples(config, split, raw)), config)
+    if not examples:
+        raise no_examples(config)
     if report:
         report({"state": "Preparing", "message": f"Writing {len(examples)} examples."})
     if config.task.kind == "image-classification":
         images, shape = image_encoder((e.label for e in examples), (e.shape for e in examples))
-        part = write_shards(store, examples, images, writer_name(), 0)
+        part = write_shards(store, examples, images, writer_name())
         return publish(config, store, manifest_of(config, [part], images, shape))
     tokens = token_encoder(store, config, (e.payload for e in examples if e.split == "train"))
-    part = write_shards(store, examples, tokens, writer_name(), 0)
+    part = write_shards(store, examples, tokens, writer_name())
     return publish(config, store, manifest_of(config, [part], tokens, None))
 
 

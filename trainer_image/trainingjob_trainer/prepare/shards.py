@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from trainingjob_trainer.config import TrainerSpec
+from trainingjob_trainer.config import Config, TrainerSpec
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData, SplitName
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.prepare import tokenizer as bpe
@@ -23,7 +22,13 @@ from trainingjob_trainer.storage import PreconditionFailed, Store
 SHARD_BYTES = 64 * 2**20
 ENCODED_AT_ONCE = 256  # documents
 
-Part = dict[SplitName, SplitData]  # what one writer made of one block
+
+class Part(Config):
+    """What one writer made of one block of the ordered examples: keys of the first and the last, shards by split."""
+
+    first: str
+    last: str
+    splits: dict[SplitName, SplitData]
 
 
 class Encoder(Protocol):
@@ -81,12 +86,13 @@ class _Open:
 
 
 def write_shards(
-    store: Store, examples: Iterable[Example], encoder: Encoder, writer: str, block: int, shard_bytes: int = SHARD_BYTES
+    store: Store, examples: Sequence[Example], encoder: Encoder, writer: str, shard_bytes: int = SHARD_BYTES
 ) -> Part:
-    """Write a block of examples, in their order, as `data/<split>-<writer>-<block>.<n>.bin`."""
+    """Write a block of examples, at least one, in their order, as `data/<split>-<writer>-<first key>.<n>.bin`."""
+    block = examples[0].key[:12]
     splits: dict[SplitName, _Open] = {name: _Open() for name in SPLITS}
-    iterator = iter(examples)
-    while some := list(itertools.islice(iterator, ENCODED_AT_ONCE)):
+    for start in range(0, len(examples), ENCODED_AT_ONCE):
+        some = examples[start : start + ENCODED_AT_ONCE]
         for example, encoded in zip(some, encoder.encode(some), strict=True):
             split = splits[example.split]
             split.data += encoded
@@ -96,14 +102,15 @@ def write_shards(
                 _flush(store, example.split, split, encoder.item_bytes, writer, block)
     for name, split in splits.items():
         _flush(store, name, split, encoder.item_bytes, writer, block)
-    return {name: SplitData(shards=s.shards, documents=s.documents, bytes=s.size) for name, s in splits.items()}
+    done = {name: SplitData(shards=s.shards, documents=s.documents, bytes=s.size) for name, s in splits.items()}
+    return Part(first=examples[0].key, last=examples[-1].key, splits=done)
 
 
-def _flush(store: Store, name: SplitName, split: _Open, item_bytes: int, writer: str, block: int) -> None:
+def _flush(store: Store, name: SplitName, split: _Open, item_bytes: int, writer: str, block: str) -> None:
     if not split.data:
         return
     data = bytes(split.data)
-    key = f"data/{name}-{writer}-{block:05d}.{len(split.shards):03d}.bin"
+    key = f"data/{name}-{writer}-{block}.{len(split.shards):03d}.bin"
     store.put(key, data)
     sha256 = hashlib.sha256(data).hexdigest()
     split.shards.append(Shard(key=key, size=len(data), sha256=sha256, count=len(data) // item_bytes, writer=writer))
@@ -139,13 +146,13 @@ def image_encoder(
 def manifest_of(
     config: TrainerSpec, parts: Iterable[Part], encoder: TokenEncoder | ImageEncoder, shape: tuple[int, int, int] | None
 ) -> Manifest:
-    """The manifest of all parts, in the order of their blocks."""
-    every = list(parts)
+    """The manifest of all parts, in the order of their examples."""
+    every = sorted(parts, key=lambda part: part.first)
     splits: dict[SplitName, SplitData] = {
         name: SplitData(
-            shards=[shard for part in every for shard in part[name].shards],
-            documents=sum(part[name].documents for part in every),
-            bytes=sum(part[name].bytes for part in every),
+            shards=[shard for part in every for shard in part.splits[name].shards],
+            documents=sum(part.splits[name].documents for part in every),
+            bytes=sum(part.splits[name].bytes for part in every),
         )
         for name in SPLITS
     }
@@ -166,6 +173,14 @@ def manifest_of(
         vocab_size=bpe.load(encoder.tokenizer).get_vocab_size(),
         tokenizer_digest=bpe.digest(encoder.tokenizer),
         eos_id=encoder.eos_id,
+    )
+
+
+def no_examples(config: TrainerSpec) -> DataError:
+    """The error for raw data of which cleaning leaves nothing."""
+    return DataError(
+        f"Nothing is left of {config.data.train.uri} after cleaning.",
+        "Look at the data, and at spec.data.prepare.clean.",
     )
 
 

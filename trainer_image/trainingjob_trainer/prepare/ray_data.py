@@ -1,0 +1,154 @@
+"""Prepare data on many pods: Ray Data reads, cleans and sorts, then every pod writes shards of its own.
+
+The examples are sorted by their content's hash over the whole cluster, block by block, and the blocks are dealt to the
+pods in turn. So the prepared stream is the one that `local` makes, whatever the number of pods.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainingjob_trainer.config import TrainerSpec
+from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.errors import TrainerError
+from trainingjob_trainer.prepare.examples import Example, arrange, raw_objects, read_examples
+from trainingjob_trainer.prepare.local import writer_name
+from trainingjob_trainer.prepare.shards import (
+    Encoder,
+    Part,
+    image_encoder,
+    manifest_of,
+    no_examples,
+    publish,
+    token_encoder,
+    write_shards,
+)
+from trainingjob_trainer.prepare.source import RawObject
+from trainingjob_trainer.storage import Store
+
+BLOCK_BYTES = 32 * 2**20  # of raw data; what one task of a pod holds in memory, several times over
+BLOCKS_PER_POD = 2  # at least: so that every pod has something to write
+
+Row = dict[str, Any]
+
+
+def prepare_data(config: TrainerSpec, store: Store, report: Callable[[Row], None] | None = None) -> Manifest:
+    """Prepare the data of a job on all nodes of the Ray cluster that this process is connected to; safe to run again.
+
+    Credentials come from the environment of each pod. Raises what the plain functions raise, from whichever pod.
+    """
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    try:
+        return _prepare(config, store, nodes, report or (lambda _: None))
+    except Exception as error:
+        raise _original(error) from error
+
+
+def _prepare(config: TrainerSpec, store: Store, nodes: list[str], report: Callable[[Row], None]) -> Manifest:
+    objects = raw_objects(config)
+    blocks = max(BLOCKS_PER_POD * len(nodes), sum(raw.size for _, raw in objects) // BLOCK_BYTES)
+    report({"state": "Preparing", "message": f"Reading {len(objects)} objects on {len(nodes)} pods."})
+    arranged = (
+        ray.data.from_items([_object_row(split, raw) for split, raw in objects], override_num_blocks=len(objects))
+        .flat_map(_read, fn_kwargs={"config": config})
+        .repartition(blocks)
+        .sort("key")  # equal keys come into one block
+        .map_batches(_arrange, batch_size=None, batch_format="pyarrow", fn_kwargs={"config": config})
+        .materialize()
+    )
+    examples = arranged.count()
+    if not examples:
+        raise no_examples(config)
+    report({"state": "Preparing", "message": f"Writing {examples} examples on {len(nodes)} pods."})
+    if config.task.kind == "image-classification":
+        images, shape = image_encoder(arranged.unique("label"), _shapes(arranged))
+        return publish(config, store, manifest_of(config, _write(arranged, store, images, nodes), images, shape))
+    tokens = token_encoder(store, config, _training_documents(arranged))
+    return publish(config, store, manifest_of(config, _write(arranged, store, tokens, nodes), tokens, None))
+
+
+def _write(arranged: ray.data.Dataset, store: Store, encoder: Encoder, nodes: list[str]) -> list[Part]:
+    """Deal the blocks to the nodes in turn. Pinned: left to itself, Ray may give all of them to the first free node."""
+    write, shared = ray.remote(_write_block), ray.put(encoder)
+    waiting = [
+        write.options(num_cpus=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(
+            block, store, shared
+        )
+        for block, node in zip(arranged.to_arrow_refs(), itertools.cycle(nodes))
+    ]
+    parts = [Part.model_validate_json(part) for part in ray.get(waiting) if part]
+    parts.sort(key=lambda part: part.first)
+    for before, after in itertools.pairwise(parts):
+        if before.last >= after.first:
+            raise TrainerError("Equal documents were sorted into two blocks.", "Please report this.")
+    return parts
+
+
+def _write_block(block: pa.Table, store: Store, encoder: Encoder) -> str | None:
+    examples = [_example(row) for row in block.to_pylist()]
+    if not examples:
+        return None
+    return write_shards(store, examples, encoder, writer_name()).model_dump_json()
+
+
+def _read(row: Row, config: TrainerSpec) -> Iterator[Row]:
+    raw = RawObject(row["root"], row["key"], row["size"])
+    return (_row(example) for example in read_examples(config, row["split"], raw))
+
+
+def _arrange(block: pa.Table, config: TrainerSpec) -> pa.Table:
+    rows = [_row(example) for example in arrange(map(_example, block.to_pylist()), config)]
+    return pa.Table.from_pylist(rows, schema=block.schema)
+
+
+def _training_documents(arranged: ray.data.Dataset) -> Iterator[bytes]:
+    for row in arranged.iter_rows():
+        if row["split"] == "train":
+            yield row["payload"]
+
+
+def _shapes(arranged: ray.data.Dataset) -> list[tuple[int, ...]]:
+    return [tuple(map(int, shape.split("x"))) for shape in arranged.unique("shape")]
+
+
+def _object_row(split: str, raw: RawObject) -> Row:
+    return {"split": split, "root": raw.root, "key": raw.key, "size": raw.size}
+
+
+def _row(example: Example) -> Row:
+    shape = "x".join(map(str, example.shape))
+    return {
+        "key": example.key,
+        "split": example.split,
+        "payload": example.payload,
+        "label": example.label,
+        "shape": shape,
+    }
+
+
+def _example(row: Row) -> Example:
+    shape = tuple(map(int, row["shape"].split("x"))) if row["shape"] else ()
+    return Example(row["key"], row["split"], row["payload"], row["label"], shape)
+
+
+def _original(error: Exception) -> Exception:
+    """The error of ours inside what Ray makes of it, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TrainerError) and not isinstance(seen, ray.exceptions.RayError):
+            return seen
+        seen = getattr(seen, "cause", None) if isinstance(seen, ray.exceptions.RayTaskError) else seen.__cause__
+        if isinstance(seen, str):  # a TrainerError's own `cause`
+            return error
+    return error
