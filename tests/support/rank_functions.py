@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
@@ -130,7 +131,8 @@ def _checkpointer(config: JobConfig, attempt: int, world: World) -> Checkpointer
 
 
 def train_run(config: JobConfig, attempt: int, stop_after: int | None = None, kill_after: int | None = None) -> Any:
-    """The whole loop; gives the result and what was reported."""
-    hooks = Hooks(stop_after, kill_after)
+    """The whole loop; gives the result and what was reported. Only the last rank is asked to stop, all are killed."""
+    last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
+    hooks = Hooks(stop_after if last else None, kill_after)
     result = train(config, Attempt(attempt, store_of(config)), hooks)
     return result, hooks.reports

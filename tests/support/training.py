@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from trainingjob_trainer.config import JobConfig, Storage
-from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
 from trainingjob_trainer.storage import Store, open_store
 
 VOCABULARY = 32
@@ -87,6 +87,7 @@ def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -
         tokenizer_digest="0" * 64,
         eos_id=0,
     )
+    store.put(TOKENIZER_KEY, b"{}")  # goes into the export as it is
     store.put(MANIFEST_KEY, manifest.to_json())
     return manifest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,9 @@ def read_progress(store: Store, commit: Commit) -> Progress:
 def _errors() -> Iterator[None]:
     """DCP gathers the ranks' errors into a BaseException of its own: raise the first of ours instead."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one rank is no accident
+            yield
     except CheckpointException as gathered:
         errors = [error for error, _ in gathered.failures.values()]
         ours = next((error for error in errors if isinstance(error, TrainerError)), None)

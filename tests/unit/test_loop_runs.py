@@ -1,0 +1,107 @@
+"""Whole runs of the loop on real ranks: exact resume, drain, fences, what is learnt and what is refused."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.rank_functions import train_run
+from support.ranks import run_ranks
+from support.training import VOCABULARY, job, put_tokens, store_of
+from trainingjob_trainer.checkpoint.checkpointer import read_progress
+from trainingjob_trainer.checkpoint.commits import Commit, commits, latest, read_verified
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.errors import Drained, UserError
+
+
+def prepared(directory: Path, **changes: Any) -> JobConfig:
+    config = job(directory, **changes)
+    put_tokens(store_of(config))
+    return config
+
+
+def newest(config: JobConfig) -> Commit:
+    commit = latest(store_of(config))
+    assert commit is not None
+    return commit
+
+
+def contents(commit: Commit) -> dict[str, str]:
+    """Checksums of a checkpoint's objects: weights, moments, position, every logged loss and every evaluation.
+
+    The index names keys, which carry the attempt's number; it is the only one that differs between attempts.
+    """
+    names = {stored.key.removeprefix(commit.prefix): stored.sha256 for stored in commit.objects}
+    return {name: digest for name, digest in names.items() if name != "index.json"}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, world_size: int) -> None:
+    """40 steps, dropout on, against 20 + SIGKILL of all ranks three steps later + 20."""
+    baseline, disturbed = prepared(tmp_path / "baseline"), prepared(tmp_path / "disturbed")
+    results = run_ranks(world_size, train_run, baseline, 1)
+    killed = run_ranks(world_size, train_run, disturbed, 1, None, 23)
+    assert killed == [-9] * world_size
+    assert newest(disturbed).step == 20
+    resumed = run_ranks(world_size, train_run, disturbed, 2)
+    assert contents(newest(disturbed)) == contents(newest(baseline))
+    (expected, _), (result, reports) = results[0], resumed[0]
+    assert reports[0]["resumedFromStep"] == 20
+    assert result.evaluation == expected.evaluation
+    history = read_progress(store_of(disturbed), newest(disturbed)).history
+    assert [logged.step for logged in history] == list(range(1, 41))
+
+
+def test_a_stop_request_on_one_rank_commits_on_all_at_the_next_boundary(tmp_path: Path) -> None:
+    config = prepared(tmp_path)
+    for error in run_ranks(2, train_run, config, 1, 7):
+        assert isinstance(error, Drained)
+        assert error.step == 7
+    assert newest(config).step == 7
+
+
+def test_a_run_with_more_steps_continues_from_its_last_checkpoint(tmp_path: Path) -> None:
+    run_ranks(1, train_run, prepared(tmp_path, steps=6), 1)
+    [(result, reports)] = run_ranks(1, train_run, job(tmp_path, steps=9), 2)
+    assert reports[0]["resumedFromStep"] == 6
+    assert result.step == 9
+
+
+def test_the_model_learns_and_every_phase_reports(tmp_path: Path) -> None:
+    optimizer, schedule = {"lr": 1e-2}, {"warmupSteps": 10}
+    config = prepared(tmp_path, steps=120, optimizer=optimizer, schedule=schedule, logEvery=10, clipNorm=1.0)
+    [(result, reports)] = run_ranks(1, train_run, config, 1)
+    loss = result.evaluation.metrics["loss"]
+    assert loss < 0.6 * math.log(VOCABULARY)  # a model that knows nothing of the last token has log(32)
+    assert {"Training", "Evaluating", "Exporting"} <= {report.get("state") for report in reports}
+    last = [report["progress"] for report in reports if "progress" in report][-1]
+    assert last["step"] == last["steps"] == 120
+    assert last["samples"] == 1200
+    assert last["tokens"] == 1200 * config.training.sequence_length
+    assert last["tokensPerSecond"] > 0
+    assert last["etaSeconds"] == 0
+
+
+def test_a_loss_that_is_not_finite_names_step_and_learning_rate_and_is_never_committed(tmp_path: Path) -> None:
+    config = prepared(
+        tmp_path, optimizer={"lr": 10.0, "weightDecay": 10.0}, clipNorm=0, schedule={"warmupSteps": 0}, logEvery=40
+    )
+    [error] = run_ranks(1, train_run, config, 1)
+    assert isinstance(error, UserError)
+    assert "of step" in error.cause
+    assert "learning rate was" in error.cause
+    assert latest(store_of(config)) is None
+
+
+def test_two_attempts_that_write_at_the_same_time_never_mix(tmp_path: Path) -> None:
+    """No fence is up, as if neither had seen the other: both commit every step, and each checkpoint is one's alone."""
+    config = prepared(tmp_path, steps=12, checkpoint={"everySteps": 1, "keepLast": 12})
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda number: run_ranks(1, train_run, config, number), (1, 2)))
+    found = commits(store_of(config))
+    assert [commit.step for commit in found] == list(range(1, 13))
+    for commit in found:
+        assert all(stored.key.startswith(commit.prefix) for stored in commit.objects)
+        for stored in commit.objects:
+            read_verified(store_of(config), stored)

@@ -1,0 +1,196 @@
+"""Train a job by hand, without Ray and Kubernetes, on one machine or under torchrun.
+
+    python -m trainingjob_trainer.train job.yaml
+    torchrun --nproc-per-node 2 -m trainingjob_trainer.train job.yaml
+
+The file holds a TrainingJob, or its spec alone. The same run directory continues where it stands; SIGTERM commits a
+checkpoint first. Exit codes are those of a pod (docs/contracts.md §3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.errors import Drained, Fenced, TrainerError, UserError
+from trainingjob_trainer.failures import of_rank
+from trainingjob_trainer.records import Incident
+
+if TYPE_CHECKING:
+    from trainingjob_trainer.checkpoint.attempt import Attempt
+    from trainingjob_trainer.storage import Store
+
+OPERATORS_FIELDS = ("image", "workers", "runPolicy")  # of the spec; they say how to run it in a cluster
+
+
+class Console:
+    """Hooks that tell progress on stderr and take SIGTERM for the request to stop."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._message = ""
+        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+
+    def report(self, fields: Mapping[str, Any]) -> None:
+        """Write a line for a new message, for progress, a checkpoint and an evaluation."""
+        message = fields.get("message") or self._message
+        if message != self._message:
+            self._message = message
+            say(message)
+        progress = fields.get("progress") or {}
+        if progress.get("loss") is not None:
+            say(_progress_line(progress))
+        if fields.get("evaluation"):
+            metrics = fields["evaluation"]["metrics"].items()
+            say(f"{fields['evaluation']['split']}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics))
+        if fields.get("checkpoint") and "state" not in fields:
+            say(f"checkpoint {fields['checkpoint']['latestUri']}")
+
+    def stop_requested(self) -> bool:
+        """Whether SIGTERM came."""
+        return self._stop.is_set()
+
+
+def say(text: str) -> None:
+    """One line on stderr, with the time."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+def _progress_line(progress: Mapping[str, Any]) -> str:
+    parts = [
+        f"step {progress['step']}/{progress['steps']}",
+        f"loss {progress['loss']:.4f}",
+        f"lr {progress['learningRate']:.3g}",
+        f"grad norm {progress['gradNorm']:.3g}",
+    ]
+    if progress["tokensPerSecond"] is not None:
+        parts.append(f"{progress['tokensPerSecond']:.0f} tokens/s")
+    if progress["etaSeconds"] is not None:
+        parts.append(f"{progress['etaSeconds']:.0f} s left")
+    return "  ".join(parts)
+
+
+def read_config(path: Path, world_size: int) -> JobConfig:
+    """The job of a YAML or JSON file. Raises `UserError` that names what is wrong in it."""
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "Give the path of a YAML file.") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds no mapping.", "Give a TrainingJob, or its spec.")
+    metadata = document.get("metadata") or {}
+    spec = document.get("spec", document)
+    facts = {
+        "name": metadata.get("name", path.stem),
+        "namespace": metadata.get("namespace", "default"),
+        "replicas": 1,
+        "ranksPerPod": world_size,
+        "maxRestarts": 0,
+        "onExistingRun": (spec.get("runPolicy") or {}).get("onExistingRun", "Resume"),
+    }
+    try:
+        return JobConfig.model_validate({**{k: v for k, v in spec.items() if k not in OPERATORS_FIELDS}, **facts})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise UserError(f"{path} is not a valid job: {wrong}.", "Correct these fields.") from error
+
+
+def begin(config: JobConfig, store: Store, console: Console) -> Attempt | None:
+    """What comes before training, on rank 0: check the job, prepare missing data, take an attempt's number.
+
+    None if the run is finished already.
+    """
+    from trainingjob_trainer.checkpoint.attempt import Attempt
+    from trainingjob_trainer.checkpoint.commits import latest
+    from trainingjob_trainer.prepare.check import check
+
+    found = check(config, store)
+    say(found.message)
+    if found.outcome == "Finished":
+        sys.stdout.write(json.dumps(found.result, indent=1) + "\n")
+        return None
+    if found.outcome == "PrepareData":
+        from trainingjob_trainer.prepare.local import prepare_data
+
+        prepare_data(config, store, console.report)
+    commit = latest(store)
+    return Attempt.take(store, commit.step if commit else 0)
+
+
+def join(rank: int, world_size: int) -> None:
+    """Form the process group that torchrun described in the environment. A world of one has none."""
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if world_size == 1:
+        return
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):  # all on this machine
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=world_size)
+
+
+def run(path: Path, rank: int, world_size: int) -> None:
+    """Train the job of a file as one rank. Raises a `TrainerError`."""
+    from trainingjob_trainer.storage import open_store
+
+    console = Console()
+    config = read_config(path, world_size)
+    store = open_store(config.output_uri, config.storage)
+    attempt = begin(config, store, console) if rank == 0 else None
+    if attempt is None and world_size == 1:
+        return
+    join(rank, world_size)
+
+    from trainingjob_trainer.loop import train
+    from trainingjob_trainer.parallel import World
+
+    attempt = World.join().from_first(attempt)
+    if attempt is None:
+        return
+    try:
+        result = train(config, attempt, console)
+        if rank == 0:
+            sys.stdout.write(json.dumps(result.save(store).wire(), indent=1) + "\n")
+    except Exception as error:
+        failure = of_rank(error, rank)
+        if rank == 0 and not isinstance(failure, Drained | Fenced):
+            Incident.of(failure, attempt.number, failure.step).save(store)
+        raise failure from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainingjob_trainer.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("job", type=Path, help="YAML file with a TrainingJob or its spec")
+    job: Path = parser.parse_args(arguments).job
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        run(job, rank, world_size)
+    except TrainerError as error:
+        say(f"{error.error_class}: {error.cause}" + (f"\n         {error.next_step}" if error.next_step else ""))
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
