@@ -10,8 +10,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from .agent.pod import AGENT_PORT, Pod
 from .errors import Drained, TrainerError
@@ -21,43 +20,38 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 120.0  # seconds
 POLL = 0.25
+LOOK_AT_LOG = "Look at the pod's log."
 
 
 class RayCluster:
-    """Ray's head in this pod, and a connection to it."""
+    """Ray's head in this pod, and a connection to it. The agent ends both with the pod."""
 
-    def __init__(self, pod: Pod, ranks_per_pod: int) -> None:
+    def __init__(self, pod: Pod, ranks: int, cpus: int) -> None:
         self._pod = pod
-        command = start_command(pod, ranks_per_pod, head_address=None)
-        self._head = subprocess.Popen(command, env=environment(os.environ, ranks_per_pod), stdin=subprocess.DEVNULL)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        import ray
-
-        ray.shutdown()
-        self._head.terminate()
-        self._head.wait()
+        command = start_command(pod, ranks, cpus, head_address=None)
+        self._head = subprocess.Popen(command, env=environment(os.environ, ranks), stdin=subprocess.DEVNULL)
 
     def connect(self) -> None:
-        """Connect this process as Ray's driver; waits for the head to answer."""
+        """Connect this process as Ray's driver, as soon as the head answers."""
         import ray
 
         deadline = time.monotonic() + START_TIMEOUT
-        while not _answers(self._pod.ip, GCS_PORT):
+        while True:
+            self._check_drain()
             if self._head.poll() is not None:
                 raise TrainerError(
                     f"Ray's head ended with exit code {self._head.returncode}.", "Look at the pod's log."
                 )
-            if time.monotonic() > deadline:
-                raise TrainerError(f"Ray's head did not answer within {START_TIMEOUT:.0f} s.", "Look at the pod's log.")
-            self._check_drain()
+            if _answers(self._pod.ip, GCS_PORT):
+                try:
+                    ray.init(address=f"{self._pod.ip}:{GCS_PORT}", log_to_driver=True, logging_level=logging.WARNING)
+                    return
+                except ConnectionError:  # the head answers, but is not a node of its own cluster yet
+                    if time.monotonic() > deadline:
+                        raise
+            elif time.monotonic() > deadline:
+                raise TrainerError(f"Ray's head did not answer within {START_TIMEOUT:.0f} s.", LOOK_AT_LOG)
             time.sleep(POLL)
-        ray.init(address=f"{self._pod.ip}:{GCS_PORT}", log_to_driver=True, logging_level=logging.WARNING)
 
     def wait_for_pods(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
         """Wait until Ray's living nodes are exactly the gang's pods; returns them. Raises `Drained`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ _ENV = {
     "RAY_health_check_failure_threshold": "5",
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_enable_metrics_collection": "false",
 }
 
 
@@ -30,9 +31,11 @@ def environment(base: Mapping[str, str], ranks: int) -> dict[str, str]:
     return {**_ENV, "OMP_NUM_THREADS": str(threads_per_rank(ranks)), **base}
 
 
-def start_command(pod: Pod, ranks: int, head_address: str | None) -> list[str]:
-    """`ray start` in the foreground: as head if `head_address` is None, else as a node of that head."""
-    cpus = cpu_limit() or 1
+def start_command(pod: Pod, ranks: int, cpus: int, head_address: str | None) -> list[str]:
+    """`ray start` in the foreground: as head if `head_address` is None, else as a node of that head.
+
+    `cpus` are slots for Ray Data's tasks; Ray starts so many idle workers in advance. Ranks and actors take none.
+    """
     command = [
         str(Path(sys.executable).with_name("ray")),
         "start",
@@ -49,12 +52,18 @@ def start_command(pod: Pod, ranks: int, head_address: str | None) -> list[str]:
         "--min-worker-port=20000",
         "--max-worker-port=20999",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--num-cpus={max(2, cpus)}",
+        f"--num-cpus={cpus}",
         f"--resources={json.dumps({RANK_RESOURCE: ranks})}",
         f"--labels={INDEX_LABEL}={pod.index}",
     ]
     if head_address is None:
-        return [*command, "--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
+        return [
+            *command,
+            "--head",
+            f"--port={GCS_PORT}",
+            "--include-dashboard=false",
+            "--no-monitor",
+        ]
     return [*command, f"--address={head_address}"]
 
 
@@ -67,7 +76,12 @@ def cpu_limit() -> int | None:
     return None if quota == "max" else max(1, int(quota) // int(period))
 
 
+def prepare_slots() -> int:
+    """CPU slots of a pod that prepares data; at least two, because Ray Data's stages run at the same time."""
+    return max(2, cpu_limit() or 0)
+
+
 def threads_per_rank(ranks: int) -> int:
     """Threads of a rank's CPU kernels: its share of the pod's limit; without a limit 1, as under torchrun."""
     limit = cpu_limit()
-    return 1 if limit is None else max(1, min(limit, os.cpu_count() or 1) // ranks)
+    return 1 if limit is None else max(1, limit // max(1, ranks))

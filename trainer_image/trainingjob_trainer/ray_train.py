@@ -49,12 +49,13 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: list[dict[str, Any
     `nodes`: Ray's nodes, one for each pod.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer imports torch here, too
+
+    from .ray_gang import GangTrainer
 
     gpus = all(node["Resources"].get("GPU", 0) >= config.ranks_per_pod for node in nodes)
     ranks = [str(index) for index in range(pod.replicas) for _ in range(config.ranks_per_pod)]
     port = RENDEZVOUS_PORTS[attempt.number % len(RENDEZVOUS_PORTS)]
-    trainer = DataParallelTrainer(
+    trainer = GangTrainer(
         run_rank,
         train_loop_config={
             "config": config.wire(),
@@ -71,7 +72,7 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: list[dict[str, Any
         run_config=RunConfig(
             name=f"attempt-{attempt.number}",
             storage_path=str(pod.work / "ray-train"),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
     try:

@@ -7,18 +7,19 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
 from ..errors import Drained, TrainerError, WorkerLost
 from ..outcome import Outcome
-from ..ray_node import GCS_PORT, environment, start_command
+from ..ray_node import GCS_PORT, environment, prepare_slots, start_command
 from .pod import AGENT_PORT, Pod
 from .processes import Child, Processes
-from .progress import Progress
+from .progress import Progress, State
 from .server import Server
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,14 @@ logger = logging.getLogger(__name__)
 Stage = Literal["Check", "PrepareData", "Train"]
 POLL = 0.5  # seconds between two looks at the head, and at what still runs
 TELL = 3.0  # seconds that a head keeps serving its final state, at most
+
+
+class Head(NamedTuple):
+    """Index 0 as its agent answers. Ray gets the address: its DNS resolver does not read /etc/hosts."""
+
+    uid: str
+    address: str
+    state: State
 
 
 class Agent:
@@ -80,7 +89,7 @@ class Agent:
         except FileNotFoundError:
             raise _vanished(code) from None
         logger.info("The program ended with exit code %d: %s", code, outcome.outcome or outcome.error_class)
-        return outcome
+        return outcome if outcome.attempt else outcome.model_copy(update={"attempt": self.progress.attempt})
 
     async def _follow(self) -> Outcome:
         """Be a node of the head's Ray cluster, whichever pod the head is, until the stage is over."""
@@ -88,52 +97,67 @@ class Agent:
             head = await self._find_head()
             if head is None:
                 return Outcome(outcome=None)
-            command = start_command(self.pod, self.config.ranks_per_pod, f"{self.pod.head}:{GCS_PORT}")
-            logger.info("Joining Ray at %s (pod %s)", self.pod.head, head)
-            ray = self.processes.start(command, environment(os.environ, self.config.ranks_per_pod))
+            ranks, cpus = (self.config.ranks_per_pod, 0) if self.stage == "Train" else (0, prepare_slots())
+            command = start_command(self.pod, ranks, cpus, f"{head.address}:{GCS_PORT}")
+            logger.info("Joining Ray at %s, pod %s", head.address, head.uid)
+            ray = self.processes.start(command, environment(os.environ, ranks))
             self._say("Starting", f"Joining the head {self.pod.head}.")
-            over = await self._stay(ray, head)
+            over = await self._stay(ray, head.uid)
             await self.processes.kill_all()  # Ray's helpers outlive the raylet, and ranks may hang in a collective
             if over:
                 return Outcome(outcome=None)
 
-    async def _find_head(self) -> str | None:
-        """Wait until the head and its Ray answer; the uid of its pod, or None when the stage is over."""
+    async def _find_head(self) -> Head | None:
+        """Wait until the head and its Ray answer; None when the stage is over."""
         while True:
             self._say("Starting", f"Waiting for the head {self.pod.head}.")
-            seen = await self._ask_head()
-            if seen is not None and seen["state"] == "Done":
+            head = await self._ask_head()
+            if head is not None and head.state == "Done":
                 return None
-            if seen is not None and await _answers(self.pod.head, GCS_PORT):
-                return str(seen["podUid"])
+            if head is not None and await _answers(head.address, GCS_PORT):
+                return head
             await asyncio.sleep(POLL)
 
-    async def _stay(self, ray: Child, head: str) -> bool:
+    async def _stay(self, ray: Child, uid: str) -> bool:
         """Stay in the cluster; True when the stage is over, False when Ray ended here or the head was replaced."""
         while ray.running:
-            seen = await self._ask_head()
-            if seen is not None and seen["podUid"] != head:
-                logger.info("The head was replaced by pod %s", seen["podUid"])
+            head = await self._ask_head()
+            if head is not None and head.uid != uid:
+                logger.info("The head was replaced by pod %s", head.uid)
                 return False
-            if seen is not None and seen["state"] == "Done":
+            if head is not None and head.state == "Done":
                 return True
-            if seen is not None:
-                self._say(seen["state"], f"Follows the head {self.pod.head}.")
+            if head is not None:
+                self._say(head.state, f"Follows the head {self.pod.head}.")
             await asyncio.wait({ray.exited}, timeout=POLL)
         logger.warning("Ray ended here with exit code %d", ray.exited.result())
         return False
 
-    async def _ask_head(self) -> dict[str, Any] | None:
-        """The head's progress; None if it does not answer, or answers for something else."""
+    async def _ask_head(self) -> Head | None:
+        """The head as it answers now; None if it does not.
+
+        While a head is replaced its name may have the addresses of both pods, or of a pod of somebody else.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(self.pod.head, AGENT_PORT, family=socket.AF_INET, type=socket.SOCK_STREAM)
+        except OSError:
+            return None
+        answers = await asyncio.gather(*(self._ask(str(address[0])) for *_, address in found))
+        return next((head for head in answers if head is not None), None)
+
+    async def _ask(self, address: str) -> Head | None:
         timeout = aiohttp.ClientTimeout(total=2)
         try:
             async with aiohttp.ClientSession(timeout=timeout) as session:
-                url = f"http://{self.pod.head}:{AGENT_PORT}/progress"
+                url = f"http://{address}:{AGENT_PORT}/progress"
                 async with session.get(url, params={"pod": self.pod.name}) as response:
                     seen: dict[str, Any] = await response.json()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
-        return seen if (seen.get("jobUid"), seen.get("stage")) == (self.pod.job_uid, self.stage) else None
+        if (seen.get("jobUid"), seen.get("stage")) != (self.pod.job_uid, self.stage):
+            return None
+        return Head(str(seen["podUid"]), address, seen["state"])
 
     async def _drained(self) -> Outcome:
         """Completes when the pod was asked to stop and has nothing left to wait for."""
@@ -145,7 +169,7 @@ class Agent:
         raise Drained("The pod was asked to stop.", "Nothing to do.", step=self.progress.step)
 
     def _ranks_running(self) -> bool:
-        """Whether a process of this pod that has begun to train still lives. Ray Train ends it when all ranks are done."""
+        """Whether a process of this pod that has begun to train still lives. Ray Train ends it after the last rank."""
         return any(Path("/proc", entry.name).exists() for entry in self.pod.ranks.iterdir())
 
     async def _tell(self, outcome: Outcome) -> None:
@@ -165,7 +189,7 @@ class Agent:
         await asyncio.gather(*pending, return_exceptions=True)
         return done.pop().result()
 
-    def _say(self, state: Any, message: str) -> None:
+    def _say(self, state: State, message: str) -> None:
         if not self._stopping.is_set():
             self.progress.say(state, message)
 

@@ -99,8 +99,9 @@ class Progress:
                 return
             if report.attempt > current:
                 self._fields |= {"attemptStartedAt": now(), "firstStepAt": None, "resumedFromStep": None}
+        ending = self.state in ("Draining", "Done") and report.state != "Draining"
         for name, value in report.model_dump(mode="json", by_alias=True, exclude_unset=True).items():
-            if name == "state" and self.state in ("Draining", "Done"):
+            if ending and name in ("state", "message"):
                 continue
             if isinstance(value, dict) and name != "evaluation":
                 value = {**(self._fields[name] or {}), **value}
