@@ -1,11 +1,14 @@
-"""Plain pods for the tests of the local cluster itself."""
+"""Plain pods for the tests of the local cluster itself; an operator and played jobs for the tests of the operator."""
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.operator_process import Operator
+from support.played import PlayedJob
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
@@ -87,3 +90,25 @@ def state(pod: dict[str, Any]) -> dict[str, Any]:
 def pods(cluster: "LocalCluster", namespace: str) -> Pods:
     """Pods of a fresh namespace."""
     return Pods(cluster, namespace)
+
+
+@pytest.fixture
+def operator(cluster: "LocalCluster", namespace: str, tmp_path: Path) -> Iterator[Operator]:
+    """A running operator that sees the fresh namespace only."""
+    flags = ("--namespace", namespace, "--progress-interval", "1", "--log-level", "debug")
+    process = Operator(cluster.kubeconfig, tmp_path / "operator.log", *flags)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+@pytest.fixture
+def played(cluster: "LocalCluster", namespace: str) -> Callable[..., PlayedJob]:
+    """Make a job in the fresh namespace, of a given name and with changed parts of the spec."""
+
+    def make(name: str = "gpt", **spec: Any) -> PlayedJob:
+        return PlayedJob(cluster, namespace, name, **spec)
+
+    return make

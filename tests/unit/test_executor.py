@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from support.memory_api import MemoryApi
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.cache import Cache, Key
 from trainingjob_operator.core.executor import Executor
@@ -23,8 +24,6 @@ from trainingjob_operator.core.names import (
 from trainingjob_operator.core.plan import EventFact, ObjectRef, Plan, PodRef, Settings
 from trainingjob_operator.core.queue import Retry
 from trainingjob_operator.kube.api import CONFIG_MAPS, PODS, SECRETS, SERVICES, TRAINING_JOBS, Forbidden, Unreachable
-
-from tests.support.memory_api import MemoryApi
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 KEY = Key("team", "job")

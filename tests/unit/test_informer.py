@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
+from support.memory_api import MemoryApi
 from trainingjob_operator.kube import informer as informer_module
 from trainingjob_operator.kube.api import PODS, ApiError, Gone, ObjectList, Resource, Unreachable, WatchEvent
 from trainingjob_operator.kube.informer import Informer
-
-from tests.support.memory_api import MemoryApi
 
 Script = list[WatchEvent | ApiError]
 

@@ -147,17 +147,22 @@ class Executor:
         status = plan.status if plan.status is not None else job.status
         if memory.obstacle is not None:
             status = overlay(status, job.status, memory.obstacle, now)
-        if status != job.status:
+        changed = status != job.status
+        if changed:
             await self._write_status(job, status, memory)
         elif plan.create_pods and memory.licence != job.resource_version:
             await self._read_quorum(job, memory)
             raise _DecideAgain("pods are created only for a job that was read or written by this process")
+        self._progress.follow(key, job.uid, plan.wants_progress)
         try:
             await self._act(job, plan, memory)
         except _Obstructed as obstructed:
             await self._report(key, job, obstructed.obstacle, memory)
             raise Retry(obstructed.obstacle.message) from None
-        self._progress.follow(key, job.uid, plan.wants_progress)
+        finally:
+            # The next decision will not tell them again, whatever became of this one's deeds.
+            for event in plan.events if changed else ():
+                await self._events.publish(job, event)
         if memory.obstacle is not None:
             memory.obstacle = None
             raise _DecideAgain("the obstacle is gone")
@@ -238,8 +243,6 @@ class Executor:
             raise
         await _each(self._delete_pod(job, pod) for pod in plan.delete_pods)
         await _each(self._delete_child(job, child) for child in plan.delete_children)
-        for event in plan.events:
-            await self._events.publish(job, event)
 
     async def _ensure(self, job: Job, manifests: Sequence[Manifest], creating: bool, memory: _Memory) -> None:
         """Children exist when an attempt starts, and are looked after once in the resync interval.
@@ -314,6 +317,8 @@ class Executor:
 
     async def _delete_child(self, job: Job, child: ObjectRef) -> None:
         resource = BY_KIND[child.kind]
+        if resource is SECRETS:
+            return  # The operator may only create Secrets: this one goes with the TrainingJob.
         try:
             found = await self._api.get(resource, job.namespace, child.name)
             if is_controlled_by(found, job.uid):

@@ -46,6 +46,8 @@ class _Target:
     pod: PodFacts
     facts: ProgressFacts
     failures: int = 0
+    told: ProgressReport | None = None
+    """The report that the job was last queued for, and when (monotonic)."""
     told_at: float = float("-inf")
 
 
@@ -171,10 +173,11 @@ class ProgressPoller:
         target.failures = 0
         target.facts = self._last[job_uid] = ProgressFacts(report=report, fetched_at=self._now())
         silent = before.unreachable_since is not None
-        urgent = silent or before.report is None or _essence(before.report) != _essence(report)
-        due = before.report != report and time.monotonic() - target.told_at >= self.write_interval
+        urgent = silent or target.told is None or _essence(target.told) != _essence(report)
+        due = target.told != report and time.monotonic() - target.told_at >= self.write_interval
         if urgent or due:
-            self._tell(target)
+            target.told, target.told_at = report, time.monotonic()
+            self._enqueue(target.key, 0.0)
 
     def _missed(self, job_uid: str, target: _Target, error: Exception) -> None:
         target.failures = min(target.failures + 1, 10)
@@ -183,10 +186,6 @@ class ProgressPoller:
             self._enqueue(target.key, self._unreachable_after + 1.0)
             reason = str(error) or type(error).__name__
             logger.debug("no progress from %s: %s", target.pod.name, reason, extra={"job": str(target.key)})
-
-    def _tell(self, target: _Target) -> None:
-        target.told_at = time.monotonic()
-        self._enqueue(target.key, 0.0)
 
 
 def _essence(report: ProgressReport) -> dict[str, Any]:

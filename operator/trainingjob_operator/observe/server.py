@@ -41,10 +41,10 @@ async def serve(host: str, port: int, registry: CollectorRegistry, missing: Call
     app.router.add_get("/metrics", make_aiohttp_handler(registry))
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, host, port).start()
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

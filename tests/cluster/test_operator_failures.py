@@ -1,0 +1,177 @@
+"""The operator on a real API server, with pods that the test plays: what it does when something fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.operator_process import Operator
+from support.played import Object, PlayedJob
+from support.runs import wait_until
+
+MakeJob = Callable[..., PlayedJob]
+
+
+def training(played: MakeJob, **spec: object) -> PlayedJob:
+    """A job with two ready worker pods."""
+    job = played(**spec)
+    job.apply()
+    job.run_to_training()
+    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    return job
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_failed_pod_is_replaced_by_the_next_incarnation_and_the_others_stay(
+    operator: Operator, played: MakeJob, index: int
+) -> None:
+    job = training(played)
+    before = job.uids()
+    job.end(f"train-{index}-1", 20, **{"class": "Internal", "cause": "the driver crashed", "step": 7})
+    pods = job.wait_pods(f"train-{index}-2")
+    assert {name: uid for name, uid in job.uids().items() if name in before} == before
+    failed, successor = pods[f"gpt-train-{index}-1"], pods[f"gpt-train-{index}-2"]
+    assert "trainingjob.io/member" not in failed["metadata"]["labels"]
+    assert successor["metadata"]["labels"]["trainingjob.io/member"] == "true"
+    status = job.wait_phase("Restarting")
+    (incident,) = status["history"]
+    assert incident["class"] == "Internal"
+    assert incident["pod"] == f"gpt-train-{index}-1"
+    assert incident["step"] == 7
+    assert "the driver crashed" in incident["cause"]
+    assert status["restarts"]["total"] == 1
+    assert len(job.events("Internal")) == 1
+
+
+def test_a_deleted_pod_is_replaced_and_not_counted(operator: Operator, played: MakeJob) -> None:
+    job = training(played)
+    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
+    job.remove_pod("train-1-1")
+    job.wait_pods("train-1-2")
+    status = job.status()
+    assert [incident["class"] for incident in status["history"]] == ["Deleted"]
+    assert status["restarts"]["total"] == 0
+
+
+def test_a_job_that_fails_again_and_again_without_a_checkpoint_is_given_up(operator: Operator, played: MakeJob) -> None:
+    job = training(played, runPolicy={"maxRestarts": 1})
+    job.end("train-0-1", 20, **{"class": "Internal", "cause": "first"})
+    job.wait_pods("train-0-2")
+    job.run("train-0-2")
+    job.wait("the successor is seen", lambda status: status["workers"]["ready"] == 2)
+    job.end("train-0-2", 20, **{"class": "Internal", "cause": "second"})
+    status = job.wait_phase("Failed")
+    assert "given up after 2 failures" in status["message"]
+    assert "maxRestarts 1" in status["message"]
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Stalled"] == "True"
+    wait_until("no pod runs", lambda: {"gpt-train-1-1"}.isdisjoint(job.uids()), 20)
+
+
+def test_a_users_error_fails_the_job_at_once_with_what_to_do(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    job.run("prepare-0-1")
+    words = {"class": "UserError", "cause": "the bucket corpus does not exist", "nextStep": "create the bucket corpus"}
+    job.end("prepare-0-1", 10, **words)
+    status = job.wait_phase("Failed")
+    assert "the bucket corpus does not exist" in status["message"]
+    assert "reate the bucket corpus" in status["message"]
+    assert status["restarts"]["total"] == 0
+    assert set(job.uids()) == {"gpt-prepare-0-1"}
+
+
+def test_a_finished_head_wins_over_what_its_workers_do(operator: Operator, played: MakeJob) -> None:
+    job = training(played)
+    os.kill(operator.pid, signal.SIGSTOP)
+    job.end("train-0-1", outcome="Finished", result={"modelUri": "s3://m", "step": 100})
+    job.end("train-1-1", 20, **{"class": "WorkerLost", "cause": "the head is gone"})
+    os.kill(operator.pid, signal.SIGCONT)
+    status = job.wait_phase("Succeeded")
+    assert status["restarts"]["total"] == 0
+
+
+@pytest.mark.parametrize(("kind", "name"), [("Service", "gpt-tj"), ("Pod", "gpt-prepare-0-1")])
+def test_a_foreign_object_with_a_childs_name_is_explained_and_never_touched(
+    operator: Operator, played: MakeJob, kind: str, name: str
+) -> None:
+    job = played()
+    specs: dict[str, Object] = {
+        "Service": {"clusterIP": "None", "selector": {"app": "theirs"}},
+        "Pod": {"schedulerName": "none", "containers": [{"name": "theirs", "image": "theirs"}]},
+    }
+    meta = {"name": name, "namespace": job.namespace, "labels": {"trainingjob.io/job-name": "gpt"}}
+    foreign = {"apiVersion": "v1", "kind": kind, "metadata": meta, "spec": specs[kind]}
+    job.cluster.apply(foreign)
+
+    def theirs() -> Object:
+        found: Object = json.loads(job.cluster.kubectl("-n", job.namespace, "get", kind, name, "-o", "json"))
+        return found
+
+    before = theirs()
+    job.apply()
+    status = job.wait("the name is said to be taken", lambda status: f"{kind} {name} exists" in status["message"])
+    assert {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}["Stalled"] == ("True", "NameTaken")
+    assert theirs() == before
+    job.cluster.kubectl("-n", job.namespace, "delete", kind, name, "--grace-period=0", "--force")
+    wait_until("the job goes on", lambda: "gpt-tj" in str(job.leftovers()) and job.uids(), 60)
+    job.run("prepare-0-1")
+    status = job.wait_phase("Preparing")
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Stalled"] == "False"
+
+
+def test_a_pod_that_was_deleted_behind_the_operators_back_is_never_created_a_second_time(
+    operator: Operator, played: MakeJob
+) -> None:
+    job = training(played)
+    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
+    operator.kill()
+    job.remove_pod("train-0-1")
+    operator.start()
+    job.wait_pods("train-0-2")
+    assert created(job, "gpt-train-0-1") == 1
+    assert created(job, "gpt-train-0-2") == 1
+
+
+def test_the_operator_killed_at_any_moment_creates_each_pod_once(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    for delay in range(5):
+        operator.kill()
+        operator.start()
+        if delay == 0:
+            job.apply()
+    job.wait_pods("prepare-0-1")
+    job.run("prepare-0-1")
+    operator.kill()
+    job.end("prepare-0-1", outcome="Train")
+    operator.start()
+    job.wait_pods("train-0-1", "train-1-1")
+    names = set(job.uids())
+    assert names == {"gpt-prepare-0-1", "gpt-train-0-1", "gpt-train-1-1"}
+    assert {name: created(job, name) for name in names} == dict.fromkeys(names, 1)
+
+
+def created(job: PlayedJob, name: str) -> int:
+    """How often a pod of this name was created, as the API server's audit log says."""
+    log = job.cluster.control_plane.audit_log
+    assert log is not None
+    return sum(1 for entry in _audit(log) if _is_create(entry, job.namespace, name))
+
+
+def _audit(log: Path) -> list[Object]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+
+
+def _is_create(entry: Object, namespace: str, name: str) -> bool:
+    what = entry.get("objectRef", {})
+    return (
+        entry["verb"] == "create"
+        and what.get("resource") == "pods"
+        and what.get("namespace") == namespace
+        and what.get("name") == name
+        and entry["responseStatus"]["code"] == 201
+    )

@@ -1,0 +1,195 @@
+"""The operator on a real API server, with pods that the test plays: how a job goes on, rests and ends."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support.operator_process import Operator
+from support.played import PlayedJob
+from support.runs import wait_until
+
+RESULT = {
+    "modelUri": "s3://models/gpt/model",
+    "reportUri": "s3://models/gpt/report",
+    "step": 100,
+    "evaluation": {"split": "test", "step": 100, "metrics": {"loss": 2.5, "perplexity": 12.2}},
+}
+MakeJob = Callable[..., PlayedJob]
+
+
+def api_writes(operator: Operator) -> Counter[tuple[str, str]]:
+    """The operator's writes so far, by verb and resource."""
+    writes: Counter[tuple[str, str]] = Counter()
+    for family in text_string_to_metric_families(operator.metrics()):
+        for sample in family.samples:
+            if sample.name == "trainingjob_operator_api_requests_total":
+                verb, resource = sample.labels["verb"], sample.labels["resource"]
+                if verb in ("create", "update", "patch", "delete") and resource != "selfsubjectaccessreviews":
+                    writes[(verb, resource)] += int(sample.value)
+    return writes
+
+
+def settled(operator: Operator) -> Counter[tuple[str, str]]:
+    """The operator's writes, once it makes no more."""
+    seen: list[Counter[tuple[str, str]]] = []
+
+    def quiet() -> bool:
+        seen.append(api_writes(operator))
+        return len(seen) > 10 and all(writes == seen[-1] for writes in seen[-10:])
+
+    wait_until("the operator is quiet", quiet, 20)
+    return seen[-1]
+
+
+def test_a_job_goes_through_its_stages_to_its_result(
+    operator: Operator, played: MakeJob, record_property: Callable[[str, Any], None]
+) -> None:
+    job = played()
+    job.apply()
+    pods = job.wait_pods("prepare-0-1")
+    assert len(pods) == 1, "the check is one pod"
+    assert job.wait_phase("Pending")["workers"] == {"desired": 1, "ready": 0}
+    job.run("prepare-0-1")
+    job.wait_phase("Preparing")
+    job.end("prepare-0-1", outcome="PrepareData")
+    job.wait_pods("prepare-0-2", "prepare-1-1")
+    job.run("prepare-0-2", "prepare-1-1")
+    job.end("prepare-1-1")
+    job.end("prepare-0-2", outcome="Train")
+    job.wait_pods("train-0-1", "train-1-1")
+    job.run("train-0-1", "train-1-1")
+    job.wait("both workers are ready", lambda status: status["workers"] == {"desired": 2, "ready": 2})
+    job.end("train-1-1")
+    job.end("train-0-1", outcome="Finished", result=RESULT)
+    status = job.wait_phase("Succeeded")
+    assert status["result"] == {"modelUri": RESULT["modelUri"], "reportUri": RESULT["reportUri"]}
+    assert status["evaluation"] == RESULT["evaluation"]
+    assert status["restarts"]["total"] == 0
+    conditions = {condition["type"]: condition["status"] for condition in status["conditions"]}
+    assert conditions["Complete"] == conditions["Finished"] == "True"
+    assert set(job.uids()) == {
+        f"gpt-{name}" for name in ("prepare-0-1", "prepare-0-2", "prepare-1-1", "train-0-1", "train-1-1")
+    }
+    assert len(job.events("Succeeded")) == 1
+    writes = settled(operator)
+    record_property("api_writes", {f"{verb} {resource}": count for (verb, resource), count in writes.items()})
+    assert {what: writes[("create", what)] for what in ("configmaps", "services", "pods")} == {
+        "configmaps": 1,
+        "services": 1,
+        "pods": 5,
+    }
+    assert writes[("update", "trainingjobs")] <= 14
+    assert sum(writes.values()) <= 32, writes
+
+
+def test_children_belong_to_the_job_and_the_secret_holds_a_token(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    uid = job.get()["metadata"]["uid"]
+    text = job.cluster.kubectl("-n", job.namespace, "get", "pods,services,configmaps,secrets", "-o", "json")
+    children = [item for item in json.loads(text)["items"] if item["metadata"]["name"].startswith("gpt-")]
+    assert sorted(child["kind"] for child in children) == ["ConfigMap", "Pod", "Secret", "Service"]
+    for child in children:
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (uid, True, True)
+        assert owner["kind"] == "TrainingJob"
+    (secret,) = [child for child in children if child["kind"] == "Secret"]
+    assert uid in secret["metadata"]["name"]
+    assert len(secret["data"]["token"]) > 40
+    assert job.get()["metadata"].get("finalizers") is None
+
+
+def test_applying_the_same_file_again_changes_nothing(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.run_to_training()
+    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    writes, before = settled(operator), job.get()
+    job.apply()
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [job.manifest]})
+    job.cluster.kubectl("diff", "-f", "-", stdin=text)
+    assert settled(operator) == writes
+    assert job.get() == before
+
+
+def test_a_suspended_job_gives_up_its_pods_and_resumes_with_new_ones(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.run_to_training()
+    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    job.patch({"runPolicy": {"suspend": True}})
+    status = job.wait_phase("Suspended")
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Suspended"] == "True"
+    assert [name for name in job.uids() if "train" in name] == []
+    job.patch({"runPolicy": {"suspend": False}})
+    job.wait_pods("prepare-0-2")
+    job.run("prepare-0-2")
+    job.end("prepare-0-2", outcome="Train")
+    job.wait_pods("train-0-2", "train-1-2")
+    assert job.status()["restarts"]["total"] == 0
+
+
+def test_a_job_that_is_suspended_from_the_start_gets_no_pod(operator: Operator, played: MakeJob) -> None:
+    job = played(runPolicy={"suspend": True})
+    job.apply()
+    job.wait_phase("Suspended")
+    settled(operator)
+    assert job.leftovers() == set()
+
+
+def test_the_time_to_live_removes_pods_and_service_but_not_the_job(operator: Operator, played: MakeJob) -> None:
+    job = played(runPolicy={"podsTTLSecondsAfterFinished": 1})
+    job.apply()
+    job.run_to_training()
+    job.end("train-1-1")
+    job.end("train-0-1", outcome="Finished", result=RESULT)
+    job.wait_phase("Succeeded")
+    kept = {f"Secret/gpt-tj-{job.get()['metadata']['uid']}"}  # may only be created: it goes with the job
+    wait_until("pods, Service and ConfigMap are gone", lambda: job.leftovers() == kept, 20)
+    status = job.status()
+    assert status["phase"] == "Succeeded"
+    assert status["result"]["modelUri"] == RESULT["modelUri"]
+
+
+def test_a_job_that_uses_up_its_deadline_is_drained_and_fails(operator: Operator, played: MakeJob) -> None:
+    job = played(runPolicy={"activeDeadlineSeconds": 3})
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    status = job.wait_phase("Failed")
+    assert "activeDeadlineSeconds" in status["message"]
+    assert [incident["class"] for incident in status["history"]] == ["DeadlineExceeded"]
+    assert job.uids() == {}
+
+
+@pytest.mark.parametrize("operator_is_up", [True, False])
+def test_deleting_a_job_leaves_nothing(operator: Operator, played: MakeJob, operator_is_up: bool) -> None:
+    job = played()
+    job.apply()
+    job.run_to_training()
+    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    before = settled(operator)
+    if not operator_is_up:
+        operator.kill()
+    job.delete()
+    wait_until("everything is gone", lambda: job.leftovers() == set(), 30)
+    if operator_is_up:
+        assert settled(operator) == before, "the operator wrote for a job that was being deleted"
+
+
+def test_a_job_of_the_same_name_starts_from_nothing(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.run_to_training()
+    first = job.get()["metadata"]["uid"]
+    job.delete()
+    wait_until("everything is gone", lambda: job.leftovers() == set(), 30)
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    assert job.get()["metadata"]["uid"] != first
+    assert set(job.uids()) == {"gpt-prepare-0-1"}

@@ -1,0 +1,127 @@
+"""The operator as a process: how it starts, what it says when it cannot, restarts, health, and its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from support.operator_process import Operator
+from support.played import PlayedJob
+
+if TYPE_CHECKING:
+    from trainingjob_local.cluster import LocalCluster
+
+MakeJob = Callable[..., PlayedJob]
+
+
+def outcome(*flags: str) -> tuple[int, str]:
+    """Exit code and log of an operator that is expected to end by itself."""
+    command = [sys.executable, "-m", "trainingjob_operator", "--metrics-address", "127.0.0.1:0", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stderr
+
+
+def test_missing_rights_are_named_in_one_line(cluster: LocalCluster, namespace: str) -> None:
+    kubeconfig = cluster.control_plane.client_kubeconfig("somebody")
+    code, log = outcome("--kubeconfig", str(kubeconfig), "--namespace", namespace)
+    assert code == 1
+    (line,) = log.splitlines()
+    assert f"create pods in namespace {namespace}" in line
+    assert f"update trainingjobs/status in namespace {namespace}" in line
+    assert "role of the Helm chart" in line
+
+
+def test_an_api_server_that_does_not_answer_is_named_in_one_line(tmp_path: Path, cluster: LocalCluster) -> None:
+    kubeconfig = tmp_path / "config"
+    kubeconfig.write_text(cluster.kubeconfig.read_text().replace(":6443", ":6444"))
+    code, log = outcome("--kubeconfig", str(kubeconfig))
+    assert code == 1
+    (line,) = log.splitlines()
+    assert "does not answer" in line
+
+
+def test_a_missing_kubeconfig_is_named_in_one_line(tmp_path: Path) -> None:
+    code, log = outcome("--kubeconfig", str(tmp_path / "missing"))
+    assert code == 1
+    (line,) = log.splitlines()
+    assert str(tmp_path / "missing") in line
+
+
+def test_a_restart_writes_nothing_for_jobs_that_need_nothing(operator: Operator, played: MakeJob) -> None:
+    finished, running = played("done"), played("on")
+    for job in (finished, running):
+        job.apply()
+        job.run_to_training()
+    finished.end("train-0-1", outcome="Finished", result={"modelUri": "s3://m", "step": 100})
+    finished.wait_phase("Succeeded")
+    running.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    running.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
+    before = [(job.get(), job.uids()) for job in (finished, running)]
+    operator.restart()
+    running.wait("nothing has changed", lambda status: status["phase"] == running.status()["phase"])
+    requests = operator.metrics().splitlines()
+    writes = [line for line in requests if line.startswith("trainingjob_operator_api_requests_total")]
+    own = [line for line in writes if "selfsubjectaccessreviews" not in line]
+    assert [line for line in own if 'verb="get"' not in line and 'verb="list"' not in line] == []
+    assert [(job.get(), job.uids()) for job in (finished, running)] == before
+
+
+def test_sigterm_ends_it_within_seconds(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    job.run("prepare-0-1")
+    job.wait_phase("Preparing")
+    begun = time.monotonic()
+    operator.stop()
+    assert time.monotonic() - begun < 5
+    assert "Traceback" not in operator.log.read_text()
+
+
+def test_jobs_of_other_namespaces_are_left_alone(
+    operator: Operator, played: MakeJob, make_namespace: Callable[[str], str], cluster: LocalCluster
+) -> None:
+    elsewhere = PlayedJob(cluster, make_namespace("elsewhere"))
+    elsewhere.apply()
+    job = played()
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    assert elsewhere.uids() == {}
+    assert elsewhere.status() == {"observedGeneration": -1}
+    elsewhere.delete()
+
+
+def test_changes_made_while_the_operator_was_stuck_are_caught_up_with(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.run_to_training()
+    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    os.kill(operator.pid, signal.SIGSTOP)
+    job.patch({"runPolicy": {"suspend": True}})
+    job.end("train-1-1", 20, **{"class": "Internal", "cause": "it broke"})
+    os.kill(operator.pid, signal.SIGCONT)
+    status = job.wait_phase("Suspended")
+    assert status["restarts"]["total"] == 0
+
+
+def test_liveness_and_metrics_are_served(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    with urllib.request.urlopen(f"http://{operator.address}/livez", timeout=5) as answer:
+        assert answer.status == 200
+    assert (
+        f'trainingjob_phase{{name="gpt",namespace="{job.namespace}",trainingjob_phase="Pending"}} 1.0'
+        in operator.metrics()
+    )
+    job.delete()
+    deadline = time.monotonic() + 20
+    while f'namespace="{job.namespace}"' in operator.metrics():
+        assert time.monotonic() < deadline, "a deleted job still has metrics"
