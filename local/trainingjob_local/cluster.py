@@ -28,6 +28,7 @@ S3_SECRET = "s3-credentials"
 
 _KUBELET_PORT = 10250
 _FIRST_POD_IP, _LAST_POD_IP = 16, 254
+_MAX_NODES = 4  # each has its share of the pod addresses
 
 
 class LocalCluster:
@@ -107,8 +108,10 @@ class LocalCluster:
     def start_node(self, name: str) -> None:
         """Start a process node, a new one or one that was stopped."""
         index = int(name.rpartition("-")[2])
-        share = (_LAST_POD_IP - _FIRST_POD_IP) // 4
-        first = _FIRST_POD_IP + (index % 4) * share
+        if index >= _MAX_NODES:
+            raise ValueError(f"{name}: a local cluster has at most {_MAX_NODES} nodes, node-0 to node-{_MAX_NODES - 1}")
+        share = (_LAST_POD_IP - _FIRST_POD_IP) // _MAX_NODES
+        first = _FIRST_POD_IP + index * share
         subnet = sandbox.HOST_IP.rpartition(".")[0]
         root = self.directory / name
         root.mkdir(exist_ok=True)
@@ -138,16 +141,16 @@ class LocalCluster:
     def _start(self, nodes: int, audit: bool, extra: Mapping[str, Sequence[str]]) -> None:
         programs = binaries.ensure([*BINARIES, "kubectl"])
         self.kubectl_binary = programs["kubectl"]
-        self._say("starting etcd, kube-apiserver, kube-controller-manager and kube-scheduler")
-        self.control_plane = ControlPlane(programs, self.directory, audit=audit, extra=extra)
-        self._parts.append(self.control_plane)
-        self._say("starting the S3 server")
+        self._say("starting etcd, kube-apiserver, kube-controller-manager, kube-scheduler and the S3 server")
         self.s3 = S3Server(self.directory)
         self._parts.append(self.s3)
+        self.control_plane = ControlPlane(programs, self.directory, audit=audit, extra=extra)
+        self._parts.append(self.control_plane)
         self._let_nodes_read_endpoints()
         self._say(f"starting {nodes} node(s)")
         for index in range(nodes):
             self.start_node(f"node-{index}")
+        self.s3.wait_ready()
         self.wait_nodes_ready()
 
     def _let_nodes_read_endpoints(self) -> None:

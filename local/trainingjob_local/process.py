@@ -1,5 +1,6 @@
 """Child processes that end with their parent and whose log tells why they ended."""
 
+import os
 import signal
 import subprocess
 import time
@@ -14,20 +15,37 @@ class StartError(RuntimeError):
 
 
 class Component:
-    """One server process, its output in a log file."""
+    """One server process, its output in a log file.
 
-    def __init__(self, name: str, command: Sequence[str | Path], log: Path, env: dict[str, str] | None = None) -> None:
+    directory: where it runs. own_tmp: it sees a /tmp of its own, in which there is nothing but `directory`, if that
+    lies in /tmp.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        log: Path,
+        env: dict[str, str] | None = None,
+        *,
+        directory: Path | None = None,
+        own_tmp: bool = False,
+    ) -> None:
         self.name = name
         self.log = log
-        with log.open("ab") as output:
+        # The program is opened before /tmp is covered: it may lie there, as in a clone in /tmp.
+        with log.open("ab") as output, Path(command[0]).open("rb") as program:
             # Started from the main thread only: the parent-death signal follows the thread that forks.
             self._process = subprocess.Popen(
                 [str(part) for part in command],
+                executable=f"/proc/self/fd/{program.fileno()}" if own_tmp else None,
+                pass_fds=[program.fileno()] if own_tmp else [],
+                cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=env,
-                preexec_fn=linux.die_with_parent,
+                preexec_fn=_with_own_tmp if own_tmp else linux.die_with_parent,
             )
 
     @property
@@ -63,3 +81,13 @@ class Component:
 
     def _tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _with_own_tmp() -> None:
+    linux.die_with_parent()
+    directory = Path.cwd()
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
+    directory.mkdir(parents=True, exist_ok=True)
+    linux.mount(".", directory, None, linux.MS_BIND)  # "." is still the directory from before
+    os.chdir(directory)

@@ -22,7 +22,7 @@ PORT = 8333
 
 
 class S3Server:
-    """A running S3 server; `endpoint`, `access_key` and `secret_key` open it."""
+    """An S3 server, starting; `endpoint`, `access_key` and `secret_key` open it once it is ready."""
 
     def __init__(self, directory: Path) -> None:
         self.endpoint = f"http://{HOST_IP}:{PORT}"
@@ -30,12 +30,14 @@ class S3Server:
         self.secret_key = secrets.token_hex(16)
         data = directory / "s3"
         data.mkdir(parents=True, exist_ok=True)
-        self._component = Component("seaweedfs", self._command(data), directory / "seaweedfs.log")
-        try:
-            self._component.wait_ready(self._answers, seconds=60)
-        except BaseException:
-            self.close()
-            raise
+        # Its parts talk over sockets with fixed names in /tmp: two servers on one machine would talk to each other.
+        self._component = Component(
+            "seaweedfs", self._command(data), directory / "seaweedfs.log", directory=data, own_tmp=True
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until it answers; StartError if it doesn't."""
+        self._component.wait_ready(self._answers, seconds=60)
 
     @property
     def pid(self) -> int:
@@ -46,7 +48,8 @@ class S3Server:
         return self._component.alive
 
     def close(self) -> None:
-        self._component.stop()
+        # Asked to end, it waits for connections between its own parts, which never end; all is written by then.
+        self._component.stop(seconds=1)
 
     def client(self) -> "S3Client":
         """A boto3 client with the server's credentials."""
@@ -66,7 +69,7 @@ class S3Server:
             client.create_bucket(Bucket=name)
 
     def _command(self, data: Path) -> list[str | Path]:
-        identities = data.parent / "s3-identities.json"
+        identities = data / "identities.json"
         identities.touch(mode=0o600)
         credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -83,6 +86,7 @@ class S3Server:
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=512",
             "-volume.max=0",
+            "-volume.preStopSeconds=0",
             "-filer",
             "-s3",
             f"-s3.port={PORT}",
