@@ -48,8 +48,7 @@ def prepare(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
 
     cluster.connect()
     cluster.wait_for_pods(lambda message: reporter.report({"state": "Starting", "message": message}))
-    reporter.report({"state": "Preparing", "message": "Preparing the data."})
-    prepare_data(config, open_store(config.output_uri, config.storage))
+    prepare_data(config, open_store(config.output_uri, config.storage), reporter.report)
     return Outcome(outcome="Train")
 
 

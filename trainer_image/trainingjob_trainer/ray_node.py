@@ -10,7 +10,8 @@ from pathlib import Path
 from .agent.pod import Pod
 
 GCS_PORT = 6379
-OBJECT_STORE_BYTES = 128 * 2**20  # training passes nothing through it, preparation blocks of some MB
+TRAIN_OBJECT_STORE = 128 * 2**20  # bytes of /dev/shm; training passes next to nothing through it
+PREPARE_OBJECT_STORE = 512 * 2**20  # Ray Data's blocks; what does not fit is spilled to /tmp
 RANK_RESOURCE = "rank"
 INDEX_LABEL = "trainingjob.io/index"
 
@@ -19,6 +20,8 @@ _ENV = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
+    # Ray gives its workers niceness 15: on a busy node the ranks would wait for everybody else.
+    "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_BACKEND_LOG_LEVEL": "error",
@@ -51,7 +54,7 @@ def start_command(pod: Pod, ranks: int, cpus: int, head_address: str | None) -> 
         "--runtime-env-agent-port=8082",
         "--min-worker-port=20000",
         "--max-worker-port=20999",
-        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--object-store-memory={TRAIN_OBJECT_STORE if ranks else PREPARE_OBJECT_STORE}",
         f"--num-cpus={cpus}",
         f"--resources={json.dumps({RANK_RESOURCE: ranks})}",
         f"--labels={INDEX_LABEL}={pod.index}",

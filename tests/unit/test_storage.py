@@ -1,0 +1,123 @@
+"""Local directories as a store: what S3 promises, they promise too. `tests/cluster/test_storage_s3.py` asks S3."""
+
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trainingjob_trainer.config import Storage
+from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "run"), Storage())
+
+
+def test_an_object_is_read_as_it_was_written(store: Store) -> None:
+    store.put("a/b/c.bin", b"0123456789")
+    assert store.get("a/b/c.bin") == b"0123456789"
+    assert store.uri("a/b/c.bin").endswith("/run/a/b/c.bin")
+
+
+@settings(deadline=None)  # disks and machines are slow at times
+@given(data=st.binary(max_size=50), start=st.integers(0, 60), length=st.integers(0, 60))
+def test_a_range_is_a_slice(tmp_path_factory: pytest.TempPathFactory, data: bytes, start: int, length: int) -> None:
+    store = open_store(str(tmp_path_factory.mktemp("store")), Storage())
+    store.put("x", data)
+    assert store.get("x", start, start + length) == data[start : start + length]
+
+
+def test_a_missing_object_is_named(store: Store) -> None:
+    with pytest.raises(NotFound, match=r"run/nothing\.json does not exist"):
+        store.get("nothing.json")
+
+
+def test_create_succeeds_once(store: Store) -> None:
+    store.put("attempts/1.json", b"mine", if_none_match=True)
+    with pytest.raises(PreconditionFailed, match="exists already"):
+        store.put("attempts/1.json", b"theirs", if_none_match=True)
+    assert store.get("attempts/1.json") == b"mine"
+
+
+def test_of_many_creators_one_wins(store: Store) -> None:
+    def create(writer: int) -> bool:
+        try:
+            store.put("fence", str(writer).encode(), if_none_match=True)
+        except PreconditionFailed:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(create, range(64)))
+    assert won.count(True) == 1
+    assert store.get("fence") == str(won.index(True)).encode()
+
+
+def test_replace_needs_what_was_read(store: Store) -> None:
+    store.put("run.json", b"1")
+    _, etag = store.get_with_etag("run.json")
+    store.put("run.json", b"2", if_match=etag)
+    with pytest.raises(PreconditionFailed, match="changed by somebody else"):
+        store.put("run.json", b"3", if_match=etag)
+    assert store.get("run.json") == b"2"
+
+
+def test_replacing_what_is_missing_fails(store: Store) -> None:
+    with pytest.raises(PreconditionFailed):
+        store.put("run.json", b"3", if_match="anything")
+
+
+def test_of_many_replacers_one_wins(store: Store) -> None:
+    etag = store.put("run.json", b"first")
+
+    def replace(writer: int) -> bool:
+        try:
+            store.put("run.json", str(writer).encode(), if_match=etag)
+        except PreconditionFailed:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(replace, range(64))).count(True) == 1
+
+
+def test_a_listing_has_what_starts_with_the_prefix_in_order(store: Store) -> None:
+    for key in ("data/b", "data/a", "database", "other"):
+        store.put(key, b"xyz")
+    assert [found.key for found in store.list("data")] == ["data/a", "data/b", "database"]
+    assert [(found.key, found.size) for found in store.list("data/")] == [("data/a", 3), ("data/b", 3)]
+    assert [found.key for found in store.list("none/")] == []
+
+
+def test_deleting_what_is_missing_is_no_error(store: Store) -> None:
+    store.put("a", b"")
+    store.delete(["a", "b"])
+    assert list(store.list()) == []
+
+
+def test_a_file_is_stored_whole(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "weights"
+    source.write_bytes(os.urandom(100_000))
+    store.put_file("model/weights", source)
+    assert store.get("model/weights") == source.read_bytes()
+
+
+@pytest.mark.parametrize("key", ["/etc/passwd", "../other", "a/../../b"])
+def test_keys_stay_below_the_root(store: Store, key: str) -> None:
+    with pytest.raises(UserError, match="is not a key below"):
+        store.get(key)
+
+
+def test_a_store_travels_by_pickle(store: Store) -> None:
+    store.put("a", b"1")
+    assert pickle.loads(pickle.dumps(store)).get("a") == b"1"
+
+
+def test_a_path_that_may_not_be_written_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="may not be read or written"):
+        open_store("/sys/kernel", Storage()).put("x/y", b"")
