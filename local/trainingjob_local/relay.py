@@ -36,15 +36,20 @@ def _passer(connect: Connect) -> Callable[[asyncio.StreamReader, asyncio.StreamW
         except OSError:
             writer.close()
             return
-        await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+        try:
+            await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+        finally:
+            writer.close()
+            far_writer.close()
 
     return serve
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on all that comes, and then that nothing more comes; the other direction may go on."""
     with contextlib.suppress(OSError):
         while chunk := await reader.read(_CHUNK):
             writer.write(chunk)
             await writer.drain()
     with contextlib.suppress(OSError, RuntimeError):
-        writer.close()
+        writer.write_eof()
