@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 
+from trainingjob_local import linux
 from trainingjob_local.node import config
 from trainingjob_local.node.agent import run
 
@@ -13,6 +14,8 @@ def main() -> None:
     settings = config.parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
+    linux.unshare(linux.CLONE_NEWNS)  # so that what the node mounts goes with it
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     asyncio.run(_until_signalled(settings))
 
 

@@ -63,9 +63,9 @@ class LogFile:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._append(stream, line, "F")
-            while len(rest) >= _LONGEST_LINE:
-                self._append(stream, rest[:_LONGEST_LINE], "P")
-                rest = rest[_LONGEST_LINE:]
+            if len(rest) >= _LONGEST_LINE:
+                self._append(stream, rest, "P")
+                rest = b""
             self._notify()
         if rest:
             self._append(stream, rest, "P")
@@ -78,6 +78,9 @@ class LogFile:
         self._notify()
 
     def _append(self, stream: str, text: bytes, tag: str) -> None:
+        while len(text) > _LONGEST_LINE:
+            self._append(stream, text[:_LONGEST_LINE], "P")
+            text = text[_LONGEST_LINE:]
         stamp = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "000Z")
         self._file.write(f"{stamp} {stream} {tag} ".encode() + text + b"\n")
 

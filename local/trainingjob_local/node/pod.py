@@ -1,7 +1,6 @@
 """One pod on this node, from the moment it is bound until its object is gone."""
 
 import asyncio
-import contextlib
 import logging
 import shutil
 from datetime import UTC, datetime
@@ -37,7 +36,7 @@ class PodWorker:
         self._verdict: tuple[str, str, str] | None = None  # phase, reason, message that the containers don't tell
         self._delete_requested = asyncio.Event()
         self._gone = False
-        self._stopping = False
+        self._stopping: float | None = None  # the grace that the containers were given
         self._dirty = asyncio.Event()
         self._written: Object = {}
         self._writing = asyncio.Lock()
@@ -73,13 +72,10 @@ class PodWorker:
         raise LookupError(f"container {container} is not valid for pod {name}")
 
     def _note_deletion(self) -> None:
-        if self._pod["metadata"].get("deletionTimestamp") and not self._delete_requested.is_set():
+        if self._pod["metadata"].get("deletionTimestamp"):
             self._delete_requested.set()
-        elif self._stopping:  # asked again, perhaps with less grace
-            self._later = asyncio.get_running_loop().call_later(self._grace(), self._hurry)
-
-    def _hurry(self) -> None:
-        self._hurried = [asyncio.ensure_future(runner.stop(0)) for runner in self._main if runner.alive]
+            if self._stopping is not None and self._grace() < self._stopping:
+                self._hurry = asyncio.create_task(self._stop_all())  # asked again, with less grace
 
     def _grace(self) -> float:
         spec, metadata = self._pod["spec"], self._pod["metadata"]
@@ -89,19 +85,18 @@ class PodWorker:
     # --- the pod's life
 
     async def run(self) -> None:
-        """Carry the pod out; returns when its object is gone, or will be without this node's doing."""
+        """Carry the pod out; returns when its object is gone. Cancelling leaves everything as it is."""
         writer = asyncio.create_task(self._write_changes())
         try:
             if self._pod.get("status", {}).get("phase") not in status.FINISHED:
                 await self._run_containers()
                 await self._write()
             await self._delete_requested.wait()
-            if not self._gone:
-                await self._confirm_deletion()
+            await self._confirm_deletion()
         finally:
             writer.cancel()
-            self._services.events.forget(self._pod["metadata"]["uid"])
-            shutil.rmtree(self._place.directory, ignore_errors=True)
+        self._services.events.forget(self._pod["metadata"]["uid"])
+        await asyncio.to_thread(shutil.rmtree, self._place.directory, ignore_errors=True)
 
     async def _run_containers(self) -> None:
         refused = fields.unsupported(self._pod["spec"])
@@ -112,22 +107,23 @@ class PodWorker:
             return
         lifetime = asyncio.create_task(self._live())
         deletion = asyncio.create_task(self._delete_requested.wait())
-        try:
-            await asyncio.wait({lifetime, deletion}, timeout=self._seconds_left(), return_when="FIRST_COMPLETED")
-            if not lifetime.done() and not deletion.done():
-                self._verdict = ("Failed", "DeadlineExceeded", "Pod was active on the node longer than the deadline")
-                self._services.events.record(self._pod, "DeadlineExceeded", self._verdict[2])
-            if not lifetime.done():
-                lifetime.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await lifetime
-            await self._stop_containers()
-        finally:
-            deletion.cancel()
-            await self._tear_down()
+        await asyncio.wait({lifetime, deletion}, timeout=self._seconds_left(), return_when="FIRST_COMPLETED")
+        if not lifetime.done() and not deletion.done():
+            self._verdict = ("Failed", "DeadlineExceeded", "Pod was active on the node longer than its deadline")
+            self._services.events.record(self._pod, "DeadlineExceeded", self._verdict[2])
+        lifetime.cancel()
+        deletion.cancel()
+        await asyncio.wait({lifetime})
+        if not lifetime.cancelled() and (error := lifetime.exception()) is not None:
+            log.error("pod %s ends by a fault of the node", self._pod["metadata"]["name"], exc_info=error)
+            self._verdict = ("Failed", "NodeFault", repr(error))
+        await self._stop_containers()
+        await self._tear_down()
 
     async def _live(self) -> None:
         """From nothing to the end of the last container."""
+        if self._phase() in status.FINISHED:  # ended with the node's former life
+            return
         await self._until_done(self._make_network, "FailedCreatePodSandBox")
         self._changed()
         await self._until_done(self._make_volumes, "FailedMount")
@@ -184,12 +180,9 @@ class PodWorker:
     # --- its end
 
     async def _stop_containers(self) -> None:
-        self._stopping = True
-        grace = self._grace()
-        alive = [runner for runner in (*self._init, *self._main) if runner.alive]
-        for runner in alive:
+        for runner in self._alive():
             self._services.events.record(self._pod, "Killing", f"Stopping container {runner.spec['name']}")
-        await asyncio.gather(*(runner.stop(grace) for runner in alive))
+        await self._stop_all()
         if self._delete_requested.is_set() or self._verdict:
             for runner in self._main:
                 if runner.state.exit_code is None:
@@ -198,6 +191,13 @@ class PodWorker:
             failed = any(runner.state.exit_code for runner in self._main)
             self._verdict = ("Failed" if failed else "Succeeded", "", "")
         self._changed()
+
+    async def _stop_all(self) -> None:
+        self._stopping = grace = self._grace()
+        await asyncio.gather(*(runner.stop(grace) for runner in self._alive()))
+
+    def _alive(self) -> list[ContainerRunner]:
+        return [runner for runner in (*self._init, *self._main) if runner.alive]
 
     async def _tear_down(self) -> None:
         self._hosts.remove(self._pod)
@@ -276,13 +276,13 @@ class PodWorker:
     def _changed(self) -> None:
         self._dirty.set()
 
+    def _phase(self) -> str:
+        init, main = [runner.state for runner in self._init], [runner.state for runner in self._main]
+        return status.phase(self._pod["spec"]["restartPolicy"], init, main)
+
     def _status(self) -> Object:
         init, main = [runner.state for runner in self._init], [runner.state for runner in self._main]
-        phase, reason, message = self._verdict or (
-            status.phase(self._pod["spec"]["restartPolicy"], init, main),
-            "",
-            "",
-        )
+        phase, reason, message = self._verdict or (self._phase(), "", "")
         self._conditions = status.conditions(
             phase,
             init,
