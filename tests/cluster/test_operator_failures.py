@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,11 +33,10 @@ def test_a_failed_pod_is_replaced_by_the_next_incarnation_and_the_others_stay(
     job = training(played)
     before = job.uids()
     job.end(f"train-{index}-1", 20, **{"class": "Internal", "cause": "the driver crashed", "step": 7})
-    pods = job.wait_pods(f"train-{index}-2")
+    job.wait_pods(f"train-{index}-2")
     assert {name: uid for name, uid in job.uids().items() if name in before} == before
-    failed, successor = pods[f"gpt-train-{index}-1"], pods[f"gpt-train-{index}-2"]
-    assert "trainingjob.io/member" not in failed["metadata"]["labels"]
-    assert successor["metadata"]["labels"]["trainingjob.io/member"] == "true"
+    job.run(f"train-{index}-2", address="10.99.1.1")
+    wait_until("the name leads to the successor", lambda: addresses(job)[f"train-{index}"] == ["10.99.1.1"], 20)
     status = job.wait_phase("Restarting")
     (incident,) = status["history"]
     assert incident["class"] == "Internal"
@@ -45,6 +45,24 @@ def test_a_failed_pod_is_replaced_by_the_next_incarnation_and_the_others_stay(
     assert "the driver crashed" in incident["cause"]
     assert status["restarts"]["total"] == 1
     assert len(job.events("Internal")) == 1
+
+
+def test_a_pod_on_a_lost_node_leaves_the_service_before_its_successor_comes(
+    operator: Operator, played: MakeJob
+) -> None:
+    job = training(played)
+    job.bind("train-1-1", "lost-node")
+    job.disrupt("train-1-1", "DeletionByTaintManager")
+    job.core.delete_namespaced_pod("gpt-train-1-1", job.namespace)  # nobody answers for it: it stays
+    pods = job.wait_pods("train-1-2")
+    assert "deletionTimestamp" in pods["gpt-train-1-1"]["metadata"]
+    assert "trainingjob.io/member" not in pods["gpt-train-1-1"]["metadata"]["labels"]
+    assert pods["gpt-train-1-2"]["metadata"]["labels"]["trainingjob.io/member"] == "true"
+    job.run("train-1-2", address="10.99.1.1")
+    wait_until("the name leads to the successor alone", lambda: addresses(job)["train-1"] == ["10.99.1.1"], 20)
+    (incident,) = job.status()["history"]
+    assert (incident["class"], incident["node"]) == ("NodeLost", "lost-node")
+    assert job.status()["restarts"]["total"] == 0
 
 
 def test_a_deleted_pod_is_replaced_and_not_counted(operator: Operator, played: MakeJob) -> None:
@@ -114,7 +132,9 @@ def test_a_foreign_object_with_a_childs_name_is_explained_and_never_touched(
 
     before = theirs()
     job.apply()
-    status = job.wait("the name is said to be taken", lambda status: f"{kind} {name} exists" in status["message"])
+    status = job.wait(
+        "the name is said to be taken", lambda status: f"{kind} {name} exists" in status.get("message", "")
+    )
     assert {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}["Stalled"] == ("True", "NameTaken")
     assert theirs() == before
     job.cluster.kubectl("-n", job.namespace, "delete", kind, name, "--grace-period=0", "--force")
@@ -153,6 +173,18 @@ def test_the_operator_killed_at_any_moment_creates_each_pod_once(operator: Opera
     names = set(job.uids())
     assert names == {"gpt-prepare-0-1", "gpt-train-0-1", "gpt-train-1-1"}
     assert {name: created(job, name) for name in names} == dict.fromkeys(names, 1)
+
+
+def addresses(job: PlayedJob) -> dict[str, list[str]]:
+    """Addresses of each host name of the job's Service, as the cluster's DNS would serve them."""
+    text = job.cluster.kubectl(
+        *("-n", job.namespace, "get", "endpointslices", "-l", "kubernetes.io/service-name=gpt-tj", "-o", "json")
+    )
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for part in json.loads(text)["items"]:
+        for endpoint in part.get("endpoints") or ():
+            found[endpoint.get("hostname", "")] += endpoint["addresses"]
+    return found
 
 
 def created(job: PlayedJob, name: str) -> int:

@@ -125,6 +125,18 @@ class PlayedJob:
         state = {"terminated": {**ended, "startedAt": _now(), "finishedAt": _now(2)}}
         self._set(name, "Failed" if code else "Succeeded", state, ready=False)
 
+    def bind(self, name: str, node: str) -> None:
+        """This pod is on a node (that need not exist)."""
+        pod, reference = f"{self.name}-{name}", client.V1ObjectReference(kind="Node", name=node)
+        binding = client.V1Binding(metadata=client.V1ObjectMeta(name=pod), target=reference)
+        self.core.create_namespaced_pod_binding(pod, self.namespace, binding, _preload_content=False)
+
+    def disrupt(self, name: str, reason: str) -> None:
+        """Kubernetes says why it is about to end this pod."""
+        said = {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": _now()}
+        body = {"status": {"conditions": [said]}}
+        self.core.patch_namespaced_pod_status(f"{self.name}-{name}", self.namespace, body)
+
     def remove_pod(self, name: str) -> None:
         """Somebody deletes this pod."""
         self.core.delete_namespaced_pod(f"{self.name}-{name}", self.namespace, grace_period_seconds=0)
