@@ -27,6 +27,7 @@ def job(directory: Path | str, **changes: Any) -> JobConfig:
         "ranksPerPod": 1,
         "maxRestarts": 3,
         "outputUri": str(directory),
+        "task": {"kind": "language-modeling"},
         "data": {"train": {"uri": f"{directory}/raw.txt", "format": "text"}},
         "model": {"transformer": {"layers": 2, "dim": 16, "heads": 4, "kvHeads": 2, "ffnDim": 32, "dropout": 0.1}},
         "checkpoint": {"everySteps": 20},

@@ -67,8 +67,10 @@ def report_data(
             },
         },
         "progress": {"step": progress.step, "samples": progress.samples, "tokens": progress.tokens},
-        "history": [point.wire() for point in progress.history],
-        "validation": [evaluated.wire() for evaluated in progress.evaluations],
+        "history": {
+            "train": [point.wire() for point in progress.history],
+            "validation": [evaluated.wire() for evaluated in progress.evaluations],
+        },
         "test": test,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
@@ -83,7 +85,7 @@ def render(report: Mapping[str, Any], progress: Progress) -> str:
     headline = [(_TITLES.get(name, name), _number(value)) for name, value in scalars(test).items()]
     sections = [
         _section("Loss", charts.loss_curve(progress)),
-        _section("Test and validation", _evaluation_table(test, report["validation"])),
+        _section("Test and validation", _evaluation_table(test, report["history"]["validation"])),
     ]
     if classes and "confusionMatrix" in test:
         picture = charts.confusion_matrix(test["confusionMatrix"], classes)

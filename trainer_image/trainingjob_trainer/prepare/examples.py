@@ -17,7 +17,7 @@ from typing import Any
 
 from trainingjob_trainer.config import Clean, Split, TrainerSpec
 from trainingjob_trainer.data.manifest import SplitName
-from trainingjob_trainer.errors import DataError, UserError
+from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.prepare.source import RawObject, list_objects, records
 
 HELD_OUT_FIRST: dict[str, int] = {"test": 0, "validation": 1, "train": 2}
@@ -62,10 +62,6 @@ def read_examples(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iter
                 key = hashlib.sha256(payload).hexdigest()
                 yield Example(key, _split_of(key, split, config), payload)
         return
-    if source.format != "parquet":
-        raise UserError(
-            f"Images are read from Parquet, not from {source.format}.", "Set spec.data.train.format to parquet."
-        )
     for record in records(raw, source, [source.image_field, source.label_field], config.storage):
         pixels, shape = decode_image(record[source.image_field], source.image_field, raw)
         label = _label(record[source.label_field], source.label_field, raw)

@@ -1,0 +1,187 @@
+"""The tokenizer, the shards and the manifest that local preparation leaves."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.corpus import digits
+from support.training import job, store_of
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.data.reader import Reader
+from trainingjob_trainer.errors import DataError, UserError
+from trainingjob_trainer.prepare import tokenizer as bpe
+from trainingjob_trainer.prepare.examples import arrange, raw_objects, read_examples
+from trainingjob_trainer.prepare.local import prepare_data
+from trainingjob_trainer.prepare.shards import TokenEncoder, manifest_of, publish, write_shards
+from trainingjob_trainer.storage import NotFound, Store
+
+WORDS = ["alpha", "beta", "gamma", "delta", "<|endoftext|>", "naïve", "東京"]
+
+
+def corpus(directory: Path, documents: int = 200, **changes: Any) -> JobConfig:
+    random = np.random.default_rng(0)
+    lines = [" ".join(random.choice(WORDS, size=30)) for _ in range(documents)]
+    directory.mkdir(exist_ok=True)
+    (directory / "raw.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    data = {
+        "train": {"uri": f"{directory}/raw.jsonl"},
+        "validation": {"fraction": 0.2},
+        "test": {"fraction": 0.2},
+        "prepare": {"tokenizer": {"vocabSize": 300}},
+    }
+    return job(directory, data=data, **changes)
+
+
+def decoded(store: Store, manifest: Manifest, split: Any) -> list[str]:
+    data = b"".join(store.get(shard.key) for shard in manifest.splits[split].shards)
+    tokenizer = bpe.load(store.get("data/tokenizer.json"))
+    ids = np.frombuffer(data, dtype="<u2")
+    ends = np.flatnonzero(ids == manifest.eos_id)
+    starts = [0, *(int(end) + 1 for end in ends[:-1])]
+    return [tokenizer.decode(ids[a:b].tolist()) for a, b in zip(starts, ends, strict=True)]
+
+
+def test_the_stream_of_a_split_decodes_to_its_documents(tmp_path: Path) -> None:
+    config = corpus(tmp_path)
+    store = store_of(config)
+    manifest = prepare_data(config, store)
+    assert Manifest.model_validate_json(store.get("data/manifest.json")) == manifest
+    examples = arrange((e for s, raw in raw_objects(config) for e in read_examples(config, s, raw)), config)
+    for split, data in manifest.splits.items():
+        expected = [e.payload.decode() for e in examples if e.split == split]
+        assert decoded(store, manifest, split) == expected
+        assert data.documents == len(expected) > 10
+        assert data.bytes == sum(len(text.encode()) for text in expected)
+    assert manifest.vocab_size is not None
+    assert manifest.vocab_size <= 300
+
+
+def test_the_tokenizer_sees_training_documents_only(tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text(json.dumps({"text": "xylophone " * 400}) + "\n")
+    config = corpus(tmp_path)
+    data = {**config.data.wire(), "validation": {"uri": str(held_out)}, "test": {"uri": str(held_out)}}
+    apart = job(tmp_path, data={**data, "test": {"fraction": 0.2}})
+    prepare_data(apart, store_of(apart))
+    vocabulary = bpe.load(store_of(apart).get("data/tokenizer.json")).get_vocab()
+    assert any("alpha" in token for token in vocabulary)
+    assert not any("xy" in token for token in vocabulary)
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_every_text_survives_the_tokenizer(text: str) -> None:
+    tokenizer = bpe.load(STORED)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == text
+    assert bpe.EOS_ID not in ids
+
+
+STORED = bpe.to_json(bpe.train_bpe([b"some text to learn from " * 20], 280))
+
+
+def test_the_stream_does_not_depend_on_how_many_wrote_it(tmp_path: Path) -> None:
+    config = corpus(tmp_path / "one")
+    store = store_of(config)
+    one = prepare_data(config, store)
+    examples = arrange((e for s, raw in raw_objects(config) for e in read_examples(config, s, raw)), config)
+    encoder = TokenEncoder(store.get("data/tokenizer.json"), "uint16", bpe.EOS_ID)
+    cuts = [0, 30, 31, 120, len(examples)]
+    parts = [
+        write_shards(store, examples[a:b], encoder, f"pod-{i % 2}", shard_bytes=400)
+        for i, (a, b) in enumerate(pairwise(cuts))
+    ]
+    many = manifest_of(config, reversed(parts), encoder, None)
+    keys = [shard.key for data in many.splits.values() for shard in data.shards]
+    assert len(keys) == len(set(keys)) > 20
+    for split in many.splits:
+        assert decoded(store, many, split) == decoded(store, one, split)
+        assert many.splits[split].count == one.splits[split].count
+
+
+def test_preparing_again_gives_the_same_data_and_the_first_manifest_stands(tmp_path: Path) -> None:
+    config = corpus(tmp_path)
+    store = store_of(config)
+    first = prepare_data(config, store)
+    assert prepare_data(config, store) == first
+    moved = first.model_copy(update={"identity_hash": "another run"})
+    store.put("data/manifest.json", moved.to_json())
+    assert publish(config, store, first) == first
+    assert Manifest.model_validate_json(store.get("data/manifest.json")) == first
+
+
+def test_no_manifest_is_written_for_data_that_is_too_small(tmp_path: Path) -> None:
+    config = corpus(tmp_path, globalBatchSize=5000)
+    with pytest.raises(UserError, match=r"globalBatchSize is 5000, but the training split has only \d+ samples"):
+        prepare_data(config, store_of(config))
+    short = corpus(tmp_path, sequenceLength=4096)
+    with pytest.raises(UserError, match="a sample takes 4097"):
+        prepare_data(short, store_of(short))
+    with pytest.raises(NotFound):
+        store_of(config).get("data/manifest.json")
+
+
+def test_an_empty_source_is_a_data_error(tmp_path: Path) -> None:
+    config = corpus(tmp_path)
+    (tmp_path / "raw.jsonl").write_text('{"text": " "}\n')
+    with pytest.raises(DataError, match="Nothing is left"):
+        prepare_data(config, store_of(config))
+
+
+def images(directory: Path) -> JobConfig:
+    return job(
+        directory,
+        task={"kind": "image-classification"},
+        data={
+            "train": {"uri": f"{directory}/digits.parquet", "format": "parquet"},
+            "validation": {"fraction": 0.2},
+            "test": {"fraction": 0.2},
+        },
+    )
+
+
+def test_images_become_rows_with_their_labels(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    (tmp_path / "digits.parquet").write_bytes(digits())
+    config = images(tmp_path)
+    manifest = prepare_data(config, store_of(config))
+    assert manifest.shape == (1, 8, 8)
+    assert manifest.classes == [str(digit) for digit in range(10)]
+    bunch = load_digits()
+    known = {
+        (pixels * 15.9375).astype(np.uint8).tobytes(): label
+        for pixels, label in zip(bunch.images, bunch.target, strict=True)
+    }
+    total = 0
+    for split in manifest.splits:
+        reader = Reader(store_of(config), manifest, split, 8)
+        batch = reader.read(range(len(reader)))
+        total += len(reader)
+        for image, label in zip(batch.inputs.numpy(), batch.targets.tolist(), strict=True):
+            assert known[((image + 1) * 127.5).round().astype(np.uint8).tobytes()] == label
+    assert total == 1797
+
+
+def test_images_of_two_shapes_are_refused(tmp_path: Path) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    def png(side: int) -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(np.zeros((side, 8), dtype=np.uint8)).save(out, "PNG")
+        return out.getvalue()
+
+    pq.write_table(pa.table({"image": [png(8), png(9)], "label": [0, 1]}), tmp_path / "digits.parquet")
+    config = images(tmp_path)
+    with pytest.raises(DataError, match=r"must have one shape .* found 1x8x8 and 1x9x8"):
+        prepare_data(config, store_of(config))
