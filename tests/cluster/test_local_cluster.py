@@ -85,6 +85,21 @@ def test_s3_refuses_unknown_buckets_and_wrong_keys(cluster: LocalCluster, bucket
         stranger.list_objects_v2(Bucket=bucket)
 
 
+def test_s3_servers_of_two_clusters_on_one_machine_are_apart(
+    cluster: LocalCluster, bucket: str, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; from pathlib import Path; from trainingjob_local.s3 import S3Server\n"
+        "server = S3Server(Path(sys.argv[1])); server.wait_ready(); server.ensure_bucket('another')\n"
+        "server.client().put_object(Bucket='another', Key='key', Body=b'another')\n"
+        "print([bucket['Name'] for bucket in server.client().list_buckets()['Buckets']]); server.close()"
+    )
+    command = sandbox.command_line([sys.executable, "-c", script, str(tmp_path)])
+    assert subprocess.run(command, capture_output=True, text=True, timeout=90).stdout == "['another']\n"
+    cluster.s3.client().put_object(Bucket=bucket, Key="key", Body=b"ours")
+    assert cluster.s3.client().get_object(Bucket=bucket, Key="key")["Body"].read() == b"ours"
+
+
 @pytest.mark.parametrize(("program", "code"), [("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)])
 def test_a_sandbox_ends_with_the_true_exit_code_of_its_command(program: str, code: int) -> None:
     assert subprocess.run(sandbox.command_line(["sh", "-c", program])).returncode == code
