@@ -121,18 +121,18 @@ class Play:
             if pod.phase == "Pending" and not pod.deleting:
                 self.change(pod.name, phase="Running", ready=True, node="node-1", ip="10.0.0.1")
 
-    def end(self, name: str, exit_code: int, message: dict[str, Any] | None = None, **changes: Any) -> None:
+    def end(self, name: str, exit_code: int | None, message: dict[str, Any] | None = None, **changes: Any) -> None:
         """The pod's container ends."""
-        self.change(
-            name,
-            phase="Succeeded" if exit_code == 0 else "Failed",
-            ready=False,
-            exit_code=exit_code,
-            reason="Completed" if exit_code == 0 else "Error",
-            termination=None if message is None else TerminationMessage.model_validate(message),
-            finished_at=self.now,
-            **{"ip": None, **changes},
-        )
+        facts: dict[str, Any] = {
+            "phase": "Succeeded" if exit_code == 0 else "Failed",
+            "ready": False,
+            "exit_code": exit_code,
+            "reason": "Completed" if exit_code == 0 else "Error",
+            "termination": None if message is None else TerminationMessage.model_validate(message),
+            "finished_at": self.now,
+            "ip": None,
+        }
+        self.change(name, **{**facts, **changes})
 
     def vanish(self, name: str) -> None:
         """The pod object is gone."""

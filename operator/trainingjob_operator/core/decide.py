@@ -39,7 +39,7 @@ def decide(job: Job, pods: Sequence[PodFacts], progress: ProgressFacts, now: dat
         return _succeed(here, status, last_words.result or {})
     if here.spec.suspended or (status.phase == "Suspending" and here.unfinished):
         return _suspend(here, status)
-    if status.resolved is None:
+    if status.resolved is None or status.phase == "Suspending":
         status = run.begin(here, status)
     elif (spent := _deadline(here, status)) is not None and spent <= here.now:
         return _overdue(here, status)

@@ -1,0 +1,659 @@
+"""What the operator does about a job: plans, played out without an API server."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from support.play import Play, spec
+from trainingjob_operator.core.decide import decide
+from trainingjob_operator.core.facts import InvalidSpec
+from trainingjob_operator.core.plan import ObjectRef, Plan, Settings
+
+RESULT = {
+    "step": 100,
+    "modelUri": "s3://models/run/model/a1",
+    "reportUri": "s3://models/run/reports/a1",
+    "evaluation": {"split": "test", "step": 100, "metrics": {"loss": 3.1, "confusion": [[1, 0], [0, 1]], "nan": "x"}},
+}
+FINISHED = {"outcome": "Finished", "result": RESULT}
+
+
+@pytest.fixture
+def play() -> Play:
+    return Play()
+
+
+@pytest.fixture
+def training(play: Play) -> Play:
+    """Two workers train; step 20 is reported, step 10 committed."""
+    play.to_training()
+    play.step(20)
+    play.train(20, attempt=1, committed=10)
+    play.settle()
+    return play
+
+
+def policy(**fields: Any) -> dict[str, Any]:
+    return spec(runPolicy=fields)
+
+
+def test_a_new_job_gets_its_children_and_one_light_pod(play: Play) -> None:
+    plan = play.step()
+    assert [m["kind"] for m in plan.ensure] == ["ConfigMap", "Secret", "Service"]
+    assert play.created == ["gpt-prepare-0-1"]
+    assert play.status.phase == "Pending"
+    assert play.status.start_time == play.now
+    assert play.status.resolved is not None
+    assert play.status.resolved.world_size == 2
+
+
+def test_the_stages_follow_the_heads_outcomes(play: Play) -> None:
+    play.settle()
+    play.run_pods()
+    play.step(1)
+    assert (play.status.phase, play.status.stage) == ("Preparing", "Check")
+    play.end("gpt-prepare-0-1", 0, {"outcome": "PrepareData"})
+    play.step(1)
+    assert play.created[1:] == ["gpt-prepare-0-2", "gpt-prepare-1-1"]
+    play.run_pods()
+    play.step(1)
+    assert (play.status.phase, play.status.stage) == ("Preparing", "PrepareData")
+    play.end("gpt-prepare-1-1", 0)
+    play.end("gpt-prepare-0-2", 0, {"outcome": "Train"})
+    play.step(1)
+    assert play.created[3:] == ["gpt-train-0-1", "gpt-train-1-1"]
+    assert (play.status.phase, play.status.stage) == ("Starting", "Train")
+    play.run_pods()
+    play.step(1)
+    assert play.status.phase == "Starting"
+    play.train(1, attempt=1)
+    play.step(1)
+    assert play.status.phase == "Running"
+    assert play.status.history == ()
+
+
+def test_workers_are_not_created_before_the_data_is_ready(play: Play) -> None:
+    play.settle()
+    play.run_pods()
+    for _ in range(10):
+        play.step(60)
+    assert play.created == ["gpt-prepare-0-1"]
+
+
+def test_a_stored_result_of_the_same_plan_needs_no_worker(play: Play) -> None:
+    play.settle()
+    play.run_pods()
+    play.end("gpt-prepare-0-1", 0, FINISHED)
+    play.settle()
+    assert play.status.phase == "Succeeded"
+    assert play.created == ["gpt-prepare-0-1"]
+
+
+def test_success_brings_result_and_evaluation_and_stops_the_other_pods(training: Play) -> None:
+    training.end("gpt-train-0-1", 0, FINISHED)
+    training.settle()
+    status = training.status
+    assert status.phase == "Succeeded"
+    assert status.result is not None
+    assert status.result.model_uri == RESULT["modelUri"]
+    assert status.evaluation is not None
+    assert status.evaluation.split == "test"
+    assert status.evaluation.metrics == {"loss": 3.1}
+    assert status.progress is not None
+    assert (status.progress.percent, status.progress.eta) == (100, None)
+    assert status.completion_time == training.now
+    assert training.deleted == ["gpt-train-1-1"]
+    assert training.pod("gpt-train-0-1").phase == "Succeeded", "kept for its log"
+
+
+def test_a_worker_that_ended_in_peace_is_waited_with_for_the_head(training: Play) -> None:
+    training.end("gpt-train-1-1", 0)
+    training.step(1)
+    assert training.status.phase == "Running"
+    assert training.status.history == ()
+    assert len(training.created) == 3
+
+
+def test_a_worker_that_ended_in_peace_comes_back_with_a_new_head(training: Play) -> None:
+    training.end("gpt-train-1-1", 0)
+    training.end("gpt-train-0-1", 20, {"class": "Storage", "cause": "bucket is full"})
+    training.settle()
+    assert training.created[3:] == ["gpt-train-0-2", "gpt-train-1-2"]
+    assert [i.pod for i in training.status.history] == ["gpt-train-0-1"]
+
+
+# --- failures
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "class_", "counted"),
+    [
+        ({"exit_code": 137}, None, "Killed", 1),
+        ({"exit_code": 1}, None, "Crashed", 1),
+        ({"exit_code": 139}, None, "Crashed", 1),
+        ({"exit_code": 20}, None, "Internal", 1),
+        ({"exit_code": 21}, None, "Hang", 1),
+        ({"exit_code": 20}, {"class": "Storage", "cause": "S3 does not answer"}, "Storage", 1),
+        ({"exit_code": 20}, {"class": "WorkerLost", "cause": "rank 1 is gone"}, "WorkerLost", 1),
+        ({"exit_code": 30}, {"class": "Fenced", "cause": "attempt 7 exists"}, "Fenced", 1),
+        ({"exit_code": 30}, {"class": "Drained", "cause": "SIGTERM"}, "Drained", 0),
+        ({"exit_code": 30}, None, "Drained", 0),
+        ({"exit_code": 30, "deleting": True}, {"class": "Drained"}, "Deleted", 0),
+        ({"exit_code": 137, "deleting": True}, None, "Deleted", 0),
+        ({"exit_code": 137, "disruption": "PreemptionByScheduler"}, None, "Preempted", 0),
+        ({"exit_code": 30, "disruption": "EvictionByEvictionAPI"}, {"class": "Drained"}, "Evicted", 0),
+        ({"exit_code": 143, "disruption": "TerminationByKubelet"}, None, "Evicted", 0),
+        ({"exit_code": None, "disruption": "DeletionByPodGC"}, None, "NodeLost", 0),
+        ({"exit_code": 137, "disruption": "DeletionByTaintManager"}, {"class": "UserError"}, "NodeLost", 0),
+        ({"exit_code": None, "reason": "Evicted"}, None, "Evicted", 0),
+        ({"exit_code": None, "reason": "OutOfcpu"}, None, "Rejected", 1),
+    ],
+)
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_failed_pod_alone_is_replaced_at_once(
+    training: Play, index: int, changes: dict[str, Any], message: dict[str, Any] | None, class_: str, counted: int
+) -> None:
+    name = f"gpt-train-{index}-1"
+    code, rest = changes["exit_code"], {k: v for k, v in changes.items() if k != "exit_code"}
+    training.end(name, code, message, **rest)
+    training.step(1)
+    assert training.created[3:] == [f"gpt-train-{index}-2"]
+    assert training.deleted == []
+    (incident,) = training.status.history
+    assert (incident.class_, incident.pod, incident.node, incident.step) == (class_, name, "node-1", 20)
+    assert incident.cause
+    assert training.status.restarts.total == counted
+    assert training.status.phase == "Restarting"
+    training.settle()
+    assert len(training.status.history) == 1
+
+
+def test_a_failed_head_without_last_words_is_internal(training: Play) -> None:
+    training.end("gpt-train-0-1", 0)
+    training.step(1)
+    assert training.status.history[0].class_ == "Internal"
+    assert training.created[3:] == ["gpt-train-0-2"]
+
+
+def test_an_outcome_that_does_not_follow_is_a_failure(training: Play) -> None:
+    training.end("gpt-train-0-1", 0, {"outcome": "Train"})
+    training.step(1)
+    assert training.status.stage == "Train"
+    assert training.status.history[0].class_ == "Internal"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "changes", "class_"),
+    [
+        (10, {"class": "UserError", "cause": "bucket models does not exist", "nextStep": "create it"}, {}, "UserError"),
+        (11, {"class": "DataError", "cause": "no documents in s3://corpus/raw.jsonl"}, {}, "DataError"),
+        (12, {"class": "OutOfMemory", "cause": "CUDA out of memory"}, {}, "OutOfMemory"),
+        (137, None, {"reason": "OOMKilled"}, "OutOfMemory"),
+        (10, None, {}, "UserError"),
+    ],
+)
+def test_what_no_retry_cures_fails_at_once(
+    training: Play, code: int, message: dict[str, Any] | None, changes: dict[str, Any], class_: str
+) -> None:
+    training.end("gpt-train-0-1", code, message, **changes)
+    training.settle()
+    status = training.status
+    assert status.phase == "Failed"
+    assert status.message.startswith(f"{class_}: ")
+    assert len(training.created) == 3
+    assert training.deleted == ["gpt-train-1-1"], "a failed job runs nothing"
+    assert status.history[-1].class_ == class_
+    if message and message.get("nextStep"):
+        assert status.message == "UserError: bucket models does not exist. Create it."
+
+
+def test_repeated_failures_without_a_checkpoint_wait_longer_and_end_the_job(training: Play) -> None:
+    waits = []
+    for failure in range(1, 5):
+        name = next(n for n in reversed(training.names) if n.startswith("gpt-train-1"))
+        training.run_pods()
+        training.end(name, 1)
+        plan = training.step(61)
+        waits.append(plan.requeue_after if not plan.create_pods else 0)
+        if failure < 4:
+            training.step((plan.requeue_after or 0) if not plan.create_pods else 0)
+    assert waits[:3] == [0, 10, 20]
+    assert training.status.phase == "Failed"
+    assert "given up after 4 failures without a new checkpoint (maxRestarts 3)" in training.status.message
+    assert training.created[3:] == ["gpt-train-1-2", "gpt-train-1-3", "gpt-train-1-4"]
+
+
+def test_a_run_that_commits_between_its_failures_goes_on(training: Play) -> None:
+    for failure in range(1, 20):
+        training.train(20 + failure, attempt=failure, committed=10 + failure)
+        training.end(f"gpt-train-1-{failure}", 1)
+        training.settle()
+        assert training.created[-1] == f"gpt-train-1-{failure + 1}", "replaced at once"
+        training.run_pods()
+        training.step(61)
+    assert training.status.restarts.total == 19
+    assert training.status.restarts.without_progress == 1
+    assert len(training.status.history) == 10
+
+
+def test_a_gang_that_falls_together_is_one_failure(training: Play) -> None:
+    training.end("gpt-train-0-1", 20)
+    training.step(1)
+    training.end("gpt-train-1-1", 20)
+    training.step(1)
+    assert training.status.restarts.total == 1
+    assert len(training.status.history) == 2
+    assert training.created[3:] == ["gpt-train-0-2", "gpt-train-1-2"]
+
+
+def test_preemptions_never_end_a_job(training: Play) -> None:
+    for n in range(1, 15):
+        training.end(f"gpt-train-1-{n}", 137, disruption="PreemptionByScheduler")
+        training.settle()
+        training.run_pods()
+        training.step(90)
+    assert training.status.restarts.total == 0
+    assert training.status.phase == "Restarting"
+
+
+def test_a_vanished_pod_is_deleted_not_an_error(training: Play) -> None:
+    training.vanish("gpt-train-1-1")
+    training.step(1)
+    (incident,) = training.status.history
+    assert (incident.class_, incident.pod) == ("Deleted", "gpt-train-1-1")
+    assert training.status.restarts.total == 0
+    assert training.created[-1] == "gpt-train-1-2"
+
+
+def test_a_pod_that_was_never_seen_is_created_again_in_the_same_incarnation(play: Play) -> None:
+    play.step()
+    play.vanish("gpt-prepare-0-1")  # the operator died between the status and the create
+    assert play.status.pods[0].uid is None
+    play.step(1)
+    assert play.created == ["gpt-prepare-0-1", "gpt-prepare-0-1"]
+
+
+def test_a_draining_pod_is_waited_for(training: Play) -> None:
+    training.change("gpt-train-1-1", deleting=True, deletion_due=training.now + timedelta(seconds=120))
+    training.step(1)
+    assert len(training.created) == 3
+    assert training.status.phase == "Restarting"
+
+
+def test_a_pod_on_a_lost_node_is_replaced_and_leaves_the_service_first(training: Play) -> None:
+    training.change("gpt-train-1-1", deleting=True, disruption="DeletionByTaintManager")
+    plan = training.step(1)
+    assert [r.name for r in plan.drop_member] == ["gpt-train-1-1"]
+    assert training.created[-1] == "gpt-train-1-2"
+    assert training.status.history[0].class_ == "NodeLost"
+
+
+def test_a_pod_that_outlives_its_grace_is_replaced(training: Play) -> None:
+    training.change("gpt-train-1-1", deleting=True, deletion_due=training.now + timedelta(seconds=10))
+    plan = training.step(1)
+    assert plan.requeue_after is not None
+    training.step(plan.requeue_after)
+    assert training.created[-1] == "gpt-train-1-2"
+
+
+def test_the_operator_down_while_the_run_finishes_and_its_pods_go(training: Play) -> None:
+    training.vanish("gpt-train-0-1")
+    training.vanish("gpt-train-1-1")
+    training.progress = replace(training.progress, report=None, status_written_at=None)
+    training.step(3600)
+    training.run_pods()
+    training.step(1)
+    training.end("gpt-train-0-2", 0, FINISHED)
+    training.settle()
+    assert training.status.phase == "Succeeded"
+    assert training.status.restarts.total == 0
+
+
+def test_a_stranger_of_a_lower_incarnation_is_deleted(training: Play) -> None:
+    training.end("gpt-train-1-1", 1)
+    training.settle()
+    late = replace(training.pod("gpt-train-1-1"), name="gpt-train-1-1", uid="late", phase="Running", exit_code=None)
+    training.pods = [p for p in training.pods if p.name != "gpt-train-1-1"] + [late]
+    training.step(1)
+    assert training.deleted == ["gpt-train-1-1"]
+
+
+def test_a_pod_of_another_job_is_left_alone(training: Play) -> None:
+    foreign = replace(training.pod("gpt-train-1-1"), name="gpt-train-7-1", index=7, uid="f", job_uid="another")
+    training.pods.append(foreign)
+    training.settle()
+    assert training.deleted == []
+
+
+# --- recovery in the history
+
+
+def test_the_history_tells_what_an_interruption_cost(training: Play) -> None:
+    training.end("gpt-train-1-1", 137)
+    training.step(1)
+    training.run_pods()
+    training.step(8)
+    training.train(11, attempt=2, committed=10, resumed=10)
+    training.step(1)
+    (incident,) = training.status.history
+    assert (incident.steps_lost, incident.seconds_to_recover) == (10, 8)
+    assert training.status.phase == "Running"
+
+
+def rank_incident(play: Play, attempt: int = 1) -> dict[str, Any]:
+    return {"attempt": attempt, "class": "WorkerLost", "cause": "rank 1", "rank": 1, "step": 21, "time": play.now}
+
+
+def test_a_driver_and_kubernetes_speak_of_one_incident(training: Play) -> None:
+    training.train(20, attempt=1, committed=10, incidents=[rank_incident(training)])
+    training.step(1)
+    assert training.status.phase == "Restarting"
+    training.end("gpt-train-1-1", 137)
+    training.step(1)
+    training.run_pods()
+    training.train(11, attempt=2, committed=10, resumed=10, incidents=[rank_incident(training)])
+    training.settle()
+    (incident,) = training.status.history
+    assert (incident.class_, incident.pod, incident.rank, incident.steps_lost) == ("Killed", "gpt-train-1-1", 1, 11)
+
+
+def test_a_rank_that_died_alone_is_told_once_and_its_pod_stays(training: Play) -> None:
+    said = rank_incident(training)
+    for _ in range(3):
+        training.train(12, attempt=2, committed=10, resumed=10, incidents=[said])
+        training.step(16)
+    (incident,) = training.status.history
+    assert (incident.class_, incident.pod, incident.rank, incident.steps_lost) == ("WorkerLost", None, 1, 11)
+    assert len(training.created) == 3
+    assert training.status.phase == "Running"
+
+
+def test_old_incidents_do_not_come_back_when_the_history_is_full(training: Play) -> None:
+    said = []
+    for attempt in range(1, 14):
+        said.append(rank_incident(training, attempt))
+        training.train(12, attempt=attempt + 1, incidents=said, resumed=10)
+        training.step(30)
+    assert [i.attempt for i in training.status.history] == list(range(4, 14))
+
+
+# --- suspend, resume
+
+
+def test_suspend_drains_and_resume_begins_at_check_in_new_incarnations(training: Play) -> None:
+    training.spec = policy(suspend=True)
+    training.generation = 2
+    training.settle()
+    assert training.status.phase == "Suspending"
+    assert training.deleted == ["gpt-train-0-1", "gpt-train-1-1"]
+    for index in (0, 1):
+        training.end(f"gpt-train-{index}-1", 30, {"class": "Drained"}, deleting=True)
+        training.vanish(f"gpt-train-{index}-1")
+    training.settle()
+    assert training.status.phase == "Suspended"
+    assert training.condition("Suspended") == "True"
+    assert training.status.history == ()
+    assert training.status.observed_generation == 2
+    training.spec = policy(suspend=False)
+    training.generation = 3
+    training.settle()
+    assert training.created[3:] == ["gpt-prepare-0-2"]
+    training.run_pods()
+    training.step(1)
+    training.end("gpt-prepare-0-2", 0, {"outcome": "Train"})
+    training.settle()
+    assert training.created[4:] == ["gpt-train-0-2", "gpt-train-1-2"]
+
+
+def test_a_job_that_is_created_suspended_gets_nothing() -> None:
+    play = Play(spec=policy(suspend=True))
+    play.settle()
+    assert (play.status.phase, play.created) == ("Suspended", [])
+    assert play.plan.ensure == ()
+
+
+def test_resume_while_suspending_waits_for_the_old_pods(training: Play) -> None:
+    training.spec = policy(suspend=True)
+    training.settle()
+    training.spec = policy(suspend=False)
+    training.settle()
+    assert training.status.phase == "Suspending"
+    assert len(training.created) == 3
+    training.vanish("gpt-train-0-1")
+    training.vanish("gpt-train-1-1")
+    training.settle()
+    assert training.created[3:] == ["gpt-prepare-0-2"]
+
+
+def test_a_resume_takes_new_workers_a_replacement_does_not(training: Play) -> None:
+    other = Settings(trainer_image="registry.example/trainer:2")
+    training.end("gpt-train-1-1", 137)
+    plan = decide(training.job, training.pods, training.progress, training.now, other)
+    assert plan.create_pods[0]["spec"]["containers"][0]["image"] == "registry.example/trainer:1"
+    assert plan.status is not None
+    suspended = training.status.model_copy(update={"phase": "Suspended", "resolved": None, "stage": None})
+    job = replace(training.job, status=suspended)
+    plan = decide(job, [], training.progress, training.now, other)
+    assert plan.create_pods[0]["spec"]["containers"][0]["image"] == "registry.example/trainer:2"
+
+
+def test_a_head_that_finishes_while_suspending_has_finished(training: Play) -> None:
+    training.spec = policy(suspend=True)
+    training.settle()
+    training.end("gpt-train-0-1", 0, FINISHED)
+    training.settle()
+    assert training.status.phase == "Succeeded"
+
+
+# --- limits in time
+
+
+def test_the_deadline_drains_and_fails(play: Play) -> None:
+    play.spec = policy(activeDeadlineSeconds=100)
+    play.to_training()
+    plan = play.settle()
+    assert plan.requeue_after is not None
+    play.step(100)
+    assert play.deleted == ["gpt-train-0-1", "gpt-train-1-1"]
+    assert play.status.phase == "Running"
+    for index in (0, 1):
+        play.end(f"gpt-train-{index}-1", 30, {"class": "Drained"}, deleting=True)
+    play.settle()
+    assert play.status.phase == "Failed"
+    assert play.status.message.startswith("DeadlineExceeded: ")
+    assert play.status.history[-1].class_ == "DeadlineExceeded"
+    assert len(play.created) == 3
+
+
+def test_time_in_suspension_does_not_count(training: Play) -> None:
+    training.spec = policy(suspend=True, activeDeadlineSeconds=1000)
+    training.settle()
+    training.pods = []
+    training.settle()
+    training.step(10_000)
+    training.spec = policy(activeDeadlineSeconds=1000)
+    training.settle()
+    assert training.status.phase == "Pending"
+    assert training.status.start_time == training.now
+
+
+def test_the_ttl_removes_pods_and_children_once(training: Play) -> None:
+    training.spec = policy(podsTTLSecondsAfterFinished=60)
+    training.end("gpt-train-0-1", 0, FINISHED)
+    training.end("gpt-train-1-1", 0)
+    plan = training.settle()
+    assert plan.requeue_after == 60
+    assert training.pods
+    training.step(60)
+    training.settle()
+    assert training.pods == []
+    assert training.status.phase == "Succeeded"
+    assert training.status.result is not None
+    assert training.settle() == Plan()
+
+
+def test_the_ttl_names_the_children(training: Play) -> None:
+    training.spec = policy(podsTTLSecondsAfterFinished=0)
+    training.end("gpt-train-0-1", 0, FINISHED)
+    training.step(1)
+    plan = training.step(1)
+    config_hash = training.status.resolved.config_hash if training.status.resolved else ""
+    assert plan.delete_children == (
+        ObjectRef("Service", "gpt-tj"),
+        ObjectRef("Secret", "gpt-tj-job-uid"),
+        ObjectRef("ConfigMap", f"gpt-tj-{config_hash}"),
+    )
+
+
+def test_without_a_ttl_a_finished_job_is_left_alone(training: Play) -> None:
+    training.end("gpt-train-0-1", 0, FINISHED)
+    training.end("gpt-train-1-1", 0)
+    training.settle()
+    training.step(10**6)
+    assert training.plan == Plan()
+
+
+def test_at_most_three_ended_pods_of_an_index_are_kept(training: Play) -> None:
+    for n in range(1, 8):
+        training.end(f"gpt-train-1-{n}", 137, disruption="PreemptionByScheduler")
+        training.settle()
+        training.run_pods()
+    kept = [n for n in training.names if n.startswith("gpt-train-1-")]
+    assert kept == ["gpt-train-1-5", "gpt-train-1-6", "gpt-train-1-7", "gpt-train-1-8"]
+
+
+# --- what people read
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "message"),
+    [
+        (
+            {"unschedulable": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."},
+            "Unschedulable",
+            "Pod gpt-prepare-0-1 finds no node: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu. "
+            "Ask for less (workers.resources, nodeSelector), or add nodes.",
+        ),
+        (
+            {"waiting_reason": "ImagePullBackOff", "waiting_message": "Back-off pulling image"},
+            "ImagePullBackOff",
+            "Pod gpt-prepare-0-1 cannot start: ImagePullBackOff: Back-off pulling image. "
+            "Check spec.image and the pull secrets.",
+        ),
+        (
+            {"waiting_reason": "CreateContainerConfigError", "waiting_message": 'secret "s3" not found'},
+            "CreateContainerConfigError",
+            'Pod gpt-prepare-0-1 cannot start: CreateContainerConfigError: secret "s3" not found. '
+            "Create the Secret or ConfigMap that it names.",
+        ),
+        (
+            {"waiting_reason": "ContainerCreating"},
+            "Pending",
+            "Waiting for the pod that checks configuration and data to start.",
+        ),
+    ],
+)
+def test_the_message_says_why_a_pod_does_not_start(
+    play: Play, changes: dict[str, Any], reason: str, message: str
+) -> None:
+    play.settle()
+    play.change("gpt-prepare-0-1", **changes)
+    play.settle()
+    assert play.status.message == message
+    assert {c.reason for c in play.status.conditions} == {reason}
+
+
+def test_progress_is_written_once_in_an_interval(training: Play) -> None:
+    before = len(training.statuses)
+    for second in range(60):
+        training.train(21 + second, attempt=1, committed=10)
+        plan = training.step(1)
+        assert plan.status is not None or plan.requeue_after is not None
+    assert len(training.statuses) - before == 4
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        {"committed": 20},
+        {"evaluation": {"split": "validation", "step": 20, "metrics": {"loss": 3.2}}},
+        {"incidents": [{"attempt": 1, "class": "Hang", "time": "2026-01-01T00:01:00Z"}]},
+    ],
+)
+def test_what_a_person_cares_about_is_written_at_once(training: Play, news: dict[str, Any]) -> None:
+    training.train(21, attempt=1, **{"committed": 10, **news})
+    assert training.step(1).status is not None
+
+
+def test_a_quiet_cluster_gets_no_writes(training: Play) -> None:
+    for _ in range(100):
+        plan = training.step(60)
+        assert plan == replace(Plan(), ensure=plan.ensure, wants_progress=plan.wants_progress)
+
+
+def test_a_silent_head_is_no_failure(training: Play) -> None:
+    training.progress = replace(training.progress, unreachable_since=training.now)
+    plan = training.step(30)
+    assert training.condition("ProgressUnknown") is None
+    assert plan.requeue_after == 30
+    training.step(30)
+    assert training.condition("ProgressUnknown") == "True"
+    assert training.status.phase == "Running"
+    condition = next(c for c in training.status.conditions if c.type == "ProgressUnknown")
+    assert "NetworkPolicy" in condition.message
+    training.progress = replace(training.progress, unreachable_since=None)
+    training.step(1)
+    assert training.condition("ProgressUnknown") is None
+
+
+def test_the_head_that_runs_is_polled(play: Play) -> None:
+    assert play.settle().wants_progress is None
+    play.run_pods()
+    polled = play.settle().wants_progress
+    assert polled is not None
+    assert polled.name == "gpt-prepare-0-1"
+
+
+def test_a_report_of_another_pod_changes_nothing(training: Play) -> None:
+    assert training.progress.report is not None
+    stale = training.progress.report.model_copy(update={"pod_uid": "gone", "attempt": 9})
+    before = training.status
+    training.progress = replace(training.progress, report=stale, fetched_at=training.now)
+    training.step(100)
+    assert training.status == before
+
+
+def test_events_tell_the_story_once(training: Play) -> None:
+    training.end("gpt-train-1-1", 137)
+    training.settle()
+    training.run_pods()
+    training.train(12, attempt=2, resumed=10)
+    training.settle()
+    training.end("gpt-train-0-1", 0, FINISHED)
+    training.settle()
+    reasons = [e.reason for e in training.events]
+    assert reasons == ["Preparing", "Starting", "Running", "Killed", "Running", "Succeeded"]
+
+
+def test_a_job_that_is_being_deleted_is_not_touched(training: Play) -> None:
+    training.deleting = True
+    training.vanish("gpt-train-1-1")
+    assert training.step(1) == Plan()
+
+
+def test_a_spec_that_got_past_the_crd_fails_once(play: Play) -> None:
+    job = replace(play.job, spec=InvalidSpec("spec.training.steps: Field required"))
+    plan = decide(job, [], play.progress, play.now, Settings("image"))
+    assert plan.status is not None
+    assert plan.status.phase == "Failed"
+    assert plan.status.message.startswith("UserError: spec.training.steps: Field required")
+    again = decide(replace(job, status=plan.status), [], play.progress, play.now, Settings("image"))
+    assert again == Plan()
+
+
+def test_a_lost_status_never_lets_incarnations_fall(training: Play) -> None:
+    training.status = type(training.status)()
+    training.step(1)
+    assert training.created[-1] == "gpt-prepare-0-2"
+    assert set(training.deleted) == {"gpt-train-0-1", "gpt-train-1-1"}

@@ -1,0 +1,138 @@
+"""What holds of every plan, whatever happens to a job: a random world, played against `decide`."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.play import Play, spec
+from trainingjob_operator.core.conditions import FINISHED, ON_THE_WAY
+
+ENDS = [
+    (0, None),
+    (0, {"outcome": "PrepareData"}),
+    (0, {"outcome": "Train"}),
+    (0, {"outcome": "Finished", "result": {"step": 100}}),
+    (10, {"class": "UserError", "cause": "no bucket"}),
+    (20, {"class": "Storage"}),
+    (30, {"class": "Drained"}),
+    (137, None),
+]
+
+
+class World(RuleBasedStateMachine):
+    """Pods live and die, people edit, time passes; after every move the operator decides."""
+
+    @initialize(deadline=st.sampled_from([None, 500]), ttl=st.sampled_from([None, 0, 100]), restarts=st.integers(0, 3))
+    def begin(self, deadline: int | None, ttl: int | None, restarts: int) -> None:
+        policy = {"activeDeadlineSeconds": deadline, "podsTTLSecondsAfterFinished": ttl, "maxRestarts": restarts}
+        self.play = Play(spec=spec(runPolicy=policy))
+        self.attempt = 0
+        self.highest: dict[tuple[str, int], int] = {}
+        self.ended = None
+        self.play.step()
+
+    @rule(seconds=st.sampled_from([0, 1, 11, 61, 301]))
+    def time_passes(self, seconds: int) -> None:
+        self.play.step(seconds)
+
+    @rule()
+    def pods_start(self) -> None:
+        self.play.run_pods()
+        self.play.step(1)
+
+    @precondition(lambda self: self.play.pods)
+    @rule(data=st.data(), end=st.sampled_from(ENDS), together=st.booleans())
+    def a_pod_ends(self, data: st.DataObject, end: tuple[int, dict[str, object] | None], together: bool) -> None:
+        alive = [p.name for p in self.play.pods if p.phase == "Running"]
+        if alive:
+            for name in alive if together else [data.draw(st.sampled_from(alive))]:
+                self.play.end(name, *end)
+        self.play.step(1)
+
+    @precondition(lambda self: self.play.pods)
+    @rule(data=st.data())
+    def a_pod_vanishes(self, data: st.DataObject) -> None:
+        self.play.vanish(data.draw(st.sampled_from(self.play.names)))
+        self.play.step(1)
+
+    @precondition(lambda self: self.play.pods)
+    @rule(data=st.data(), disruption=st.sampled_from([None, "DeletionByTaintManager", "EvictionByEvictionAPI"]))
+    def a_pod_is_deleted(self, data: st.DataObject, disruption: str | None) -> None:
+        name = data.draw(st.sampled_from(self.play.names))
+        due = self.play.now + timedelta(seconds=120)
+        self.play.change(name, deleting=True, deletion_due=due, disruption=disruption)
+        self.play.step(1)
+
+    @rule(commits=st.booleans())
+    def the_head_reports(self, commits: bool) -> None:
+        head = self.play.head() if self.play.plan.wants_progress else None
+        if head in self.play.names and "train" in head:
+            self.attempt += 1
+            self.play.train(self.attempt, self.attempt, committed=self.attempt if commits else None)
+        self.play.step(1)
+
+    @rule()
+    def the_head_falls_silent(self) -> None:
+        self.play.progress = replace(self.play.progress, unreachable_since=self.play.now)
+        self.play.step(1)
+
+    @rule(suspend=st.booleans())
+    def someone_suspends_or_resumes(self, suspend: bool) -> None:
+        self.play.spec = {**self.play.spec, "runPolicy": {**self.play.spec["runPolicy"], "suspend": suspend}}
+        self.play.generation += 1
+        self.play.step(1)
+
+    @invariant()
+    def the_conditions_agree_with_the_phase(self) -> None:
+        phase, condition = self.play.status.phase, self.play.condition
+        assert phase is not None
+        assert (condition("Finished") == "True") == (phase in FINISHED)
+        assert (condition("Complete") == "True") == (phase == "Succeeded")
+        assert (condition("Failed") == "True") == (phase == "Failed")
+        assert condition("Stalled") == condition("Failed")
+        assert (condition("Reconciling") == "True") == (phase in ON_THE_WAY)
+        assert (condition("Ready") == "True") == (phase in ("Running", "Succeeded"))
+        assert (condition("Suspended") == "True") == (phase == "Suspended")
+        assert condition("Ready") != "True" or condition("Reconciling") == "False"
+        assert all(c.last_transition_time <= self.play.now for c in self.play.status.conditions)
+        assert (self.play.status.completion_time is not None) == (phase in FINISHED)
+
+    @invariant()
+    def the_operator_comes_to_rest(self) -> None:
+        self.play.settle()
+
+    @invariant()
+    def incarnations_never_fall(self) -> None:
+        for member in self.play.status.pods:
+            place = (member.role, member.index)
+            assert member.incarnation >= self.highest.get(place, 0)
+            self.highest[place] = member.incarnation
+
+    @invariant()
+    def one_pod_of_an_index_works_at_most(self) -> None:
+        working = [(p.role, p.index) for p in self.play.pods if not p.finished and not p.deleting]
+        assert len(working) == len(set(working))
+
+    @invariant()
+    def the_end_is_the_end(self) -> None:
+        phase = self.play.status.phase
+        assert self.ended in (None, phase)
+        if phase in FINISHED:
+            self.ended = phase
+            assert all(p.finished or p.deleting for p in self.play.pods)
+
+    @invariant()
+    def the_counts_are_bounded(self) -> None:
+        status = self.play.status
+        assert len(status.history) <= 10
+        assert status.restarts.without_progress <= status.restarts.total
+        allowed = self.play.spec["runPolicy"]["maxRestarts"]
+        assert status.phase == "Failed" or status.restarts.without_progress <= allowed
+
+
+World.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestWorld = World.TestCase
