@@ -13,7 +13,9 @@ from typing import Any
 
 # A server that has imported torch once forks clean processes from then on.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["support.ranks", "trainingjob_trainer.loop"])
+_CONTEXT.set_forkserver_preload(
+    ["support.rank_functions", *(f"trainingjob_trainer.evaluation.{name}" for name in ("export", "report", "charts"))]
+)
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:

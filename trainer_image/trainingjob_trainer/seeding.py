@@ -20,5 +20,5 @@ def make_deterministic() -> None:
     Set for the whole process, because torch knows no narrower scope.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms() would import the compiler
     torch.set_num_threads(1)

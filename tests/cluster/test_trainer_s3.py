@@ -1,0 +1,122 @@
+"""The trainer by hand against a real S3 server: from raw text to a result, and an exact resume after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any
+
+import pytest
+import yaml
+from support.runs import wait_until
+from trainingjob_local.cluster import LocalCluster
+
+PYTHON = [sys.executable, "-m", "trainingjob_trainer.train"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *PYTHON[1:]]
+
+Object = dict[str, Any]
+
+
+class Trainer:
+    """`train.py` on jobs in one bucket that differ by their run directory only."""
+
+    def __init__(self, cluster: LocalCluster, bucket: str, directory: Path, command: list[str]) -> None:
+        self.s3, self.bucket, self._directory, self._command = cluster.s3.client(), bucket, directory, command
+        self._endpoint = cluster.s3.endpoint
+        self._env = {
+            **os.environ,
+            "AWS_ACCESS_KEY_ID": cluster.s3.access_key,
+            "AWS_SECRET_ACCESS_KEY": cluster.s3.secret_key,
+            "OMP_NUM_THREADS": "1",
+        }
+        paragraphs = [text for topic in topics.topics.values() for text in topic.split("\n\n")][:800]
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in paragraphs)
+        self.s3.put_object(Bucket=bucket, Key="raw/manual.jsonl", Body=lines.encode())
+
+    def start(self, run: str) -> "subprocess.Popen[bytes]":
+        """Train `run` in a process group of its own, its log in a file."""
+        spec = {
+            "outputUri": f"s3://{self.bucket}/runs/{run}",
+            "storage": {"endpointUrl": self._endpoint, "region": "us-east-1"},
+            "data": {
+                "train": {"uri": f"s3://{self.bucket}/raw/manual.jsonl"},
+                "validation": {"fraction": 0.1},
+                "test": {"fraction": 0.1},
+                "prepare": {"tokenizer": {"vocabSize": 300}},
+            },
+            "model": {"transformer": {"layers": 2, "dim": 32, "heads": 4, "dropout": 0.1}},
+            "training": {
+                "steps": 150,
+                "globalBatchSize": 4,
+                "sequenceLength": 32,
+                "deterministic": True,
+                "logEvery": 1,
+                "schedule": {"warmupSteps": 10},
+            },
+            "checkpoint": {"everySteps": 10},
+            "evaluation": {"everySteps": 50},
+        }
+        job = self._directory / f"{run}.yaml"
+        job.write_text(yaml.safe_dump({"metadata": {"name": run}, "spec": spec}))
+        command = [*self._command, str(job)]
+        with (self._directory / f"{run}.log").open("ab") as log:
+            return subprocess.Popen(command, env=self._env, stdout=log, stderr=log, start_new_session=True)
+
+    def finish(self, run: str) -> Object:
+        """Train to the end; the run's result."""
+        with self.start(run) as process:
+            code = process.wait(timeout=300)
+        assert code == 0, (self._directory / f"{run}.log").read_text()[-3000:]
+        return self.read(run, "result.json")
+
+    def read(self, run: str, key: str) -> Object:
+        body = self.s3.get_object(Bucket=self.bucket, Key=f"runs/{run}/{key}")["Body"]
+        value: Object = json.loads(body.read())
+        return value
+
+    def keys(self, run: str, prefix: str = "") -> list[str]:
+        listing = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=f"runs/{run}/{prefix}")
+        return [entry["Key"].removeprefix(f"runs/{run}/") for entry in listing.get("Contents", [])]
+
+    def final_state(self, run: str) -> Object:
+        """Checksums of the last checkpoint's objects: weights, moments, loss history. The index names the attempt."""
+        commit = self.read(run, "checkpoints/step-00000150/COMMIT.json")
+        return {o["key"].rpartition("/")[2]: o["sha256"] for o in commit["objects"] if "index" not in o["key"]}
+
+
+@pytest.mark.parametrize("command", [PYTHON, TORCHRUN], ids=["python", "torchrun"])
+def test_a_killed_run_resumes_from_s3_bit_for_bit(
+    cluster: LocalCluster, bucket: str, tmp_path: Path, command: list[str]
+) -> None:
+    trainer = Trainer(cluster, bucket, tmp_path, command)
+    expected = trainer.finish("baseline")
+
+    with trainer.start("disturbed") as process:
+        wait_until("a commit", lambda: [k for k in trainer.keys("disturbed") if k.endswith("COMMIT.json")], 200, 0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    committed = [key for key in trainer.keys("disturbed", "checkpoints/") if key.endswith("COMMIT.json")]
+    result = trainer.finish("disturbed")
+
+    assert trainer.read("disturbed", "attempts/2.json")["resumesFromStep"] == int(committed[-1].split("/")[1][5:])
+    assert result["attempt"] == 2
+    assert result["evaluation"] == expected["evaluation"]
+    assert trainer.final_state("disturbed") == trainer.final_state("baseline")
+
+
+def test_sigterm_commits_a_checkpoint_and_a_finished_run_answers_at_once(
+    cluster: LocalCluster, bucket: str, tmp_path: Path
+) -> None:
+    trainer = Trainer(cluster, bucket, tmp_path, PYTHON)
+    with trainer.start("drained") as process:
+        wait_until("a commit", lambda: trainer.keys("drained", "checkpoints/step-00000010/COMMIT"), 200, 0.02)
+        process.terminate()
+        assert process.wait(timeout=60) == 30
+    drained = int(max(k for k in trainer.keys("drained", "checkpoints/") if "COMMIT" in k).split("/")[1][5:])
+    assert f"step {drained} is committed" in (tmp_path / "drained.log").read_text()
+    result = trainer.finish("drained")
+    assert trainer.read("drained", "attempts/2.json")["resumesFromStep"] == drained
+    assert trainer.finish("drained") == result
+    assert "attempts/3.json" not in trainer.keys("drained", "attempts/")
