@@ -18,7 +18,7 @@ from trainingjob_trainer.data.reader import Batch
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import build_optimizer
-from trainingjob_trainer.parallel import World, shard
+from trainingjob_trainer.parallel import World, pass_dtype, shard
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.tasks import IGNORE, build_task
@@ -33,11 +33,12 @@ def build(config: JobConfig) -> Stepper:
     manifest = Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY))
     with torch.device("meta"):
         model = build_model(config, manifest)
-    model = shard(model, world.mesh, torch.float32).to_empty(device=world.device)
+    dtype = pass_dtype(config.training.precision, world.device)
+    model = shard(model, world.mesh, dtype).to_empty(device=world.device)
     init_weights(model, config.training.seed)
     optimizer = build_optimizer(model, config.training.optimizer)
     dealing = Dealing.of(config.training, world)
-    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, torch.float32)
+    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, dtype)
 
 
 def masked_batch(step: int, rows: int, length: int) -> Batch:
@@ -85,6 +86,16 @@ def memory(config: JobConfig) -> tuple[int, int]:
         return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in chosen)
 
     return held("model."), held("optimizer.")
+
+
+def dtypes(config: JobConfig) -> tuple[set[torch.dtype], float]:
+    """Types of gradients, weights and moments around a step, and its loss."""
+    stepper = build(config)
+    batch = own_rows(stepper, masked_batch(0, config.training.global_batch_size, config.training.sequence_length))
+    loss = stepper.backward(0, batch).loss.item()
+    found = {parameter.grad.dtype for parameter in stepper.model.parameters() if parameter.grad is not None}
+    tensors = state_tensors(stepper.model, stepper.optimizer)
+    return found | {tensor.dtype for tensor in tensors.values()}, loss
 
 
 def reductions(config: JobConfig) -> int:

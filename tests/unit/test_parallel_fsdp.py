@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.rank_functions import memory, reductions, take_steps
+import torch
+from support.rank_functions import dtypes, memory, reductions, take_steps
 from support.ranks import run_ranks
 from support.training import job, put_tokens, store_of, without_dropout
 
@@ -37,3 +38,15 @@ def test_accumulation_makes_no_extra_reductions(tmp_path: Path) -> None:
     put_tokens(store_of(many))
     blocks_and_root = 3
     assert run_ranks(2, reductions, many) == [blocks_and_root] * 2
+
+
+def test_bfloat16_is_of_the_passes_only(tmp_path: Path) -> None:
+    """Whole (autocast) and sharded (FSDP's policy): gradients, weights and moments stay float32."""
+    config = job(tmp_path, precision="bfloat16", model=without_dropout())
+    put_tokens(store_of(config))
+    [(alone, loss)] = run_ranks(1, dtypes, config)
+    assert alone == {torch.float32}
+    for found, sharded_loss in run_ranks(2, dtypes, config):
+        assert found == {torch.float32}
+        assert sharded_loss == pytest.approx(loss, rel=1e-2)
+        assert sharded_loss != loss

@@ -29,7 +29,7 @@ class World:
 
     @classmethod
     def join(cls) -> World:
-        """The world of the default process group, or a world of one. Collective; makes groups, so: once a process."""
+        """The world of the default process group, or a world of one. Collective, and makes a group."""
         size = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
