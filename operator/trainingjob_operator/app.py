@@ -75,11 +75,7 @@ class JobStore:
         """An event of kopf's watch. A LIST (kind None) does not tell what vanished before it."""
         if kind is None:
             self.relist.set()
-        try:
-            key = self._cache.remove_job(body) if kind == "DELETED" else self._cache.put_job(body)
-        except ValueError:
-            logger.exception("TrainingJob %s cannot be read and is ignored", body["metadata"]["name"])
-            return
+        key = self._cache.remove_job(body) if kind == "DELETED" else self._cache.put_job(body)
         if key is not None:
             self._queue.add(key)
 

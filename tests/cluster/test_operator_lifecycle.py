@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -20,6 +22,53 @@ RESULT = {
     "evaluation": {"split": "test", "step": 100, "metrics": {"loss": 2.5, "perplexity": 12.2}},
 }
 MakeJob = Callable[..., PlayedJob]
+
+
+class Head:
+    """The agent's HTTP server of a played head pod."""
+
+    address = "127.0.0.5"
+
+    def __init__(self) -> None:
+        self._report: dict[str, Any] = {}
+        self._asked = 0
+        self._seen = 0
+        head = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                head._asked += 1
+                body = json.dumps(head._report).encode()
+                self.send_response(200 if self.path == "/progress" else 404)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Says nothing."""
+
+        self.server = ThreadingHTTPServer((self.address, 8080), Handler)
+
+    def says(self, **report: Any) -> None:
+        """Change these fields of the report."""
+        self._report = {**self._report, **report}
+        self._seen = self._asked
+
+    def was_asked_again(self) -> bool:
+        """Whether the operator has taken the answer in: it has asked twice since."""
+        return self._asked >= self._seen + 2
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    """A head pod's HTTP server."""
+    head = Head()
+    thread = threading.Thread(target=head.server.serve_forever)
+    thread.start()
+    yield head
+    head.server.shutdown()
+    head.server.server_close()
+    thread.join()
 
 
 def api_writes(operator: Operator) -> Counter[tuple[str, str]]:
@@ -85,6 +134,39 @@ def test_a_job_goes_through_its_stages_to_its_result(
     }
     assert writes[("update", "trainingjobs")] <= 14
     assert sum(writes.values()) <= 32, writes
+
+
+def test_progress_is_pulled_from_the_head_pod(operator: Operator, played: MakeJob, head: Head) -> None:
+    job = played()
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    job.run("prepare-0-1")
+    job.end("prepare-0-1", outcome="Train")
+    pods = job.wait_pods("train-0-1", "train-1-1")
+    head.says(
+        jobUid=job.get()["metadata"]["uid"],
+        podUid=pods["gpt-train-0-1"]["metadata"]["uid"],
+        stage="Train",
+        state="Training",
+        firstStepAt="2030-01-01T00:00:00Z",
+        progress={"step": 25, "loss": 3.25, "tokensPerSecond": 512.0},
+        checkpoint={"latestStep": 20, "latestUri": "s3://models/gpt/checkpoints/step-00000020"},
+    )
+    job.run("train-1-1")
+    job.run("train-0-1", address=head.address)
+    status = job.wait_phase("Running")
+    assert status["progress"]["step"] == 25
+    assert status["progress"]["percent"] == 25
+    assert status["checkpoint"]["latestStep"] == 20
+    head.says(progress={"step": 50, "loss": 3.0})
+    job.wait("the next step is written", lambda status: status["progress"]["step"] == 50)
+    labels = f'name="gpt",namespace="{job.namespace}"'
+    wait_until("metrics show it", lambda: f"trainingjob_loss{{{labels}}} 3.0" in operator.metrics(), 10)
+    writes = settled(operator)
+    head.says(jobUid="another", progress={"step": 99})
+    wait_until("it is asked again", head.was_asked_again, 10)
+    assert settled(operator) == writes
+    assert job.status()["progress"]["step"] == 50, "what another pod says at this address was believed"
 
 
 def test_children_belong_to_the_job_and_the_secret_holds_a_token(operator: Operator, played: MakeJob) -> None:

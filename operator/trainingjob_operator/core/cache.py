@@ -54,7 +54,7 @@ class Cache:
         return sorted(pods, key=lambda pod: (pod.role, pod.index, pod.incarnation))
 
     def put_job(self, body: Mapping[str, Any]) -> Key | None:
-        """Take in a TrainingJob; None when it says nothing new. ValueError if its status cannot be read."""
+        """Take in a TrainingJob; None when it says nothing new."""
         meta = body["metadata"]
         key = Key(meta["namespace"], meta["name"])
         known = self._jobs.get(key)
@@ -90,17 +90,20 @@ class Cache:
         return changed
 
     def put_pod(self, body: Mapping[str, Any]) -> Key | None:
-        """Take in a pod; None when it says nothing new or is no child of a TrainingJob."""
+        """Take in a pod; None when it says nothing new or is no child of a TrainingJob.
+
+        KeyError or ValueError if a child cannot be read.
+        """
         meta = body["metadata"]
         if meta["uid"] in self._deleted or not is_controlled_by(body, (meta.get("labels") or {}).get(LABEL_JOB_UID)):
             return None
-        pods = self._pods.setdefault(meta["labels"][LABEL_JOB_UID], {})
-        known = pods.get(meta["uid"])
+        owner = meta["labels"][LABEL_JOB_UID]
+        known = self._pods.get(owner, {}).get(meta["uid"])
         if known is not None and not _newer(meta, known.facts.resource_version):
             return None
-        key = Key(meta["namespace"], meta["labels"][LABEL_JOB_NAME])
-        pods[meta["uid"]] = _Pod(PodFacts.from_object(body), key)
-        return key
+        pod = _Pod(PodFacts.from_object(body), Key(meta["namespace"], meta["labels"][LABEL_JOB_NAME]))
+        self._pods.setdefault(owner, {})[meta["uid"]] = pod
+        return pod.key
 
     def remove_pod(self, body: Mapping[str, Any]) -> Key | None:
         """Take in a pod's deletion."""

@@ -79,7 +79,8 @@ class _Memory:
     written_at: datetime | None = None
     """When this process last wrote the job's status."""
     ensured: set[str] = field(default_factory=set)
-    ensured_at: float = float("-inf")
+    ensured_at: float = field(default_factory=time.monotonic)
+    """When its children were last looked after (monotonic). A new process trusts the old one for a resync interval."""
     obstacle: Obstacle | None = None
 
 

@@ -1,0 +1,87 @@
+"""What watches bring goes into the cache, and exactly the jobs that it concerns are queued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from trainingjob_operator.app import JobStore, PodStore
+from trainingjob_operator.core.cache import Cache, Key
+from trainingjob_operator.core.names import LABEL_INCARNATION, LABEL_INDEX, LABEL_JOB_NAME, LABEL_JOB_UID, LABEL_ROLE
+from trainingjob_operator.core.queue import WorkQueue
+
+KEY = Key("team", "job")
+
+
+class World:
+    """Stores over one cache and one queue that nobody works off."""
+
+    def __init__(self) -> None:
+        self.cache = Cache()
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.jobs = JobStore(self.cache, self.queue)
+        self.pods = PodStore(self.cache, self.queue)
+
+
+def job(version: int, **status: Any) -> dict[str, Any]:
+    meta = {"name": "job", "namespace": "team", "uid": "job-1", "resourceVersion": str(version)}
+    return {"metadata": meta, "spec": {}, "status": status}
+
+
+def pod(version: int, role: str = "train") -> dict[str, Any]:
+    labels = {LABEL_JOB_NAME: "job", LABEL_JOB_UID: "job-1", LABEL_ROLE: role, LABEL_INDEX: "0", LABEL_INCARNATION: "1"}
+    meta = {"name": "p", "namespace": "team", "uid": "p-1", "resourceVersion": str(version), "labels": labels}
+    return {"metadata": {**meta, "ownerReferences": [{"uid": "job-1", "controller": True}]}}
+
+
+async def test_an_event_that_says_nothing_new_queues_nothing() -> None:
+    world = World()
+    world.cache.put_job(job(5))
+    world.jobs.take("MODIFIED", job(5))
+    assert len(world.queue) == 0
+    world.jobs.take("MODIFIED", job(6))
+    assert len(world.queue) == 1
+
+
+async def test_a_deleted_job_is_queued_so_that_it_is_forgotten() -> None:
+    world = World()
+    world.cache.put_job(job(5))
+    world.jobs.take("DELETED", job(6))
+    assert world.cache.job(KEY) is None
+    assert len(world.queue) == 1
+
+
+async def test_a_watch_that_begins_anew_asks_for_a_list_because_it_does_not_tell_what_vanished() -> None:
+    world = World()
+    world.jobs.take("ADDED", job(5))
+    assert not world.jobs.relist.is_set()
+    world.jobs.take(None, job(5))
+    assert world.jobs.relist.is_set()
+    world.jobs.replace(None, [], "9")
+    assert world.cache.job(KEY) is None
+
+
+async def test_pods_queue_their_job_when_it_is_known() -> None:
+    world = World()
+    world.pods.put(pod(7))
+    assert len(world.queue) == 0, "the job itself will come and find its pods"
+    world.cache.put_job(job(5))
+    world.pods.remove(pod(8))
+    assert len(world.queue) == 1
+
+
+async def test_pods_that_vanished_unseen_queue_their_job() -> None:
+    world = World()
+    world.cache.put_job(job(5))
+    world.cache.put_pod(pod(7))
+    world.pods.replace(None, [], "9")
+    assert world.cache.pods("job-1") == []
+    assert len(world.queue) == 1
+
+
+async def test_a_pod_that_cannot_be_read_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.cache.put_job(job(5))
+    world.pods.put(pod(7, role="unheard-of"))
+    assert [entry.levelname for entry in caplog.records] == ["ERROR"]
+    assert len(world.queue) == 0
