@@ -1,0 +1,116 @@
+"""The CustomResourceDefinition as a document; tests/cluster/test_crd.py has the API server's opinion."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from trainingjob_operator.api.crd import crd, schema_of
+from trainingjob_operator.api.rules import FIXED, RULES, WHILE_SUSPENDED
+from trainingjob_operator.api.spec import TrainingJobSpec
+from trainingjob_operator.api.status import TrainingJobStatus
+from trainingjob_trainer.config import TrainerSpec
+
+Json = dict[str, Any]
+FILE = Path(__file__).parents[2] / "crds" / "trainingjobs.trainingjob.io.yaml"
+
+
+def nodes(schema: Json, path: str = "") -> list[tuple[str, Json]]:
+    """Every schema in `schema`, with its path."""
+    found = [(path, schema)]
+    for key, child in schema.get("properties", {}).items():
+        found += nodes(child, f"{path}.{key}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            found += nodes(schema[key], f"{path}[]")
+    return found
+
+
+SPEC, STATUS = (schema_of(model, defaults=True) for model in (TrainingJobSpec, TrainingJobStatus))
+
+
+def test_the_file_is_what_the_models_generate() -> None:
+    assert yaml.safe_load(FILE.read_text()) == crd(), "run `make crds`"
+
+
+@pytest.mark.parametrize("schema", [SPEC, STATUS], ids=["spec", "status"])
+def test_every_string_list_and_map_is_bounded(schema: Json) -> None:
+    for path, node in nodes(schema):
+        if node["type"] == "string" and "enum" not in node and node.get("format") != "date-time":
+            assert "maxLength" in node, path
+        if node["type"] == "array":
+            assert "maxItems" in node, path
+        if node["type"] == "object" and "additionalProperties" in node:
+            assert "maxProperties" in node, path
+
+
+@pytest.mark.parametrize("schema", [SPEC, STATUS], ids=["spec", "status"])
+def test_every_field_is_described(schema: Json) -> None:
+    for path, node in nodes(schema):
+        if not path.endswith("[]"):
+            assert node.get("description"), path
+
+
+@pytest.mark.parametrize("schema", [SPEC, STATUS], ids=["spec", "status"])
+def test_the_schema_is_structural(schema: Json) -> None:
+    for path, node in nodes(schema):
+        assert not {"anyOf", "allOf", "oneOf", "$ref", "const", "title", "nullable"} & set(node), path
+        assert "properties" not in node or "additionalProperties" not in node, path
+
+
+def test_the_defaults_are_the_models_defaults() -> None:
+    """What the API server fills in is what Python would have taken."""
+
+    def filled(schema: Json, value: Any) -> Any:
+        if "properties" not in schema:
+            return value
+        given = {k: v["default"] for k, v in schema["properties"].items() if "default" in v} | value
+        return {k: filled(schema["properties"][k], v) for k, v in given.items()}
+
+    small = {
+        "outputUri": "s3://bucket/r",
+        "data": {"train": {"uri": "s3://bucket/d"}},
+        "model": {"preset": "gpt-nano"},
+        "training": {"steps": 1},
+    }
+    by_server, by_python = filled(SPEC, small), TrainingJobSpec.model_validate(small)
+    assert TrainingJobSpec.model_validate(by_server) == by_python
+
+
+def test_suspend_has_no_default() -> None:
+    assert "default" not in SPEC["properties"]["runPolicy"]["properties"]["suspend"]
+
+
+def test_fixed_fields_are_the_runs_identity() -> None:
+    """A field is fixed exactly if another value makes the state of the run directory useless."""
+    spec = TrainerSpec.model_validate(
+        {
+            "outputUri": "s3://bucket/r",
+            "data": {"train": {"uri": "s3://bucket/d"}},
+            "model": {"preset": "gpt-nano"},
+            "training": {"steps": 1},
+        }
+    )
+    identity = [key for key in spec.identity() if not key.startswith("model.")]
+    for key in identity:
+        assert any(key == path or key.startswith(f"{path}.") for path in FIXED), key
+    for path in set(FIXED) - {"outputUri", "model"}:
+        assert any(key == path or key.startswith(f"{path}.") for key in identity), path
+
+
+def test_every_field_of_the_spec_has_a_rule_about_its_change() -> None:
+    always = {"runPolicy.suspend", "runPolicy.maxRestarts", "runPolicy.activeDeadlineSeconds"}
+    always |= {"runPolicy.podsTTLSecondsAfterFinished"}
+    ruled = {*FIXED, *WHILE_SUSPENDED, "image", "training.microBatchSize", *always}
+    for path, node in nodes(SPEC):
+        name = path.removeprefix(".")
+        if "properties" in node or "[]" in name or not name:
+            continue
+        assert any(name == rule or name.startswith(f"{rule}.") for rule in ruled), name
+
+
+def test_rules_are_attached_to_their_models() -> None:
+    texts = [rule["rule"] for _, node in nodes(SPEC) for rule in node.get("x-kubernetes-validations", [])]
+    for model, rules in RULES.items():
+        for rule in rules:
+            assert rule.rule in texts, model
