@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,42 @@ def test_the_scheduler_counts_what_the_node_pretends_to_have(pods):
     assert pods.ended("fits")["exitCode"] == 0
     pod = pods.wait("too-big", lambda pod: condition(pod, "PodScheduled") == "False")
     assert "Insufficient nvidia.com/gpu" in json.dumps(pod["status"]["conditions"])
+
+
+def test_pods_end_with_their_node_and_are_reported_when_it_is_back(pods):
+    pods.create("done", "echo", "still here")
+    pods.ended("done")
+    node = pods.get("done")["spec"]["nodeName"]
+    pods.create("lost", "sleep", "600", nodeName=node)
+    pods.create("back", "sleep", "600", nodeName=node, restartPolicy="Always")
+    pids = [pods.pid("lost"), pods.pid("back")]
+    pods.cluster.nodes[node].signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a pod survived its node"
+        time.sleep(0.05)
+    pods.cluster.nodes[node].stop()
+    pods.cluster.start_node(node)
+    lost = pods.ended("lost")
+    assert (lost["exitCode"], lost["reason"]) == (137, "ContainerStatusUnknown")
+    assert pods.get("lost")["status"]["phase"] == "Failed"
+    pod = pods.wait("back", lambda pod: pod["status"]["containerStatuses"][0]["restartCount"] == 1)
+    assert pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["reason"] == "ContainerStatusUnknown"
+    pods.wait("back", lambda pod: "running" in state(pod))
+    assert pods.logs("done") == "still here\n"
+    pods.kubectl("delete", "pod", "done", "lost", "back", "--grace-period=1", "--timeout=20s")
+
+
+def state(pod):
+    return pod["status"]["containerStatuses"][0]["state"]
+
+
+def test_a_pod_is_running_soon(pods):
+    """From the node's first sight of a pod to its command: the figure that every test here rests on."""
+    pods.create("warm-up", "true")
+    pods.ended("warm-up")
+    pods.create("quick", "date", "+%s.%N")
+    pods.ended("quick")
+    created = pods.get("quick")["metadata"]["creationTimestamp"]
+    began = float(pods.logs("quick"))
+    assert began - datetime.fromisoformat(created).timestamp() < 5  # to the second, on a busy machine; usually 1

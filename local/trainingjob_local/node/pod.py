@@ -314,7 +314,9 @@ class PodWorker:
                 wanted = self._status()
                 if wanted == self._written:
                     return
-                body = {"metadata": {"uid": self._pod["metadata"]["uid"]}, "status": wanted}
+                # A strategic patch would add addresses to those of the node's former life.
+                replaced = {key: [{"$patch": "replace"}, *wanted[key]] for key in ("podIPs",) if key in wanted}
+                body = {"metadata": {"uid": self._pod["metadata"]["uid"]}, "status": wanted | replaced}
                 try:
                     await self._services.client.patch(f"{self._path()}/status", body, STRATEGIC_PATCH)
                 except ApiError as error:
