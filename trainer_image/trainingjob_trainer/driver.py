@@ -12,7 +12,7 @@ import sys
 import urllib.request
 from collections.abc import Callable
 
-from .agent.pod import AGENT_PORT, Pod
+from .agent.pod import Pod
 from .checkpoint.attempt import Attempt
 from .checkpoint.commits import latest
 from .config import JobConfig
@@ -83,7 +83,7 @@ class Training:
             logger.info("Attempt %d starts", attempt.number)
             self.reporter.report({"attempt": attempt.number, "state": "Starting", "message": "The ranks start."})
             try:
-                answer = fit(self.pod, self.config, attempt, nodes, f"http://{self.pod.ip}:{AGENT_PORT}/report")
+                answer = fit(self.pod, self.config, attempt, nodes, os.environ["TRAININGJOB_REPORT_URL"])
             except TrainerError as failure:
                 self._recover(failure, attempt)
                 continue

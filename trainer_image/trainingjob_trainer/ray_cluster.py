@@ -14,7 +14,7 @@ from typing import Any
 
 from .agent.pod import AGENT_PORT, Pod
 from .errors import Drained, TrainerError
-from .ray_node import GCS_PORT, INDEX_LABEL, environment, start_command
+from .ray_node import GCS_PORT, INDEX_LABEL, RANK_RESOURCE, environment, start_command
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,14 @@ class RayCluster:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             ready = {node["Labels"].get(INDEX_LABEL) for node in nodes if self._is_ready(node)}
             expected = {str(index) for index in range(self._pod.replicas)}
-            if ready == expected and len(nodes) == self._pod.replicas:
-                return nodes
             message = f"Waiting for {len(expected - ready)} of {len(expected)} pods to join."
-            if ready == expected:
+            if ready == expected and len(nodes) > len(expected):
                 message = "Waiting for lost pods to leave Ray's list of nodes."
+            elif ready == expected:
+                slots = sum(node["Resources"].get(RANK_RESOURCE, 0) for node in nodes)
+                if ray.available_resources().get(RANK_RESOURCE, 0) == slots:
+                    return nodes
+                message = "Waiting for the last attempt's ranks to end."
             if message != said:
                 say(message)
                 said = message

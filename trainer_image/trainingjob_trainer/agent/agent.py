@@ -57,8 +57,8 @@ class Agent:
         self._prepare_files()
         self.processes.watch()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
-        self._port = await self.server.start("0.0.0.0", self._port)  # a pod serves on its own address
-        logger.info("%s of stage %s serves on port %d", self.pod.name, self.stage, self._port)
+        await self.server.start(self.pod.ip, self._port)
+        logger.info("%s of stage %s serves on %s:%d", self.pod.name, self.stage, self.pod.ip, self._port)
         try:
             outcome = await self._first(self._lead() if self.pod.is_head else self._follow(), self._drained())
         except TrainerError as error:
@@ -81,7 +81,7 @@ class Agent:
 
     async def _lead(self) -> Outcome:
         """Run the stage's program and take over its outcome."""
-        env = {**os.environ, "TRAININGJOB_REPORT_URL": f"http://127.0.0.1:{self._port}/report"}
+        env = {**os.environ, "TRAININGJOB_REPORT_URL": f"http://{self.pod.ip}:{self._port}/report"}
         program = self.processes.start(self._program, env)
         code = await program.exited
         try:
@@ -140,7 +140,7 @@ class Agent:
         """
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(self.pod.head, AGENT_PORT, family=socket.AF_INET, type=socket.SOCK_STREAM)
+            found = await loop.getaddrinfo(self.pod.head, self._port, family=socket.AF_INET, type=socket.SOCK_STREAM)
         except OSError:
             return None
         answers = await asyncio.gather(*(self._ask(str(address[0])) for *_, address in found))
@@ -150,7 +150,7 @@ class Agent:
         timeout = aiohttp.ClientTimeout(total=2)
         try:
             async with aiohttp.ClientSession(timeout=timeout) as session:
-                url = f"http://{address}:{AGENT_PORT}/progress"
+                url = f"http://{address}:{self._port}/progress"
                 async with session.get(url, params={"pod": self.pod.name}) as response:
                     seen: dict[str, Any] = await response.json()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):

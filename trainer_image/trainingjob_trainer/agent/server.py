@@ -31,15 +31,12 @@ class Server:
         app.router.add_get("/progress", self._get_progress)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/report", self._report)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port (of use when `port` is 0)."""
+    async def start(self, host: str, port: int) -> None:
+        """Listen."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, shutdown_timeout=1)
-        await site.start()
-        bound: int = self._runner.addresses[0][1]
-        return bound
+        await web.TCPSite(self._runner, host, port).start()
 
     async def stop(self) -> None:
         """Close the port."""
