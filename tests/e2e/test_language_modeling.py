@@ -1,8 +1,6 @@
 """Whole runs of language modelling: undisturbed, disturbed in every way that one run can be, and deleted."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,11 @@ Object = dict[str, Any]
 
 def loss_series(run: Run) -> list[tuple[int, float]]:
     """(step, loss) of the whole run, as its report tells it."""
-    report = json.loads(run.read(report_key(run)))
-    return [(point["step"], point["loss"]) for point in report["history"]["train"]]
-
-
-def report_key(run: Run) -> str:
-    uri = str(json.loads(run.read("result.json"))["reportUri"])
-    return uri.removeprefix(f"s3://{run.bucket}/{run.prefix}/")
+    return [(point["step"], point["loss"]) for point in run.report()["history"]["train"]]
 
 
 def model_weights(run: Run) -> bytes:
-    uri = str(json.loads(run.read("result.json"))["modelUri"])
-    return run.read(uri.removeprefix(f"s3://{run.bucket}/{run.prefix}/").rstrip("/") + "/model.safetensors")
+    return run.read(run.relative(run.result()["modelUri"]).rstrip("/") + "/model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +52,7 @@ def test_a_job_goes_from_raw_text_to_an_evaluated_exported_model(baseline: Run) 
 def test_the_evaluation_in_the_status_is_what_a_stranger_computes_from_the_exported_model(
     baseline: Run, tmp_path: Path
 ) -> None:
-    script = Path(__file__).parent / "evaluate_export.py"
-    environment = baseline.environment()
-    done = subprocess.run(
-        [sys.executable, "-I", str(script), baseline.manifest["spec"]["outputUri"]],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    recomputed = json.loads(done.stdout)
+    recomputed = baseline.recomputed_metrics(tmp_path)
     reported = baseline.status()["evaluation"]["metrics"]
     for name in ("loss", "perplexity", "bitsPerByte", "accuracy"):
         assert recomputed[name] == pytest.approx(reported[name], rel=1e-4), name

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,6 +117,36 @@ class Run:
     def read(self, key: str) -> bytes:
         body: bytes = self.s3.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
         return body
+
+    def result(self) -> Object:
+        """`result.json`."""
+        result: Object = json.loads(self.read("result.json"))
+        return result
+
+    def report(self) -> Object:
+        """The report of the run, for programs."""
+        page = self.relative(self.result()["reportUri"])
+        report: Object = json.loads(self.read(page.removesuffix(".html") + ".json"))
+        return report
+
+    def relative(self, uri: str) -> str:
+        """Key below the run directory of one of its URIs."""
+        return uri.removeprefix(f"s3://{self.bucket}/{self.prefix}/")
+
+    def recomputed_metrics(self, directory: Path) -> Object:
+        """The test metrics as a program computes them that imports nothing of the trainer, run in `directory`."""
+        script = Path(__file__).parents[1] / "e2e" / "evaluate_export.py"
+        done = subprocess.run(
+            [sys.executable, "-I", str(script), self.manifest["spec"]["outputUri"]],
+            env=self.environment(),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stderr
+        metrics: Object = json.loads(done.stdout)
+        return metrics
 
     def committed_steps(self) -> list[int]:
         commits = [key for key in self.keys("checkpoints/") if key.endswith("/COMMIT.json")]
