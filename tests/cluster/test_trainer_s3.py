@@ -37,7 +37,7 @@ class Trainer:
         self.s3.put_object(Bucket=bucket, Key="raw/manual.jsonl", Body=lines.encode())
 
     def start(self, run: str) -> "subprocess.Popen[bytes]":
-        """Train `run` in a process group of its own, its log in a file."""
+        """Train `run`, its log in a file."""
         spec = {
             "outputUri": f"s3://{self.bucket}/runs/{run}",
             "storage": {"endpointUrl": self._endpoint, "region": "us-east-1"},
@@ -63,7 +63,7 @@ class Trainer:
         job.write_text(yaml.safe_dump({"metadata": {"name": run}, "spec": spec}))
         command = [*self._command, str(job)]
         with (self._directory / f"{run}.log").open("ab") as log:
-            return subprocess.Popen(command, env=self._env, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
 
     def finish(self, run: str) -> Object:
         """Train to the end; the run's result."""
@@ -87,6 +87,12 @@ class Trainer:
         return {o["key"].rpartition("/")[2]: o["sha256"] for o in commit["objects"] if "index" not in o["key"]}
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes below a process."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
 @pytest.mark.parametrize("command", [PYTHON, TORCHRUN], ids=["python", "torchrun"])
 def test_a_killed_run_resumes_from_s3_bit_for_bit(
     cluster: LocalCluster, bucket: str, tmp_path: Path, command: list[str]
@@ -96,7 +102,8 @@ def test_a_killed_run_resumes_from_s3_bit_for_bit(
 
     with trainer.start("disturbed") as process:
         wait_until("a commit", lambda: [k for k in trainer.keys("disturbed") if k.endswith("COMMIT.json")], 200, 0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in [process.pid, *descendants(process.pid)]:  # torchrun gives its workers sessions of their own
+            os.kill(pid, signal.SIGKILL)
     committed = [key for key in trainer.keys("disturbed", "checkpoints/") if key.endswith("COMMIT.json")]
     result = trainer.finish("disturbed")
 
