@@ -26,7 +26,8 @@ def scale_and_clip(
 ) -> StepSums:
     """Divide gradients of the summed loss by the global count of targets, then clip them by their global norm.
 
-    `loss_sum` and `count` are this rank's; a `clip_norm` of 0 clips nothing. Gradients are summed over ranks already; each rank holds a shard of them.
+    `loss_sum` and `count` are this rank's; a `clip_norm` of 0 clips nothing. Gradients are summed over ranks already;
+    each rank holds a shard of them.
     """
     gradients = [_local(p.grad) for p in parameters if p.grad is not None]
     squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
