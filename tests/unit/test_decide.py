@@ -369,11 +369,41 @@ def test_a_rank_that_died_alone_is_told_once_and_its_pod_stays(training: Play) -
     assert training.status.phase == "Running"
 
 
+def test_ranks_that_die_again_and_again_without_a_checkpoint_end_the_job(training: Play) -> None:
+    said: list[dict[str, Any]] = []
+    for attempt in range(1, 5):
+        assert training.status.phase != "Failed"
+        said.append(rank_incident(training, attempt))
+        training.train(12, attempt=attempt + 1, committed=10, resumed=10, incidents=said)
+        training.step(20)
+        assert training.status.restarts.without_progress == attempt
+    assert training.status.phase == "Failed"
+    assert training.status.message.startswith("WorkerLost: rank 1. The job is given up after 4 failures")
+
+
+def test_a_driver_that_gives_up_is_not_counted_twice(training: Play) -> None:
+    training.train(20, attempt=1, committed=10, incidents=[rank_incident(training)])
+    training.step(1)
+    training.end("gpt-train-0-1", 20, {"class": "WorkerLost", "cause": "rank 1"})
+    training.step(1)
+    assert training.status.restarts.total == 1
+    assert len(training.status.history) == 1
+
+
+def test_fewer_allowed_restarts_do_not_fail_a_run_that_is_well(training: Play) -> None:
+    training.end("gpt-train-1-1", 137)
+    training.settle()
+    training.spec = policy(maxRestarts=0)
+    training.run_pods()
+    training.settle()
+    assert training.status.phase == "Restarting"
+
+
 def test_old_incidents_do_not_come_back_when_the_history_is_full(training: Play) -> None:
     said = []
     for attempt in range(1, 14):
         said.append(rank_incident(training, attempt))
-        training.train(12, attempt=attempt + 1, incidents=said, resumed=10)
+        training.train(12, attempt=attempt + 1, committed=10 + attempt, incidents=said, resumed=10)
         training.step(30)
     assert [i.attempt for i in training.status.history] == list(range(4, 14))
 

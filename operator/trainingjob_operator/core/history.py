@@ -17,16 +17,27 @@ History = tuple[Incident, ...]
 
 def record(history: History, incident: Incident) -> History:
     """`history` with the end of a pod, joined with what the driver had said of the same interruption."""
-    for i, known in enumerate(history):
-        if known.pod is None and known.attempt is not None and known.attempt == incident.attempt:
-            if abs(incident.time - known.time) > SAME_EVENT:
-                continue
-            step = known.step if known.step is not None else incident.step
-            joined = incident.model_copy(
-                update={"time": known.time, "rank": known.rank, "step": step, "steps_lost": known.steps_lost}
-            )
-            return (*history[:i], joined, *history[i + 1 :])
-    return _ordered((*history, incident))
+    told = told_by_driver(history, incident)
+    if told is None:
+        return _ordered((*history, incident))
+    step = told.step if told.step is not None else incident.step
+    joined = incident.model_copy(
+        update={"time": told.time, "rank": told.rank, "step": step, "steps_lost": told.steps_lost}
+    )
+    return tuple(joined if known is told else known for known in history)
+
+
+def told_by_driver(history: History, incident: Incident) -> Incident | None:
+    """What the driver said of the interruption that a pod's end is part of; None: nothing, or of another pod."""
+    told = (
+        known
+        for known in history
+        if known.pod is None
+        and known.attempt is not None
+        and known.attempt == incident.attempt
+        and abs(incident.time - known.time) <= SAME_EVENT
+    )
+    return next(told, None)
 
 
 def merge_reported(history: History, incidents: Sequence[ReportedIncident]) -> History:

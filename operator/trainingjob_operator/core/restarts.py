@@ -11,15 +11,18 @@ LONGEST_DELAY = 300.0
 ONE_BLOW = timedelta(seconds=60)
 
 
-def count(restarts: Restarts, pod_created_at: datetime, committed_step: int, now: datetime) -> Restarts:
-    """`restarts` with one more failure.
+def same_blow(restarts: Restarts, pod_created_at: datetime, now: datetime) -> bool:
+    """Whether a pod's end belongs to the failure that was counted last.
 
     Pods of a gang that fall together are one failure: a pod that was there already when the last failure was counted,
     and ends within a minute of it, fell to the same blow.
     """
     last = restarts.last_failure_time
-    if last is not None and pod_created_at < last and now - last <= ONE_BLOW:
-        return restarts
+    return last is not None and pod_created_at < last and now - last <= ONE_BLOW
+
+
+def count(restarts: Restarts, committed_step: int, now: datetime) -> Restarts:
+    """`restarts` with one more failure; committed_step: the newest committed step now."""
     progressed = committed_step > restarts.committed_step
     return Restarts(
         total=restarts.total + 1,

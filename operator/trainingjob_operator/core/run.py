@@ -49,9 +49,14 @@ def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     report, fetched_at = here.report(status), here.progress.fetched_at
     if report is None or fetched_at is None:
         return status
-    events = history.merge_reported(status.history, report.incidents)
-    events = history.recover(events, report, status.start_time or here.now)
-    status = status.model_copy(update={"history": events})
+    told = history.merge_reported(status.history, report.incidents)
+    known = {incident.attempt for incident in status.history}
+    counted = status.restarts
+    for incident in told:
+        if incident.pod is None and incident.attempt not in known and incident.class_ not in failures.UNCOUNTED:
+            counted = restarts.count(counted, committed_step(here, status), here.now)
+    told = history.recover(told, report, status.start_time or here.now)
+    status = status.model_copy(update={"history": told, "restarts": counted})
     return merge_report(status, report, fetched_at, here.spec.training.steps)
 
 
@@ -66,18 +71,18 @@ def outcome(here: Situation, status: TrainingJobStatus) -> TerminationMessage | 
 
 def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[TrainingJobStatus, str | None]:
     """`status` with an incident and a successor for every pod that failed, and why the run is given up, if it is."""
-    verdict: str | None = None
+    verdict = _verdict_on_ranks(here, status)
     report, committed = here.report(status), committed_step(here, status)
     for member in here.gang(status):
         pod = here.pod_of(member)
         failure = _failure(here, member, pod)
         if failure is None:
             continue
-        status = _noted(here, status, failure, member, pod, report)
-        if failure.counted and not failure.fatal:
-            created = pod.created_at if pod is not None else here.now
-            counted = restarts.count(status.restarts, created, committed, here.now)
+        incident = _incident(here, failure, member, pod, report)
+        if failure.counted and not failure.fatal and not _counted_before(here, status, incident, pod):
+            counted = restarts.count(status.restarts, committed, here.now)
             status = status.model_copy(update={"restarts": counted})
+        status = status.model_copy(update={"history": history.record(status.history, incident)})
         verdict = verdict or _verdict(here, status, failure)
         status = _succeeded_by(here, status, member, restarts.delay(status.restarts) if failure.counted else 0.0)
     if verdict is None:
@@ -104,24 +109,38 @@ def _failure(here: Situation, member: Member, pod: PodFacts | None) -> Failure |
     return failures.classify(pod) if failures.over(pod, here.now) and not done(pod) else None
 
 
+def _counted_before(here: Situation, status: TrainingJobStatus, incident: Incident, pod: PodFacts | None) -> bool:
+    """Whether the failure is counted already: by the driver's word, or with another pod of the gang."""
+    if history.told_by_driver(status.history, incident) is not None:
+        return True
+    return pod is not None and restarts.same_blow(status.restarts, pod.created_at, here.now)
+
+
 def _verdict(here: Situation, status: TrainingJobStatus, failure: Failure) -> str | None:
     if failure.fatal:
         return failure.sentence
-    policy, total = here.spec.run_policy, here.settings.max_total_restarts
-    why = restarts.exhausted(status.restarts, policy.max_restarts, total) if failure.counted else None
-    return None if why is None else f"{failure.sentence} The job is {why}."
+    return _given_up(here, status, failure.sentence) if failure.counted else None
 
 
-def _noted(
-    here: Situation,
-    status: TrainingJobStatus,
-    failure: Failure,
-    member: Member,
-    pod: PodFacts | None,
-    report: ProgressReport | None,
-) -> TrainingJobStatus:
+def _verdict_on_ranks(here: Situation, status: TrainingJobStatus) -> str | None:
+    """Why the run is given up for ranks that failed in pods that stand."""
+    if status.restarts == here.job.status.restarts or not status.history:
+        return None
+    newest = status.history[-1]
+    return _given_up(here, status, Failure(newest.class_, newest.cause).sentence)
+
+
+def _given_up(here: Situation, status: TrainingJobStatus, sentence: str) -> str | None:
+    max_restarts, max_total = here.spec.run_policy.max_restarts, here.settings.max_total_restarts
+    why = restarts.exhausted(status.restarts, max_restarts, max_total)
+    return None if why is None else f"{sentence} The job is {why}."
+
+
+def _incident(
+    here: Situation, failure: Failure, member: Member, pod: PodFacts | None, report: ProgressReport | None
+) -> Incident:
     known_step = report.progress.step if report is not None and report.progress is not None else None
-    incident = Incident.model_validate(
+    return Incident.model_validate(
         {
             "time": here.now,
             "class": failure.class_,
@@ -133,7 +152,6 @@ def _noted(
             "step": known_step if failure.step is None else failure.step,
         }
     )
-    return status.model_copy(update={"history": history.record(status.history, incident)})
 
 
 def _succeeded_by(here: Situation, status: TrainingJobStatus, member: Member, delay: float) -> TrainingJobStatus:
