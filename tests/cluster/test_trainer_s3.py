@@ -49,7 +49,7 @@ class Trainer:
             },
             "model": {"transformer": {"layers": 2, "dim": 32, "heads": 4, "dropout": 0.1}},
             "training": {
-                "steps": 150,
+                "steps": 100,
                 "globalBatchSize": 4,
                 "sequenceLength": 32,
                 "deterministic": True,
@@ -83,7 +83,7 @@ class Trainer:
 
     def final_state(self, run: str) -> Object:
         """Checksums of the last checkpoint's objects: weights, moments, loss history. The index names the attempt."""
-        commit = self.read(run, "checkpoints/step-00000150/COMMIT.json")
+        commit = self.read(run, "checkpoints/step-00000100/COMMIT.json")
         return {o["key"].rpartition("/")[2]: o["sha256"] for o in commit["objects"] if "index" not in o["key"]}
 
 
