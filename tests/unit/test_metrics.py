@@ -1,123 +1,89 @@
-"""Metrics: a job's as long as it exists, fresh from memory; the operator's own; and the probes."""
+"""Losses and metrics of both tasks against scikit-learn and plain formulas, over any dealing to batches."""
 
-from __future__ import annotations
-
-from datetime import UTC, datetime
+import math
 from typing import Any
 
-import aiohttp
-from prometheus_client import CollectorRegistry
-from trainingjob_operator.core.cache import Cache
-from trainingjob_operator.core.facts import ProgressFacts, ProgressReport
-from trainingjob_operator.core.queue import Retry
-from trainingjob_operator.observe.jobs import JobCollector
-from trainingjob_operator.observe.metrics import OperatorMetrics
-from trainingjob_operator.observe.server import serve
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_score, recall_score
+from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.tasks import IGNORE
+from trainingjob_trainer.tasks.image_classification import ImageClassification
+from trainingjob_trainer.tasks.language_modeling import LanguageModeling
 
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-LABELS = {"namespace": "team", "name": "job"}
-
-
-def job(version: int, **status: Any) -> dict[str, Any]:
-    meta = {"name": "job", "namespace": "team", "uid": "job-1", "resourceVersion": str(version)}
-    return {"metadata": meta, "spec": {}, "status": status}
+CPU = torch.device("cpu")
 
 
-def incident(class_: str, minute: int) -> dict[str, str]:
-    return {"time": f"2030-01-01T00:{minute:02}:00Z", "class": class_}
+def split(count: int, size: int) -> dict[Any, SplitData]:
+    shard = Shard(key="k", size=2 * count, sha256="0" * 64, count=count, writer="w")
+    return dict.fromkeys(SPLITS, SplitData(shards=[shard], documents=1, bytes=size))
 
 
-class World:
-    """A cache, the operator's memory of progress, and a registry over both."""
-
-    def __init__(self) -> None:
-        self.cache = Cache()
-        self.progress = ProgressFacts()
-        self.registry = CollectorRegistry()
-        self.registry.register(JobCollector(self.cache.jobs, lambda uid: self.progress))
-
-    def value(self, name: str, **labels: str) -> float | None:
-        return self.registry.get_sample_value(name, LABELS | labels)
+TOKENS = Manifest(
+    kind="tokens", dtype="uint16", splits=split(1000, 4000), vocab_size=11, tokenizer_digest="d", eos_id=0
+)
+IMAGES = Manifest(kind="images", dtype="uint8", splits=split(100, 100), shape=(1, 2, 2), classes=list("abcdef"))
 
 
-def test_a_jobs_metrics_exist_as_long_as_the_job() -> None:
-    world = World()
-    world.cache.put_job(job(1, phase="Running", workers={"desired": 2, "ready": 1}))
-    assert world.value("trainingjob_phase", trainingjob_phase="Running") == 1.0
-    assert world.value("trainingjob_phase", trainingjob_phase="Failed") == 0.0
-    assert world.value("trainingjob_workers_ready") == 1.0
-    world.cache.remove_job(job(2))
-    assert world.value("trainingjob_phase", trainingjob_phase="Running") is None
-    assert world.value("trainingjob_workers_ready") is None
+def test_the_loss_is_a_sum_over_the_targets_that_weigh() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
+    targets[1, 2:] = IGNORE
+    total, count = LanguageModeling(TOKENS).loss_sum(logits, targets)
+    weighs = [(i, j) for i in range(3) for j in range(5) if i != 1 or j < 2]
+    expected = sum(-float(logits[i, j].log_softmax(-1)[targets[i, j]]) for i, j in weighs)
+    assert count.item() == 12
+    assert total.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_progress_comes_from_memory_while_training_and_from_the_status_afterwards() -> None:
-    world = World()
-    running = {"phase": "Running", "progress": {"step": 10, "steps": 100, "loss": 3.0}}
-    world.cache.put_job(job(1, **running))
-    assert (world.value("trainingjob_step"), world.value("trainingjob_loss")) == (10.0, 3.0)
-    said = {"jobUid": "job-1", "podUid": "p", "stage": "Train", "progress": {"step": 17, "loss": 2.5}}
-    world.progress = ProgressFacts(ProgressReport.model_validate(said), NOW)
-    assert (world.value("trainingjob_step"), world.value("trainingjob_loss")) == (17.0, 2.5)
-    assert world.value("trainingjob_steps") == 100.0
-    assert world.value("trainingjob_progress_timestamp_seconds") == NOW.timestamp()
-    done = {"step": 100, "steps": 100, "loss": 2.0}
-    world.cache.put_job(job(2, phase="Succeeded", completionTime="2030-01-01T01:00:00Z", progress=done))
-    assert (world.value("trainingjob_step"), world.value("trainingjob_loss")) == (100.0, 2.0)
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    logits, targets = torch.randn(4, 8, 11).bfloat16(), torch.randint(11, (4, 8))
+    total, _ = LanguageModeling(TOKENS).loss_sum(logits, targets)
+    assert total.dtype == torch.float32
+    assert total == LanguageModeling(TOKENS).loss_sum(logits.float(), targets)[0]
 
 
-def test_restarts_and_evaluation_come_from_the_status() -> None:
-    world = World()
-    evaluation = {"split": "test", "step": 100, "metrics": {"loss": 2.5, "accuracy": 0.4}}
-    world.cache.put_job(job(1, restarts={"total": 3, "withoutProgress": 1}, evaluation=evaluation))
-    assert world.value("trainingjob_restarts_total") == 3.0
-    assert world.value("trainingjob_evaluation", split="test", metric="accuracy") == 0.4
+@pytest.mark.parametrize("batch", [1, 3, 7, 20])
+def test_language_metrics_do_not_depend_on_the_batches(batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 5, 11, generator=generator)
+    targets = torch.randint(11, (20, 5), generator=generator)
+    targets[7] = IGNORE
+    metrics = LanguageModeling(TOKENS).metrics("test", CPU)
+    for start in range(0, 20, batch):
+        metrics.update(logits[start : start + batch], targets[start : start + batch])
+    found = metrics.compute()
+    weighs = targets != IGNORE
+    loss = float(-logits.double().log_softmax(-1)[weighs, targets[weighs]].mean())
+    assert found["loss"] == pytest.approx(loss, rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
+    assert found["bitsPerByte"] == pytest.approx(loss / math.log(2) * 1000 / 4000, rel=1e-6)
+    assert found["accuracy"] == float((logits.argmax(-1) == targets)[weighs].double().mean())
 
 
-def test_incidents_are_counted_by_class_although_the_status_forgets_old_ones() -> None:
-    world = World()
-    history = [incident("WorkerLost", minute) for minute in range(10)]
-    world.cache.put_job(job(1, history=history))
-    assert world.value("trainingjob_incidents_total", **{"class": "WorkerLost"}) == 10.0
-    recovered = [{**entry, "secondsToRecover": 5} for entry in history[2:]]
-    world.cache.put_job(job(2, history=[*recovered, incident("WorkerLost", 10), incident("Hang", 11)]))
-    assert world.value("trainingjob_incidents_total", **{"class": "WorkerLost"}) == 11.0
-    assert world.value("trainingjob_incidents_total", **{"class": "Hang"}) == 1.0
-
-
-def test_the_operator_counts_requests_reconciles_and_its_queue() -> None:
-    metrics = OperatorMetrics(lambda: 7)
-    metrics.requested("create", "pods", 201, 0.01)
-    metrics.requested("watch", "pods", 200, 300.0)
-    metrics.reconciled(0.02, None)
-    metrics.reconciled(0.02, Retry("not now"))
-    metrics.reconciled(0.02, KeyError("defect"))
-    metrics.watch_restarted("pods", "expired")
-    value = metrics.registry.get_sample_value
-    prefix = "trainingjob_operator_"
-    request = {"verb": "create", "resource": "pods", "code": "201"}
-    assert value(f"{prefix}api_requests_total", request) == 1.0
-    assert value(f"{prefix}api_request_duration_seconds_count", {"verb": "watch"}) is None
-    assert value(f"{prefix}reconcile_duration_seconds_count") == 3.0
-    assert value(f"{prefix}reconcile_errors_total", {"kind": "retry"}) == 1.0
-    assert value(f"{prefix}reconcile_errors_total", {"kind": "error"}) == 1.0
-    assert value(f"{prefix}watch_restarts_total", {"resource": "pods", "reason": "expired"}) == 1.0
-    assert value(f"{prefix}queue_depth") == 7.0
-
-
-async def test_readiness_says_what_is_missing() -> None:
-    metrics = OperatorMetrics(lambda: 0)
-    async with (
-        serve("127.0.0.1", 0, metrics.registry, lambda: "the list of pods") as port,
-        aiohttp.ClientSession() as session,
-    ):
-        async with session.get(f"http://127.0.0.1:{port}/livez") as answer:
-            assert answer.status == 200
-        async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
-            assert "trainingjob_operator_build_info" in await answer.text()
-        async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
-            assert answer.status == 503
-            assert "the list of pods" in await answer.text()
-    async with serve("127.0.0.1", 0, metrics.registry, lambda: "") as port, aiohttp.ClientSession() as session:
-        async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
-            assert answer.status == 200
+def test_classification_metrics_equal_scikit_learns() -> None:
+    """Class e never occurs, class f is predicted only; one row is padding; the last batch doesn't divide."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, size=101)
+    logits = random.normal(size=(101, 6)) + 2 * np.eye(6)[labels]
+    logits[:, 4] = -9
+    predictions = logits.argmax(1)
+    assert set(predictions) == {0, 1, 2, 3, 5}
+    metrics = ImageClassification(IMAGES).metrics("test", CPU)
+    for start in range(0, 101, 8):
+        rows = torch.from_numpy(logits[start : start + 8])
+        targets = torch.from_numpy(labels[start : start + 8])
+        metrics.update(torch.cat([rows, rows[:1]]), torch.cat([targets, torch.tensor([IGNORE])]))
+    found = metrics.compute()
+    arguments: dict[str, Any] = {"average": "macro", "zero_division": 0}
+    assert found["confusionMatrix"] == confusion_matrix(labels, predictions, labels=range(6)).tolist()
+    assert found["accuracy"] == pytest.approx((labels == predictions).mean(), abs=1e-12)
+    assert found["precision"] == pytest.approx(precision_score(labels, predictions, **arguments), abs=1e-12)
+    assert found["recall"] == pytest.approx(recall_score(labels, predictions, **arguments), abs=1e-12)
+    assert found["f1"] == pytest.approx(f1_score(labels, predictions, **arguments), abs=1e-12)
+    each = precision_score(labels, predictions, average=None, zero_division=0, labels=range(6))
+    assert [row["precision"] for row in found["perClass"]] == pytest.approx(each.tolist(), abs=1e-12)
+    assert [row["support"] for row in found["perClass"]] == np.bincount(labels, minlength=6).tolist()
+    shares = torch.from_numpy(logits).softmax(-1).numpy()
+    assert found["loss"] == pytest.approx(log_loss(labels, shares, labels=range(6)), rel=1e-9)

@@ -1,0 +1,200 @@
+"""The Check stage: what it decides, what it refuses and how, and what it leaves in the run directory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.training import job, store_of
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.errors import DataError, Fenced, UserError
+from trainingjob_trainer.prepare.check import check
+from trainingjob_trainer.prepare.local import prepare_data
+from trainingjob_trainer.records import Evaluation, RunResult
+from trainingjob_trainer.storage import Store
+
+
+def spec(directory: Path, **changes: Any) -> JobConfig:
+    """A job over 100 documents in `directory/raw.jsonl`; the run lies in `directory/run`."""
+    source = directory / "raw.jsonl"
+    if not source.exists():
+        source.write_text("".join(json.dumps({"text": f"{i} " * 40}) + "\n" for i in range(100)))
+    fifth = {"fraction": 0.2}
+    data = {
+        "train": {"uri": str(source)},
+        "validation": fifth,
+        "test": fifth,
+        "prepare": {"tokenizer": {"vocabSize": 300}},
+    }
+    config = job(directory / "run", **{"data": data, **changes}).wire()
+    return JobConfig.model_validate({**config, "onExistingRun": changes.get("onExistingRun", "Resume")})
+
+
+def overwriting(config: JobConfig) -> JobConfig:
+    return config.model_copy(update={"on_existing_run": "Overwrite"})
+
+
+def record(store: Store) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(store.get("run.json"))
+    return found
+
+
+def finish(config: JobConfig, store: Store) -> RunResult:
+    result = RunResult(
+        plan_hash=config.plan_hash(),
+        attempt=1,
+        step=config.training.steps,
+        model_uri="m",
+        report_uri="r",
+        evaluation=Evaluation(split="test", step=config.training.steps, metrics={"loss": 1.0}),
+    )
+    return result.save(store)
+
+
+def test_a_new_run_is_prepared_then_trained_then_finished(tmp_path: Path) -> None:
+    config = spec(tmp_path)
+    store = store_of(config)
+    assert check(config, store).outcome == "PrepareData"
+    created = record(store)
+    assert created["identityHash"] == config.identity_hash()
+    assert created["identity"]["training.seed"] == 1
+    prepare_data(config, store)
+    assert check(config, store).outcome == "Train"
+    result = finish(config, store)
+    done = check(config, store)
+    assert (done.outcome, done.result) == ("Finished", result.wire())
+    assert record(store) == created, "checking again changed the record"
+
+
+def test_a_finished_run_needs_its_raw_data_no_more(tmp_path: Path) -> None:
+    config = spec(tmp_path)
+    store = store_of(config)
+    check(config, store)
+    finish(config, store)
+    (tmp_path / "raw.jsonl").unlink()
+    assert check(config, store).outcome == "Finished"
+
+
+def test_more_steps_continue_a_finished_run_and_are_recorded(tmp_path: Path) -> None:
+    config = spec(tmp_path)
+    store = store_of(config)
+    check(config, store)
+    prepare_data(config, store)
+    finish(config, store)
+    longer = spec(tmp_path, steps=80)
+    assert check(longer, store).outcome == "Train"
+    assert check(longer, store).outcome == "Train"
+    [change] = record(store)["changes"]
+    assert (change["steps"], change["planHash"]) == (80, longer.plan_hash())
+
+
+def test_another_identity_is_refused_with_the_fields_and_the_ways_out(tmp_path: Path) -> None:
+    store = store_of(spec(tmp_path))
+    check(spec(tmp_path), store)
+    before = store.get("run.json")
+    with pytest.raises(UserError) as refused:
+        check(spec(tmp_path, seed=2, sequenceLength=32), store)
+    assert "training.seed: 1 -> 2" in refused.value.cause
+    assert "training.sequenceLength: 16 -> 32" in refused.value.cause
+    assert "globalBatchSize" not in refused.value.cause
+    assert "outputUri" in refused.value.next_step
+    assert "onExistingRun" in refused.value.next_step
+    assert store.get("run.json") == before
+
+
+def test_overwrite_replaces_another_run_and_outdates_who_still_works_for_it(tmp_path: Path) -> None:
+    old = spec(tmp_path)
+    store = store_of(old)
+    check(old, store)
+    prepare_data(old, store)
+    attempt = Attempt.take(store, 0)
+    keys = ("checkpoints/step-00000020/COMMIT.json", "checkpoints/step-00000020/a1/x", "model/a1/x", "incidents/1.json")
+    for key in keys:
+        store.put(key, b"{}")
+    finish(old, store)
+    new = overwriting(spec(tmp_path, seed=2))
+    assert check(new, store).outcome == "PrepareData"
+    assert {info.key for info in store.list()} == {"run.json", "attempts/1.json", "attempts/2.json"}
+    assert record(store)["identityHash"] == new.identity_hash()
+    with pytest.raises(Fenced):
+        attempt.check_fence()
+
+
+def test_overwrite_never_touches_its_own_run(tmp_path: Path) -> None:
+    config = overwriting(spec(tmp_path))
+    store = store_of(config)
+    check(config, store)
+    prepare_data(config, store)
+    finish(config, store)
+    assert check(config, store).outcome == "Finished"
+
+
+def test_overwrite_deletes_commits_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the first deletion: no checkpoint is left that has lost objects, and the next check goes on."""
+    store = store_of(spec(tmp_path))
+    check(spec(tmp_path), store)
+    for key in ("checkpoints/step-00000020/COMMIT.json", "checkpoints/step-00000020/a1/x"):
+        store.put(key, b"{}")
+    new = overwriting(spec(tmp_path, seed=2))
+    delete = type(store).delete
+
+    def killed(self: Store, keys: Any) -> None:
+        delete(self, keys)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(store), "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        check(new, store)
+    monkeypatch.undo()
+    assert [info.key for info in store.list("checkpoints/")] == ["checkpoints/step-00000020/a1/x"]
+    assert check(new, store).outcome == "PrepareData"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"data": {"train": {"uri": "/nothing/here/*.jsonl"}}}, DataError, "There is no data at /nothing/here"),
+        ({"data": {"train": {"uri": "RAW", "field": "body"}}}, UserError, "no field 'body'; its fields are 'text'"),
+        ({"data": {"train": {"uri": "RAW", "format": "parquet"}}}, DataError, "not readable as Parquet"),
+        ({"data": {"train": {"uri": "RAW"}, "test": {"uri": "RAW.gone"}}}, DataError, r"There is no data at .*\.gone"),
+        ({"replicas": 6, "globalBatchSize": 5}, UserError, "less than one sample for each of the 6 ranks"),
+    ],
+)
+def test_a_job_that_cannot_run_is_refused_and_leaves_no_trace(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    spec(tmp_path)
+    text = json.dumps(changes).replace("RAW", str(tmp_path / "raw.jsonl"))
+    config = spec(tmp_path, **json.loads(text))
+    with pytest.raises(error, match=message):
+        check(config, store_of(config))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_batch_larger_than_the_data_is_refused_when_the_data_is_known(tmp_path: Path) -> None:
+    config = spec(tmp_path)
+    prepare_data(config, store_of(config))
+    manifest = json.loads(store_of(config).get("data/manifest.json"))
+    larger = spec(tmp_path, globalBatchSize=100_000)
+    manifest["identityHash"] = larger.identity_hash()
+    store_of(config).put("data/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(UserError, match="globalBatchSize is 100000"):
+        check(larger, store_of(config))
+
+
+def test_the_check_is_light(tmp_path: Path) -> None:
+    """It runs before a GPU is asked for, on every start: without torch, Ray, transformers and tokenizers."""
+    config = spec(tmp_path)
+    program = (
+        "import sys, json; from trainingjob_trainer.config import JobConfig\n"
+        "from trainingjob_trainer.prepare.check import check; from trainingjob_trainer.storage import open_store\n"
+        "config = JobConfig.model_validate(json.loads(sys.argv[1]))\n"
+        "print(check(config, open_store(config.output_uri, config.storage)).outcome)\n"
+        "print(sorted({'torch', 'ray', 'transformers', 'tokenizers', 'pandas', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    arguments = [sys.executable, "-c", program, json.dumps(config.wire())]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["PrepareData", "[]"]
