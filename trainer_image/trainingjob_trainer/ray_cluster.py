@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .agent.pod import AGENT_PORT, Pod
+from .agent.processes import kill_session
 from .errors import Drained, TrainerError
 from .ray_node import GCS_PORT, INDEX_LABEL, RANK_RESOURCE, environment, start_command
 
@@ -28,8 +29,12 @@ class RayCluster:
 
     def __init__(self, pod: Pod, ranks: int, cpus: int) -> None:
         self._pod = pod
-        command = start_command(pod, ranks, cpus, head_address=None)
-        self._head = subprocess.Popen(command, env=environment(os.environ, ranks), stdin=subprocess.DEVNULL)
+        self._command = start_command(pod, ranks, cpus, head_address=None)
+        self._env = environment(os.environ, ranks)
+        self._head = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def connect(self) -> None:
         """Connect this process as Ray's driver, as soon as the head answers."""
@@ -38,18 +43,21 @@ class RayCluster:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             self._check_drain()
+            late = time.monotonic() > deadline
             if self._head.poll() is not None:
-                raise TrainerError(
-                    f"Ray's head ended with exit code {self._head.returncode}.", "Look at the pod's log."
-                )
+                if late:
+                    raise TrainerError(f"Ray's head ended with exit code {self._head.returncode}.", LOOK_AT_LOG)
+                logger.warning("Ray's head ended with exit code %d; starting it again", self._head.returncode)
+                kill_session(self._head.pid)  # on a busy machine it gives its own parts up after 30 s
+                self._head = self._start()
             if _answers(self._pod.ip, GCS_PORT):
                 try:
                     ray.init(address=f"{self._pod.ip}:{GCS_PORT}", log_to_driver=True, logging_level=logging.WARNING)
                     return
                 except ConnectionError:  # the head answers, but is not a node of its own cluster yet
-                    if time.monotonic() > deadline:
+                    if late:
                         raise
-            elif time.monotonic() > deadline:
+            elif late:
                 raise TrainerError(f"Ray's head did not answer within {START_TIMEOUT:.0f} s.", LOOK_AT_LOG)
             time.sleep(POLL)
 

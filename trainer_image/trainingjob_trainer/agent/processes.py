@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -55,10 +56,8 @@ class Processes:
         """Kill every process below the agent, orphans included, and wait until none is left."""
         while left := descendants(os.getpid()):
             for pid in left:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
             await asyncio.sleep(0.05)
             self.reap()
 
@@ -85,15 +84,8 @@ class Child:
 def descendants(root: int) -> list[int]:
     """Pids of all processes below `root`, zombies left out."""
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # it has ended meanwhile
-            continue
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(entry.name))
+    for pid, parent, _ in _living():
+        children.setdefault(parent, []).append(pid)
     found: list[int] = []
     queue = [root]
     while queue:
@@ -101,3 +93,24 @@ def descendants(root: int) -> list[int]:
         found += below
         queue += below
     return found
+
+
+def kill_session(session: int) -> None:
+    """Kill every process of a session, its leader included."""
+    for pid, _, found in _living():
+        if found == session:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _living() -> Iterator[tuple[int, int, int]]:
+    """Pid, parent's pid and session of every process that is not a zombie."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            state, parent, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has ended meanwhile
+            continue
+        if state != "Z":
+            yield int(entry.name), int(parent), int(session)
