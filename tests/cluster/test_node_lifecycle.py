@@ -242,4 +242,4 @@ def test_a_pod_is_running_soon(pods):
     pods.ended("quick")
     created = pods.get("quick")["metadata"]["creationTimestamp"]
     began = float(pods.logs("quick"))
-    assert began - datetime.fromisoformat(created).timestamp() < 5  # to the second, on a busy machine; usually 1
+    assert began - datetime.fromisoformat(created).timestamp() < 10  # 0.4 on an idle machine; creation is to the second
