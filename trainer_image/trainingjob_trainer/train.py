@@ -89,10 +89,10 @@ def read_config(path: Path, world_size: int) -> JobConfig:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {error}", "Give the path of a YAML file.") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{path} holds no mapping.", "Give a TrainingJob, or its spec.")
+    spec = document.get("spec", document) if isinstance(document, dict) else None
+    if not isinstance(spec, dict):
+        raise UserError(f"{path} holds no job.", "Give a TrainingJob, or its spec.")
     metadata = document.get("metadata") or {}
-    spec = document.get("spec", document)
     facts = {
         "name": metadata.get("name", path.stem),
         "namespace": metadata.get("namespace", "default"),

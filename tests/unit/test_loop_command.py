@@ -1,0 +1,55 @@
+"""`python -m trainingjob_trainer.train`: what it reads, and how it refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.train import main, read_config
+
+SPEC = {
+    "outputUri": "/tmp/run",
+    "data": {"train": {"uri": "/tmp/raw.jsonl"}},
+    "model": {"preset": "gpt-nano"},
+    "training": {"steps": 10},
+}
+
+
+def test_a_training_job_and_its_bare_spec_are_the_same_job(tmp_path: Path) -> None:
+    cluster = {"image": "any", "workers": {"replicas": 2}, "runPolicy": {"suspend": True}}
+    manifest = {"apiVersion": "trainingjob.io/v1alpha1", "kind": "TrainingJob", "spec": {**SPEC, **cluster}}
+    whole, bare = tmp_path / "whole.yaml", tmp_path / "bare.yaml"
+    whole.write_text(yaml.safe_dump({**manifest, "metadata": {"name": "bare"}}))
+    bare.write_text(yaml.safe_dump(SPEC))
+    assert read_config(whole, 2) == read_config(bare, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "cannot be read"),
+        ("- steps", "holds no job"),
+        ("spec: 3", "holds no job"),
+        (yaml.safe_dump({**SPEC, "training": {"stpes": 10}}), r"training\.steps: Field required"),
+        (yaml.safe_dump({**SPEC, "training": {"stpes": 10}}), r"training\.stpes: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_file_is_a_user_error_that_names_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_config(job, 1)
+
+
+def test_a_missing_file_ends_with_the_exit_code_of_a_user_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "nothing.yaml")]) == 10
+    assert "UserError" in capsys.readouterr().err
+
+
+def test_neither_help_nor_the_check_needs_torch() -> None:
+    code = "import sys, trainingjob_trainer.train, trainingjob_trainer.prepare.check; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
