@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-
 from trainingjob_operator.core.queue import Retry, WorkQueue
 
 
