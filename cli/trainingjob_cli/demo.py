@@ -121,7 +121,9 @@ def _show(console: Console, cluster: LocalCluster, chaos: bool) -> bool:
     evaluation = job.status.evaluation
     if evaluation is not None:
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in evaluation.metrics.items())
-        console.print(f"\nEvaluation in the status ({evaluation.split} split): {metrics}", highlight=False, soft_wrap=True)
+        console.print(
+            f"\nEvaluation in the status ({evaluation.split} split): {metrics}", highlight=False, soft_wrap=True
+        )
     result = job.status.result
     console.print(f"Model:  {result.model_uri if result else None}\nReport: {result.report_uri if result else None}\n")
     claims = proofs.of_run(cluster.s3.client(), job)
