@@ -115,7 +115,7 @@ def _recovered(run: Run, killed: Object, others: list[Object], after: int) -> in
     )
     wait_until("a new attempt begins", lambda: len(run.keys("attempts/")) > attempts, 120)
     newest = json.loads(run.read(sorted(run.keys("attempts/"), key=_number)[-1]))
-    assert newest["resumeStep"] >= committed, "a committed step was trained again"
+    assert newest["resumesFromStep"] >= committed, "a committed step was trained again"
     step = run.wait_commit(after=max(committed, after))
     now = {pod["metadata"]["uid"] for pod in run.pods().values()}
     assert {pod["metadata"]["uid"] for pod in others} <= now, "a pod that was not killed was replaced"
