@@ -1,0 +1,242 @@
+"""The driver: attempts and their bounds, with Ray's part played; stages that need no Ray as real processes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainingjob_trainer import driver
+from trainingjob_trainer.agent.pod import Pod
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.commits import Commit, publish
+from trainingjob_trainer.config import JobConfig, Storage
+from trainingjob_trainer.errors import Drained, Fenced, TrainerError, UserError, WorkerLost
+from trainingjob_trainer.records import Evaluation, Incident, RunResult, load_result
+from trainingjob_trainer.reporting import Reporter
+from trainingjob_trainer.storage import Store, open_store
+
+Play = Callable[[Attempt], dict[str, Any]]
+
+
+class Head:
+    """The agent's HTTP, which takes reports."""
+
+    def __init__(self) -> None:
+        self.reports: list[dict[str, Any]] = []
+        head = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                head.reports.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b'{"progress": {"step": 117}}')
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/report"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+class PlayedCluster:
+    """All pods are always there."""
+
+    def wait_for_pods(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
+        return []
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
+    head = Head()
+    monkeypatch.setenv("TRAININGJOB_REPORT_URL", head.url)
+    yield head
+    head.close()
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Pod:
+    (tmp_path / "token").write_text("secret")
+    config = {
+        "name": "job",
+        "namespace": "default",
+        "replicas": 1,
+        "ranksPerPod": 1,
+        "maxRestarts": 2,
+        "outputUri": str(tmp_path / "run"),
+        "data": {"train": {"uri": str(tmp_path / "raw.jsonl")}},
+        "model": {"preset": "gpt-nano"},
+        "training": {"steps": 300},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    pod = Pod.of(environment(tmp_path))
+    pod.ranks.mkdir(parents=True)
+    return pod
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {
+        "TRAININGJOB_CONFIG": str(directory / "config.json"),
+        "TRAININGJOB_JOB_UID": "job-uid",
+        "TRAININGJOB_ROLE": "train",
+        "TRAININGJOB_INDEX": "0",
+        "TRAININGJOB_REPLICAS": "1",
+        "TRAININGJOB_HEAD": "localhost",
+        "TRAININGJOB_TERMINATION_LOG": str(directory / "termination-log"),
+        "POD_NAME": "job-train-0-1",
+        "POD_UID": "pod-uid",
+        "POD_IP": "127.0.0.9",
+        "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
+        "TMPDIR": str(directory),
+    }
+
+
+@pytest.fixture
+def store(pod: Pod) -> Store:
+    return open_store(pod.config().output_uri, Storage())
+
+
+def result(config: JobConfig, attempt: int = 1) -> RunResult:
+    evaluation = Evaluation(split="test", step=300, metrics={"loss": 3.3})
+    return RunResult(
+        plan_hash=config.plan_hash(),
+        attempt=attempt,
+        step=300,
+        model_uri="/run/model",
+        report_uri="/run/reports",
+        evaluation=evaluation,
+    )
+
+
+@pytest.fixture
+def train(pod: Pod, store: Store, head: Head, monkeypatch: pytest.MonkeyPatch) -> Callable[[Play], RunResult]:
+    """Train with a played `fit`."""
+
+    def train(play: Play) -> RunResult:
+        monkeypatch.setattr(driver, "fit", lambda pod, config, attempt, nodes, url: play(attempt))
+        with Reporter(head.url, pod.token) as reporter:
+            return driver.Training(pod, pod.config(), reporter, PlayedCluster(), store).run()  # type: ignore[arg-type]
+
+    return train
+
+
+def commit(attempt: Attempt, step: int) -> None:
+    publish(Commit(step=step, attempt=attempt.number, world_size=1, identity_hash="id", objects=[]), attempt)
+
+
+def incidents(store: Store) -> list[Incident]:
+    return [Incident.model_validate_json(store.get(found.key)) for found in store.list("incidents/")]
+
+
+def test_a_lost_worker_is_written_down_and_tried_again(train: Any, store: Store, pod: Pod, head: Head) -> None:
+    def play(attempt: Attempt) -> dict[str, Any]:
+        if attempt.number == 1:
+            raise WorkerLost("Rank 1 was lost.", rank=1)
+        return {"result": result(pod.config(), attempt.number).wire()}
+
+    assert train(play).attempt == 2
+    (incident,) = incidents(store)
+    assert (incident.attempt, incident.error_class, incident.rank, incident.step) == (1, "WorkerLost", 1, 117)
+    assert any(report.get("incidents") for report in head.reports)
+
+
+def test_failures_without_progress_are_bounded(train: Any, store: Store) -> None:
+    def play(attempt: Attempt) -> dict[str, Any]:
+        raise WorkerLost(f"Lost in attempt {attempt.number}.")
+
+    with pytest.raises(WorkerLost, match="attempt 3"):  # maxRestarts is 2
+        train(play)
+    assert len(incidents(store)) == 3
+
+
+def test_progress_forgives_earlier_failures(train: Any, store: Store, pod: Pod) -> None:
+    def play(attempt: Attempt) -> dict[str, Any]:
+        if attempt.number == 9:
+            return {"result": result(pod.config(), attempt.number).wire()}
+        commit(attempt, 10 * attempt.number)
+        raise WorkerLost("Lost again.")
+
+    assert train(play).attempt == 9
+    resumed = [json.loads(store.get(f"attempts/{n}.json"))["resumesFromStep"] for n in range(1, 10)]
+    assert resumed == [0, 10, 20, 30, 40, 50, 60, 70, 80]
+
+
+@pytest.mark.parametrize(("failure", "written"), [(UserError("lr"), 1), (Fenced("newer"), 0)])
+def test_what_a_retry_cannot_cure_is_not_tried_again(
+    train: Any, store: Store, failure: TrainerError, written: int
+) -> None:
+    def play(attempt: Attempt) -> dict[str, Any]:
+        raise failure
+
+    with pytest.raises(type(failure)):
+        train(play)
+    assert [found.key for found in store.list("attempts/")] == ["attempts/1.json"]
+    assert len(incidents(store)) == written
+
+
+def test_a_drain_of_this_pod_ends_the_driver(train: Any, pod: Pod, store: Store) -> None:
+    pod.drain_flag.touch()
+    with pytest.raises(Drained, match="step 120 is committed") as drained:
+        train(lambda attempt: {"drained": 120})
+    assert drained.value.step == 120
+    assert incidents(store) == []
+
+
+def test_a_drain_of_another_pod_leads_to_the_next_attempt(train: Any, pod: Pod, store: Store) -> None:
+    def play(attempt: Attempt) -> dict[str, Any]:
+        return {"drained": 120} if attempt.number == 1 else {"result": result(pod.config(), 2).wire()}
+
+    assert train(play).attempt == 2
+    assert incidents(store) == []
+
+
+def test_a_result_is_replaced_only_by_one_of_another_plan(pod: Pod, store: Store) -> None:
+    first = result(pod.config(), 1).save(store)
+    assert result(pod.config(), 2).save(store) == first
+    changed = result(pod.config(), 3).model_copy(update={"plan_hash": "longer"})
+    assert changed.save(store) == changed == load_result(store)
+
+
+def run_pod(directory: Path, stage: str) -> tuple[int, dict[str, Any]]:
+    """Run a real pod's command; its exit code and termination message."""
+    command = [sys.executable, "-m", "trainingjob_trainer.agent", stage]
+    ended = subprocess.run(command, env={**os.environ, **environment(directory)}, timeout=120, check=False)
+    message: dict[str, Any] = json.loads((directory / "termination-log").read_bytes())
+    return ended.returncode, message
+
+
+def test_a_successor_answers_with_the_stored_result_without_ray(pod: Pod, store: Store, tmp_path: Path) -> None:
+    result(pod.config()).save(store)
+    code, message = run_pod(tmp_path, "train")
+    assert (code, message["outcome"], message["result"]["modelUri"]) == (0, "Finished", "/run/model")
+    assert not (tmp_path / "ray").exists()
+
+
+def test_a_check_finds_that_data_is_missing(pod: Pod, tmp_path: Path) -> None:
+    code, message = run_pod(tmp_path, "check")
+    assert (code, message["outcome"]) in ((10, None), (11, None))
+    assert "raw.jsonl" in message["cause"]
+    assert message["nextStep"]
+
+
+def test_a_check_says_that_data_must_be_prepared(pod: Pod, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text('{"text": "once upon a time"}\n')
+    code, message = run_pod(tmp_path, "check")
+    assert (code, message["outcome"]) == (0, "PrepareData")
