@@ -76,7 +76,7 @@ class Agent:
         """Ask the pod to end (SIGTERM): ranks see the flag, commit a checkpoint and stop."""
         logger.info("Asked to stop")
         self.pod.drain_flag.touch()
-        self.progress.say("Draining", "The pod was asked to stop.")
+        self.progress.end("Draining", "The pod was asked to stop.")
         self._stopping.set()
 
     async def _lead(self) -> Outcome:
@@ -127,7 +127,7 @@ class Agent:
                 return False
             if head is not None and head.state == "Done":
                 return True
-            if head is not None:
+            if head is not None and head.state != "Draining":  # it means its own pod, or all ranks
                 self._say(head.state, f"Follows the head {self.pod.head}.")
             await asyncio.wait({ray.exited}, timeout=POLL)
         logger.warning("Ray ended here with exit code %d", ray.exited.result())
@@ -174,7 +174,7 @@ class Agent:
 
     async def _tell(self, outcome: Outcome) -> None:
         """Let the followers see that the stage is over before the port closes."""
-        self.progress.say("Done", outcome.cause.partition("\n")[0][:500] or "The stage is over.")
+        self.progress.end("Done", outcome.cause.partition("\n")[0][:500] or "The stage is over.")
         if not self.pod.is_head or self.pod.replicas == 1 or self._stopping.is_set() or outcome.error_class:
             return
         with contextlib.suppress(TimeoutError):

@@ -69,6 +69,7 @@ class Progress:
         self._fields |= {"state": "Starting", "message": "The pod starts.", "incidents": []}
         self._fields |= {"attemptStartedAt": None, "firstStepAt": None}
         self._steps = steps
+        self._ending = False
 
     @property
     def state(self) -> str:
@@ -91,6 +92,11 @@ class Progress:
         """Set state and message."""
         self._fields |= {"state": state, "message": message}
 
+    def end(self, state: Literal["Draining", "Done"], message: str) -> None:
+        """The pod itself ends: from now on nobody's report changes the state."""
+        self.say(state, message)
+        self._ending = True
+
     def take(self, report: Report) -> None:
         """Merge a report. One of an older attempt is dropped; a newer attempt starts with a clean slate."""
         current = self.attempt or 0
@@ -99,9 +105,8 @@ class Progress:
                 return
             if report.attempt > current:
                 self._fields |= {"attemptStartedAt": now(), "firstStepAt": None, "resumedFromStep": None}
-        ending = self.state in ("Draining", "Done") and report.state != "Draining"
         for name, value in report.model_dump(mode="json", by_alias=True, exclude_unset=True).items():
-            if ending and name in ("state", "message"):
+            if self._ending and name in ("state", "message"):
                 continue
             if isinstance(value, dict) and name != "evaluation":
                 value = {**(self._fields[name] or {}), **value}
