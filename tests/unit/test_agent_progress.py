@@ -9,7 +9,7 @@ def progress() -> Progress:
     return Progress("job-uid", "pod-uid", "Train", 300)
 
 
-def take(progress: Progress, **fields: object) -> None:
+def take(progress: Progress, /, **fields: object) -> None:
     progress.take(Report.model_validate(fields))
 
 

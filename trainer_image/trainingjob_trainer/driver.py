@@ -155,7 +155,7 @@ def main() -> int:
         try:
             outcome = STAGES[sys.argv[1]](pod, pod.config(), reporter)
         except Exception as error:
-            failure = of_rank(error, 0)
+            failure = error if isinstance(error, TrainerError) else of_rank(error, 0)
             if isinstance(failure, Drained):
                 logger.info("%s", failure.cause)
             else:
