@@ -15,7 +15,7 @@ from typing import Any
 from .agent.pod import AGENT_PORT, Pod
 from .agent.processes import kill_session
 from .errors import Drained, TrainerError
-from .ray_node import GCS_PORT, INDEX_LABEL, RANK_RESOURCE, environment, start_command
+from .ray_node import DRIVER_ENV, GCS_PORT, INDEX_LABEL, RANK_RESOURCE, environment, start_command
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +28,20 @@ class RayCluster:
     """Ray's head in this pod, and a connection to it. The agent ends both with the pod."""
 
     def __init__(self, pod: Pod, ranks: int, cpus: int) -> None:
+        os.environ.update(DRIVER_ENV)  # before Ray is imported
         self._pod = pod
         self._command = start_command(pod, ranks, cpus, head_address=None)
         self._env = environment(os.environ, ranks)
         self._head = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            self._command,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # how to use it; warnings and errors go to stderr
+            start_new_session=True,
+        )
 
     def connect(self) -> None:
         """Connect this process as Ray's driver, as soon as the head answers."""

@@ -22,10 +22,12 @@ _ENV = {
     "RAY_health_check_failure_threshold": "5",
     # Ray gives its workers niceness 15: on a busy node the ranks would wait for everybody else.
     "RAY_worker_niceness": "0",
+}
+
+DRIVER_ENV = {
+    # The head's log has the lines of all ranks, each with its rank's process before it.
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
-    "RAY_enable_metrics_collection": "false",
 }
 
 

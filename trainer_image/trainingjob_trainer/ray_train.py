@@ -107,7 +107,7 @@ def run_rank(work: dict[str, Any]) -> dict[str, Any]:
     """
     from ray.train import get_context
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     pod = Pod.of(os.environ)
     rank, size = get_context().get_world_rank(), get_context().get_world_size()
     (pod.ranks / str(os.getpid())).touch()

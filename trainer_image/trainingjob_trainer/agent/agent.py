@@ -100,7 +100,7 @@ class Agent:
             ranks, cpus = (self.config.ranks_per_pod, 0) if self.stage == "Train" else (0, prepare_slots())
             command = start_command(self.pod, ranks, cpus, f"{head.address}:{GCS_PORT}")
             logger.info("Joining Ray at %s, pod %s", head.address, head.uid)
-            ray = self.processes.start(command, environment(os.environ, ranks))
+            ray = self.processes.start(command, environment(os.environ, ranks), quiet=True)
             self._say("Starting", f"Joining the head {self.pod.head}.")
             over = await self._stay(ray, head.uid)
             await self.processes.kill_all()  # Ray's helpers outlive the raylet, and ranks may hang in a collective

@@ -29,9 +29,12 @@ class Processes:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
 
-    def start(self, command: Sequence[str], env: Mapping[str, str]) -> Child:
-        """Start a child in a session of its own; its output is the pod's."""
-        process = subprocess.Popen(list(command), env=dict(env), stdin=subprocess.DEVNULL, start_new_session=True)
+    def start(self, command: Sequence[str], env: Mapping[str, str], *, quiet: bool = False) -> Child:
+        """Start a child in a session of its own; its output is the pod's, if `quiet` only its stderr."""
+        output = subprocess.DEVNULL if quiet else None
+        process = subprocess.Popen(
+            list(command), env=dict(env), stdin=subprocess.DEVNULL, stdout=output, start_new_session=True
+        )
         exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._exits[process.pid] = exited
         self._children[process.pid] = process
