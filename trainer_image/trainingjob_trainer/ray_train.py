@@ -21,11 +21,14 @@ from .agent.pod import Pod
 from .config import JobConfig
 from .errors import Drained, TrainerError, WorkerLost
 from .failures import of_attempt, of_rank
+from .narration import Narrator
 from .ray_node import INDEX_LABEL, RANK_RESOURCE
 from .reporting import Reporter
 
 if TYPE_CHECKING:
     from .checkpoint.attempt import Attempt
+
+logger = logging.getLogger(__name__)
 
 RENDEZVOUS_PORTS = range(29500, 29600)
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -89,9 +92,12 @@ class RankHooks:
         self._reporter = reporter
         self._attempt = attempt
         self._drain_flag = drain_flag
+        self._narrator = Narrator()
 
     def report(self, fields: Mapping[str, Any]) -> None:
-        """Tell the head's agent."""
+        """Tell the head's agent, and the log."""
+        for line in self._narrator.lines(fields):
+            logger.info("%s", line)
         self._reporter.report({**fields, "attempt": self._attempt})
 
     def stop_requested(self) -> bool:
@@ -118,7 +124,7 @@ def run_rank(work: dict[str, Any]) -> dict[str, Any]:
             _join(work["rendezvous"], rank, size, pod.ip)
             return _train(work, RankHooks(reporter, work["attempt"].number, pod.drain_flag))
     except Exception as error:
-        logging.getLogger(__name__).exception("Rank %d failed", rank)
+        logger.exception("Rank %d failed", rank)
         failure = of_rank(error, rank)
         if isinstance(failure, WorkerLost):
             time.sleep(SECONDARY_DELAY)  # the rank that made this one fail is heard first

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import Drained, Fenced, TrainerError, UserError
 from trainingjob_trainer.failures import of_rank
+from trainingjob_trainer.narration import Narrator
 from trainingjob_trainer.records import Incident
 
 if TYPE_CHECKING:
@@ -40,23 +41,13 @@ class Console:
 
     def __init__(self) -> None:
         self._stop = threading.Event()
-        self._message = ""
+        self._narrator = Narrator()
         signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
 
     def report(self, fields: Mapping[str, Any]) -> None:
-        """Write a line for a new message, for progress, a checkpoint and an evaluation."""
-        message = fields.get("message") or self._message
-        if message != self._message:
-            self._message = message
-            say(message)
-        progress = fields.get("progress") or {}
-        if progress.get("loss") is not None:
-            say(_progress_line(progress))
-        if fields.get("evaluation"):
-            metrics = fields["evaluation"]["metrics"].items()
-            say(f"{fields['evaluation']['split']}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics))
-        if fields.get("checkpoint") and "state" not in fields:
-            say(f"checkpoint {fields['checkpoint']['latestUri']}")
+        """Write what is new."""
+        for line in self._narrator.lines(fields):
+            say(line)
 
     def stop_requested(self) -> bool:
         """Whether SIGTERM came."""
@@ -67,20 +58,6 @@ def say(text: str) -> None:
     """One line on stderr, with the time."""
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stderr.flush()
-
-
-def _progress_line(progress: Mapping[str, Any]) -> str:
-    parts = [
-        f"step {progress['step']}/{progress['steps']}",
-        f"loss {progress['loss']:.4f}",
-        f"lr {progress['learningRate']:.3g}",
-        f"grad norm {progress['gradNorm']:.3g}",
-    ]
-    if progress["tokensPerSecond"] is not None:
-        parts.append(f"{progress['tokensPerSecond']:.0f} tokens/s")
-    if progress["etaSeconds"] is not None:
-        parts.append(f"{progress['etaSeconds']:.0f} s left")
-    return "  ".join(parts)
 
 
 def read_config(path: Path, world_size: int) -> JobConfig:
