@@ -5,23 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
-from typing import get_args
+from typing import Literal
 
-from .agent import Agent, Stage
-from .pod import Pod
+from ..errors import Drained
 
-STAGES: dict[str, Stage] = dict(zip(("check", "prepare-data", "train"), get_args(Stage), strict=True))
+STAGES: dict[str, Literal["Check", "PrepareData", "Train"]] = {
+    "check": "Check",
+    "prepare-data": "PrepareData",
+    "train": "Train",
+}
 
 
 async def run(stage: str) -> int:
     """Run this pod's agent; returns the exit code."""
+    from .agent import Agent
+    from .pod import Pod
+
     program = [sys.executable, "-m", "trainingjob_trainer.driver", stage]
     return await Agent(Pod.of(os.environ), STAGES[stage], program).run()
 
 
 def main() -> int:
     """Entry point."""
+    # The kernel drops signals that PID 1 has no handler for; until the agent runs there is nothing to drain.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(Drained.exit_code))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if len(sys.argv) != 2 or sys.argv[1] not in STAGES:
         sys.stderr.write(f"usage: python -m trainingjob_trainer.agent {'|'.join(STAGES)}\n")
