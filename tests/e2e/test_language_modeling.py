@@ -32,7 +32,9 @@ def baseline(operator: Any, start_language_job: Any) -> Run:
         int(pod["metadata"]["labels"]["trainingjob.io/index"]): pod["metadata"]["uid"]
         for pod in run.kubectl.json("pods", "-l", "trainingjob.io/job-name=baseline,trainingjob.io/role=train")["items"]
     }
-    assert after == before, "the operator's restart touched the pods"
+    # A worker that is not done when the head is gets deleted; a successor would have another uid.
+    assert after[0] == before[0]
+    assert after.items() <= before.items(), "the operator's restart touched the pods"
     return run
 
 

@@ -248,7 +248,7 @@ async def test_a_follower_ends_when_its_head_says_so(pod: Pod) -> None:
     asked: list[str] = []
 
     async def progress(request: web.Request) -> web.Response:
-        asked.append(request.query["pod"])
+        asked.append(request.query.get("leaving", ""))
         return web.json_response({"jobUid": "job-uid", "podUid": "head", "stage": "Train", "state": "Done"})
 
     app = web.Application()
@@ -258,5 +258,5 @@ async def test_a_follower_ends_when_its_head_says_so(pod: Pod) -> None:
     await web.TCPSite(runner, "127.0.0.2", pod.port).start()
     process = await asyncio.to_thread(pod.start, "Train", index=1)
     assert await asyncio.to_thread(process.wait, 60) == 0
-    assert asked == ["job-train-0-1"]
+    assert asked == ["", "job-train-0-1"]
     await runner.cleanup()

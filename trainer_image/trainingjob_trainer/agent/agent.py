@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Stage = Literal["Check", "PrepareData", "Train"]
 POLL = 0.5  # seconds between two looks at the head, and at what still runs
-TELL = 3.0  # seconds that a head keeps serving its final state, at most
+TELL = 5.0  # seconds that a head keeps serving its final state, at most
 
 
 class Head(NamedTuple):
@@ -96,6 +96,7 @@ class Agent:
         while True:
             head = await self._find_head()
             if head is None:
+                await self._ask_head(leaving=True)
                 return Outcome(outcome=None)
             ranks, cpus = (self.config.ranks_per_pod, 0) if self.stage == "Train" else (0, prepare_slots())
             command = start_command(self.pod, ranks, cpus, f"{head.address}:{GCS_PORT}")
@@ -105,6 +106,7 @@ class Agent:
             over = await self._stay(ray, head.uid)
             await self.processes.kill_all()  # Ray's helpers outlive the raylet, and ranks may hang in a collective
             if over:
+                await self._ask_head(leaving=True)
                 return Outcome(outcome=None)
 
     async def _find_head(self) -> Head | None:
@@ -133,8 +135,8 @@ class Agent:
         logger.warning("Ray ended here with exit code %d", ray.exited.result())
         return False
 
-    async def _ask_head(self) -> Head | None:
-        """The head as it answers now; None if it does not.
+    async def _ask_head(self, *, leaving: bool = False) -> Head | None:
+        """The head as it answers now; None if it does not. `leaving`: tell it that this pod ends.
 
         While a head is replaced its name may have the addresses of both pods, or of a pod of somebody else.
         """
@@ -143,15 +145,15 @@ class Agent:
             found = await loop.getaddrinfo(self.pod.head, self._port, family=socket.AF_INET, type=socket.SOCK_STREAM)
         except OSError:
             return None
-        answers = await asyncio.gather(*(self._ask(str(address[0])) for *_, address in found))
+        answers = await asyncio.gather(*(self._ask(str(address[0]), leaving) for *_, address in found))
         return next((head for head in answers if head is not None), None)
 
-    async def _ask(self, address: str) -> Head | None:
+    async def _ask(self, address: str, leaving: bool) -> Head | None:
         timeout = aiohttp.ClientTimeout(total=2)
         try:
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 url = f"http://{address}:{self._port}/progress"
-                async with session.get(url, params={"pod": self.pod.name}) as response:
+                async with session.get(url, params={"leaving": self.pod.name} if leaving else None) as response:
                     seen: dict[str, Any] = await response.json()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
@@ -173,12 +175,12 @@ class Agent:
         return any(Path("/proc", entry.name).exists() for entry in self.pod.ranks.iterdir())
 
     async def _tell(self, outcome: Outcome) -> None:
-        """Let the followers see that the stage is over before the port closes."""
+        """Let the followers see that the stage is over, and end first: then all pods of a finished gang are done."""
         self.progress.end("Done", outcome.cause.partition("\n")[0][:500] or "The stage is over.")
         if not self.pod.is_head or self.pod.replicas == 1 or self._stopping.is_set() or outcome.error_class:
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.server.wait_told(self.pod.replicas - 1), TELL)
+            await asyncio.wait_for(self.server.wait_left(self.pod.replicas - 1), TELL)
 
     async def _first(self, *coroutines: Coroutine[Any, Any, Outcome]) -> Outcome:
         """The outcome of whichever ends first."""

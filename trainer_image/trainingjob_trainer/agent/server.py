@@ -24,8 +24,8 @@ class Server:
         self._token = token
         self._registry = CollectorRegistry()
         self._registry.register(_Gauges(progress))
-        self._told: set[str] = set()
-        self._told_another = asyncio.Condition()
+        self._left: set[str] = set()
+        self._another_left = asyncio.Condition()
         app = web.Application(client_max_size=MAX_REPORT)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/progress", self._get_progress)
@@ -42,19 +42,19 @@ class Server:
         """Close the port."""
         await self._runner.cleanup()
 
-    async def wait_told(self, pods: int) -> None:
-        """Wait until so many pods have read the final state."""
-        async with self._told_another:
-            await self._told_another.wait_for(lambda: len(self._told) >= pods)
+    async def wait_left(self, pods: int) -> None:
+        """Wait until so many followers have said that they end."""
+        async with self._another_left:
+            await self._another_left.wait_for(lambda: len(self._left) >= pods)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
 
     async def _get_progress(self, request: web.Request) -> web.Response:
-        if self._progress.state == "Done" and "pod" in request.query:
-            async with self._told_another:
-                self._told.add(request.query["pod"])
-                self._told_another.notify_all()
+        if "leaving" in request.query:
+            async with self._another_left:
+                self._left.add(request.query["leaving"])
+                self._another_left.notify_all()
         return web.json_response(self._progress.wire())
 
     async def _metrics(self, _: web.Request) -> web.Response:
