@@ -15,6 +15,14 @@ from trainingjob_operator.core.plan import EventFact, Plan, Settings
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(trainer_image="registry.example/trainer:1")
 
+RESULT = {
+    "step": 100,
+    "modelUri": "s3://models/run/model/a1",
+    "reportUri": "s3://models/run/reports/a1",
+    "evaluation": {"split": "test", "step": 100, "metrics": {"loss": 3.1, "confusion": [[1, 0], [0, 1]], "nan": "x"}},
+}
+FINISHED = {"outcome": "Finished", "result": RESULT}
+
 
 def spec(**changes: Any) -> dict[str, Any]:
     """A small valid spec on the wire; top-level fields replaced by `changes`."""
@@ -184,3 +192,7 @@ class Play:
     @property
     def names(self) -> list[str]:
         return [p.name for p in self.pods]
+
+
+def policy(**fields: Any) -> dict[str, Any]:
+    return spec(runPolicy=fields)

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition as a document; tests/cluster/test_crd.py has the API server's opinion."""
+"""The CustomResourceDefinition as a document; tests/cluster/test_crd_admission.py has the API server's opinion."""
 
 from pathlib import Path
 from typing import Any
