@@ -55,7 +55,7 @@ test-all: test ## And the slow ones
 
 .PHONY: unit
 unit: setup ## Unit tests
-	$(call heading,'Unit tests real S3 and torch in several processes among them (3 to 8 minutes)')
+	$(call heading,'Unit tests$(,) real S3 and torch in several processes among them (3 to 8 minutes)')
 	$(BIN)/pytest tests/unit
 
 .PHONY: lint
