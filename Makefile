@@ -42,16 +42,18 @@ demo: setup ## Watch a job go from text in S3 to a trained model, on a local clu
 	@$(BIN)/trainingjob demo $(if $(CHAOS),--chaos)
 
 .PHONY: test
-test: lint unit ## Everything but what takes many minutes
-	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else up to 15 minutes)')
-	$(BIN)/python -m trainingjob_local.binaries
-	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (about 12 minutes)')
-	$(SANDBOXED) -m "not slow"
+test: SELECTED := -m "not slow"
+test: on-cluster ## Everything but what takes many minutes
 
 .PHONY: test-all
-test-all: test ## And the slow ones
-	$(call heading,'Slow tests')
-	$(SANDBOXED) -m slow
+test-all: on-cluster ## Everything
+
+.PHONY: on-cluster
+on-cluster: lint unit
+	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else up to 15 minutes)')
+	$(BIN)/python -m trainingjob_local.binaries
+	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (about 15 minutes)')
+	$(SANDBOXED) $(SELECTED)
 
 .PHONY: unit
 unit: setup ## Unit tests
