@@ -12,6 +12,11 @@ SANDBOXED := $(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/pytest --ignor
 # The big wheels over a slow line.
 export UV_HTTP_TIMEOUT ?= 300
 
+define check_python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "Python 3.11 or newer is needed, and $(PYTHON) is not. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+endef
+
 heading = @printf '\n\033[1m== %s\033[0m\n' $(1)
 
 .PHONY: help
@@ -24,13 +29,13 @@ setup: .venv/.complete ## Install the locked dependencies into .venv (once)
 	@$(BIN)/python -m compileall -q $(SOURCES)
 
 .venv/.complete: pyproject.toml uv.lock | $(UV)
+	$(check_python)
 	$(call heading,'Set-up: PyTorch$(,) Ray and the rest into .venv (7 GB; 3-15 minutes when nothing is cached$(,) by the network)')
 	$(UV) sync --frozen --all-extras --compile-bytecode --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 	@touch $@
 
 .uv/bin/uv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(check_python)
 	$(call heading,'uv is not on PATH: installing it into .uv (10 seconds)')
 	@$(PYTHON) -m venv .uv || { \
 	  echo "$(PYTHON) can't make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; \
