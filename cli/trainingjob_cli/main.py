@@ -25,10 +25,7 @@ Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Defaul
 Kubeconfig = Annotated[Path | None, typer.Option(help="Default: $KUBECONFIG or ~/.kube/config.")]
 Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig. Default: the current one.")]
 
-_LOCAL_IS_MISSING = (
-    "the local cluster's parts are not installed: use the repository's `make setup`, or "
-    "`pip install 'trainingjob[operator,trainer,cli,local]'`"
-)
+_LOCAL_IS_MISSING = "the local cluster's parts are not installed: it runs from a checkout, after `make setup`"
 
 
 @app.command()
@@ -84,7 +81,7 @@ if _local_is_installed():
     app.add_typer(importlib.import_module("trainingjob_local.main").app, name="local")
 else:
 
-    @app.command(hidden=True)
+    @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
     def local() -> None:
         """A local cluster (not installed)."""
         raise _failure(_LOCAL_IS_MISSING)
