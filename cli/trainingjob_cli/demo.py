@@ -141,7 +141,7 @@ def _print_claims(console: Console, claims: Sequence[proofs.Claim]) -> None:
 
 
 class Crasher:
-    """Kills worker 1 once, after the first checkpoint, while the job is watched."""
+    """Kills worker 1 once, some steps after a checkpoint, while the job is watched."""
 
     def __init__(self, cluster: LocalCluster, console: Console) -> None:
         self._cluster = cluster
@@ -151,9 +151,8 @@ class Crasher:
     def watch(self, jobs: Iterator[Job]) -> Iterator[Job]:
         """The same jobs, and the crash in between."""
         for job in jobs:
-            checkpoint = job.status.checkpoint
-            if self._victim is None and job.status.phase == "Running" and checkpoint and checkpoint.latest_step:
-                self._strike(checkpoint.latest_step)
+            if self._victim is None and job.status.phase == "Running" and _has_work_to_lose(job):
+                self._strike()
             yield job
 
     def claim(self, job: Job) -> proofs.Claim:
@@ -164,16 +163,16 @@ class Crasher:
         incident = told[0]
         return proofs.Claim(
             True,
-            f"{self._victim} was killed: {incident.class_}, {incident.steps_lost} steps trained again, "
+            f"{self._victim} was killed and replaced: {incident.steps_lost} steps trained again, "
             f"{incident.seconds_to_recover} s until training went on",
         )
 
-    def _strike(self, step: int) -> None:
+    def _strike(self) -> None:
         pod = self._worker()
         if pod is None:
             return
         self._victim = pod["metadata"]["name"]
-        self._console.print(f"[yellow]checkpoint at step {step} is committed: SIGKILL to {self._victim}[/yellow]")
+        self._console.print(f"[yellow]SIGKILL to {self._victim}[/yellow]")
         crash(pod["metadata"]["uid"])
 
     def _worker(self) -> dict[str, Any] | None:
@@ -181,3 +180,9 @@ class Crasher:
         pods = json.loads(self._cluster.kubectl("get", "pods", "-n", NAMESPACE, "-l", selector, "-o", "json"))["items"]
         running = [pod for pod in pods if pod["status"].get("phase") == "Running"]
         return running[0] if running else None
+
+
+def _has_work_to_lose(job: Job) -> bool:
+    """Whether a checkpoint is committed, and steps were trained since."""
+    checkpoint, progress = job.status.checkpoint, job.status.progress
+    return bool(checkpoint and checkpoint.latest_step and progress and progress.step > checkpoint.latest_step)
