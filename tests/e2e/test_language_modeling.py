@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import Run, kill_pod, wait_until
+from support.runs import Run, wait_until
+from trainingjob_local.crash import crash
 
 Object = dict[str, Any]
 
@@ -80,11 +81,11 @@ def test_a_killed_worker_a_killed_head_and_a_suspension_leave_no_trace_in_the_re
     step = run.wait_commit()
 
     pods = run.pods()
-    kill_pod(pods[1])
+    crash(pods[1]["metadata"]["uid"])
     step = _recovered(run, killed=pods[1], others=[pods[0]], after=step)
 
     pods = run.pods()
-    kill_pod(pods[0])
+    crash(pods[0]["metadata"]["uid"])
     step = _recovered(run, killed=pods[0], others=[pods[1]], after=step)
 
     run.patch({"runPolicy": {"suspend": True}})

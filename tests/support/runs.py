@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -175,25 +174,3 @@ class Run:
             seconds,
         )
         return steps[-1]
-
-
-def first_process(pod: Object) -> int:
-    """The pid, as seen here, of the pod's PID 1."""
-    mark = f"POD_UID={pod['metadata']['uid']}".encode()
-    for proc in Path("/proc").iterdir():
-        if not proc.name.isdigit():
-            continue
-        try:
-            if mark not in (proc / "environ").read_bytes().split(b"\0"):
-                continue
-            line = next(line for line in (proc / "status").read_text().splitlines() if line.startswith("NSpid:"))
-        except (OSError, StopIteration):
-            continue
-        if line.split()[-1] == "1":
-            return int(proc.name)
-    raise AssertionError(f"no PID 1 of pod {pod['metadata']['name']}")
-
-
-def kill_pod(pod: Object) -> None:
-    """SIGKILL the pod's PID 1: the whole pod is gone at once, unannounced."""
-    os.kill(first_process(pod), signal.SIGKILL)
