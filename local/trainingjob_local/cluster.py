@@ -152,6 +152,8 @@ class LocalCluster:
             self.start_node(f"node-{index}")
         self.s3.wait_ready()
         self.wait_nodes_ready()
+        # The controller-manager makes it a moment later; a pod that comes first is refused.
+        self.kubectl("wait", "--for=create", "--timeout=60s", "serviceaccount/default")
 
     def _let_nodes_read_endpoints(self) -> None:
         """A node stands for kube-proxy and DNS too: it may read EndpointSlices, as kube-proxy's role says."""

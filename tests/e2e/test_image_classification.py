@@ -33,8 +33,8 @@ def test_a_job_that_ended_while_the_operator_was_away_succeeds_with_the_same_res
 
 def test_the_classifier_reads_handwritten_digits(run: Run) -> None:
     metrics = run.status()["evaluation"]["metrics"]
-    assert metrics["accuracy"] > 0.8, "the most frequent class alone gives 0.1"
-    assert metrics["f1"] > 0.8
+    assert metrics["accuracy"] > 0.95, "the most frequent class alone gives 0.1"
+    assert metrics["f1"] > 0.95
 
 
 def test_the_metrics_in_the_status_are_what_a_stranger_computes_from_the_exported_model(

@@ -43,12 +43,12 @@ def digits_job(name: str, bucket: str, endpoint: str) -> Object:
                 "test": {"fraction": 0.2},
                 "prepare": {"memory": "2Gi"},
             },
-            "model": {"transformer": {"layers": 2, "dim": 64, "heads": 4, "patchSize": 2}},
+            "model": {"transformer": {"layers": 2, "dim": 64, "heads": 4, "patchSize": 4, "dropout": 0.1}},
             "training": {
                 "steps": 300,
                 "globalBatchSize": 64,
-                "optimizer": {"lr": 3e-3},
-                "schedule": {"warmupSteps": 20},
+                "optimizer": {"lr": 1e-3},
+                "schedule": {"warmupSteps": 30},
             },
             "evaluation": {"everySteps": 100},
         }
