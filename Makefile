@@ -55,14 +55,14 @@ test-all: on-cluster ## Everything
 
 .PHONY: on-cluster
 on-cluster: lint unit
-	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else up to 15 minutes)')
+	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else 5 to 15 minutes)')
 	$(BIN)/python -m trainingjob_local.binaries
-	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (about 15 minutes)')
+	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (10 to 20 minutes)')
 	$(SANDBOXED) $(SELECTED)
 
 .PHONY: unit
 unit: setup ## Unit tests
-	$(call heading,'Unit tests$(,) real S3 and torch in several processes among them (3 to 8 minutes)')
+	$(call heading,'Unit tests$(,) real S3 and torch in several processes among them (2 to 8 minutes)')
 	$(BIN)/pytest tests/unit
 
 .PHONY: lint
