@@ -36,7 +36,7 @@ class LocalCluster:
 
     directory: where its data lie; None: a temporary directory that goes with it.
     nodes: process nodes, each with `capacity` (what it tells the scheduler, not what the machine has).
-    audit, extra: see `ControlPlane`.
+    audit, extra, gang_scheduling: see `ControlPlane`.
     say: gets a line as each part comes up.
     """
 
@@ -48,6 +48,7 @@ class LocalCluster:
         capacity: Mapping[str, str] | None = None,
         audit: bool = False,
         extra: Mapping[str, Sequence[str]] | None = None,
+        gang_scheduling: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> None:
         sandbox.require()
@@ -59,7 +60,7 @@ class LocalCluster:
         self.nodes: dict[str, Component] = {}
         self._parts: list[Any] = []
         try:
-            self._start(nodes, audit, extra or {})
+            self._start(nodes, {"audit": audit, "extra": extra, "gang_scheduling": gang_scheduling})
         except BaseException:
             self.close()
             raise
@@ -138,13 +139,13 @@ class LocalCluster:
         for name, node in self.nodes.items():
             node.wait_ready(lambda name=name: self._node_ready(name), seconds)  # type: ignore[misc]
 
-    def _start(self, nodes: int, audit: bool, extra: Mapping[str, Sequence[str]]) -> None:
+    def _start(self, nodes: int, control_plane: Mapping[str, Any]) -> None:
         programs = binaries.ensure([*BINARIES, "kubectl"])
         self.kubectl_binary = programs["kubectl"]
         self._say("starting etcd, kube-apiserver, kube-controller-manager, kube-scheduler and the S3 server")
         self.s3 = S3Server(self.directory)
         self._parts.append(self.s3)
-        self.control_plane = ControlPlane(programs, self.directory, audit=audit, extra=extra)
+        self.control_plane = ControlPlane(programs, self.directory, **control_plane)
         self._parts.append(self.control_plane)
         self._let_nodes_read_endpoints()
         self._say(f"starting {nodes} node(s)")

@@ -29,8 +29,16 @@ _AUDIT_POLICY = {
 }
 
 
+_GANG_GATE = "--feature-gates=GenericWorkload=true"
+_GANG_API = "--runtime-config=scheduling.k8s.io/v1beta1=true"
+
+
 class ControlPlane:
-    """A running control plane. `extra` adds flags to a component, by its name."""
+    """A running control plane.
+
+    extra: adds flags to a component, by its name. gang_scheduling: PodGroups are served and obeyed, which stock
+    Kubernetes 1.37 leaves off.
+    """
 
     def __init__(
         self,
@@ -39,8 +47,10 @@ class ControlPlane:
         *,
         audit: bool = False,
         extra: Mapping[str, Sequence[str]] | None = None,
+        gang_scheduling: bool = False,
     ) -> None:
         self.directory = directory
+        self.gang_scheduling = gang_scheduling
         self._extra = extra or {}
         self._binaries = binaries
         self.authority = CertificateAuthority(directory / "pki")
@@ -51,9 +61,7 @@ class ControlPlane:
         self.components: list[Component] = []
         try:
             self._start_etcd()
-            self._start_apiserver()
-            self._start_controller_manager()
-            self._start_scheduler()
+            self._start_all_but_etcd()
         except BaseException:
             self.close()
             raise
@@ -62,6 +70,13 @@ class ControlPlane:
         """Stop all components, the last one first."""
         while self.components:
             self.components.pop().stop()
+
+    def restart(self, *, gang_scheduling: bool) -> None:
+        """Stop all but etcd and start them again, as an upgrade or another configuration would."""
+        while len(self.components) > 1:
+            self.components.pop().stop()
+        self.gang_scheduling = gang_scheduling
+        self._start_all_but_etcd()
 
     def write_kubeconfig(self, name: str, pair: KeyPair | None = None, *, token: str | None = None) -> Path:
         """A kubeconfig for a client certificate, or for a bearer token."""
@@ -77,8 +92,14 @@ class ControlPlane:
         """A kubeconfig for a new client certificate."""
         return self.write_kubeconfig(user.replace(":", "-"), self.authority.client(user, group))
 
+    def _start_all_but_etcd(self) -> None:
+        self._start_apiserver()
+        self._start_controller_manager()
+        self._start_scheduler()
+
     def _start(self, name: str, *flags: str) -> Component:
-        command: list[str | Path] = [self._binaries[name], *flags, *self._extra.get(name, ())]
+        gate = [_GANG_GATE] if self.gang_scheduling and name != "etcd" else []
+        command: list[str | Path] = [self._binaries[name], *flags, *gate, *self._extra.get(name, ())]
         component = Component(name, command, self.directory / f"{name}.log")
         self.components.append(component)
         return component
@@ -122,6 +143,8 @@ class ControlPlane:
             policy = self.directory / "audit-policy.json"
             policy.write_text(json.dumps(_AUDIT_POLICY))
             flags += [f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}"]
+        if self.gang_scheduling:
+            flags.append(_GANG_API)
         self._start("kube-apiserver", *flags).wait_ready(self._ready_probe(), seconds=60)
 
     def _start_controller_manager(self) -> None:

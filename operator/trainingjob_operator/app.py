@@ -18,7 +18,7 @@ from trainingjob_operator.core.names import LABEL_JOB_UID
 from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.queue import WorkQueue
 from trainingjob_operator.jobwatch import watch_jobs
-from trainingjob_operator.kube.api import PODS, TRAINING_JOBS, ApiError
+from trainingjob_operator.kube.api import POD_GROUPS, PODS, TRAINING_JOBS, ApiError
 from trainingjob_operator.kube.client import Client
 from trainingjob_operator.kube.connection import Connection, ConnectionProblem, connect
 from trainingjob_operator.kube.informer import Informer
@@ -115,6 +115,7 @@ class Operator:
             options.resync,
         )
         self._jobs_listed = False
+        self._pod_groups = False
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT. Raises `StartProblem`, or a group of what made it stop."""
@@ -181,9 +182,11 @@ class Operator:
                     self._queue.add(key)
 
     async def _list_jobs(self) -> None:
+        """LIST all jobs, after a look at what the API server serves: it may have been started anew with other gates."""
         for namespace in self._namespaces:
             while True:
                 try:
+                    self._pod_groups = await self._client.serves(POD_GROUPS)
                     listed = await self._client.list(TRAINING_JOBS, namespace)
                     break
                 except ApiError as error:
@@ -198,7 +201,7 @@ class Operator:
         return "" if all(informer.synced.is_set() for informer in self._informers) else "the list of pods"
 
     def _settings(self) -> Settings:
-        base = Settings(trainer_image=self._options.trainer_image)
+        base = Settings(trainer_image=self._options.trainer_image, pod_groups=self._pod_groups)
         return replace(base, progress_interval=self._poller.write_interval)
 
     def _reconciled(self, seconds: float, error: Exception | None) -> None:

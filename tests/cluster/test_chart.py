@@ -8,7 +8,7 @@ import pytest
 import yaml
 from support.chart import CHART, RELEASE, install_account, render
 from trainingjob_local.cluster import LocalCluster
-from trainingjob_operator.kube.preflight import RIGHTS
+from trainingjob_operator.kube.preflight import OPTIONAL_RIGHTS, RIGHTS
 from trainingjob_operator.options import parse
 
 Manifests = list[dict[str, Any]]
@@ -29,7 +29,7 @@ def granted(rules: Manifests) -> set[tuple[str, str, str]]:
 def needed() -> set[tuple[str, str, str]]:
     return {
         (resource.group, f"{resource.plural}/{subresource}" if subresource else resource.plural, verb)
-        for resource, subresource, verbs in RIGHTS
+        for resource, subresource, verbs in (*RIGHTS, *OPTIONAL_RIGHTS)
         for verb in verbs
     }
 

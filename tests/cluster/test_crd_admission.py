@@ -13,6 +13,7 @@ from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.facts import Job
 from trainingjob_operator.core.manifests import children, pod, resolve
+from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.pod_template import Place
 
 Json = dict[str, Any]
@@ -332,7 +333,7 @@ def test_a_whole_status_is_accepted_as_it_is_written(jobs: Jobs) -> None:
 def test_the_pods_pass_pod_security_restricted(shared: Jobs, place: Place) -> None:
     parsed = TrainingJobSpec.model_validate(spec())
     job = Job("gpt", shared.namespace, "job-uid", 1, "1", START, False, parsed, TrainingJobStatus())
-    resolved = resolve(job, parsed, "registry.example/trainer:1", 1)
+    resolved = resolve(job, parsed, Settings("registry.example/trainer:1"))
     for manifest in (*children(job, parsed, resolved), pod(job, parsed, resolved, place)):
         said = shared.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
         assert "created (server dry run)" in said
@@ -342,7 +343,7 @@ def test_the_api_server_would_refuse_a_pod_that_is_not_restricted(shared: Jobs) 
     """The test above can fail."""
     parsed = TrainingJobSpec.model_validate(spec())
     job = Job("gpt", shared.namespace, "job-uid", 1, "1", START, False, parsed, TrainingJobStatus())
-    manifest = pod(job, parsed, resolve(job, parsed, "i", 1), Place("Train", 0, 1, 1))
+    manifest = pod(job, parsed, resolve(job, parsed, Settings("i")), Place("Train", 0, 1, 1))
     del manifest["spec"]["containers"][0]["securityContext"]["capabilities"]
     said = shared.refusal("create", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
     assert "violates PodSecurity" in said

@@ -54,6 +54,7 @@ class Play:
     created: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
+    settings: Settings = SETTINGS
 
     @property
     def job(self) -> Job:
@@ -72,7 +73,7 @@ class Play:
     def step(self, seconds: float = 0) -> Plan:
         """Time passes, the operator decides, its plan is carried out."""
         self.now += timedelta(seconds=seconds)
-        plan = decide(self.job, self.pods, self.progress, self.now, SETTINGS)
+        plan = decide(self.job, self.pods, self.progress, self.now, self.settings)
         self.plan = plan
         if plan.status is not None:
             # Through the wire, as the API server would give it back.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from trainingjob_operator.kube.api import (
+    POD_GROUPS,
     PODS,
     TRAINING_JOBS,
     AlreadyExists,
@@ -221,3 +222,13 @@ async def test_a_stream_that_breaks_off_is_unreachable_not_an_end(server: tuple[
 def test_a_kubeconfig_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConnectionProblem, match="missing"):
         connect(tmp_path / "missing")
+
+
+async def test_discovery_tells_whether_a_resource_is_served(server: tuple[Server, Client]) -> None:
+    double, client = server
+    served = {"kind": "APIResourceList", "resources": [{"name": "workloads"}, {"name": "podgroups"}]}
+    without = {"kind": "APIResourceList", "resources": [{"name": "workloads"}]}
+    missing = {"kind": "Status", "code": 404, "reason": "NotFound"}
+    double.answer((200, served), (200, without), (404, missing))
+    assert [await client.serves(POD_GROUPS) for _ in range(3)] == [True, False, False]
+    assert double.requests[0][:2] == ("GET", "/apis/scheduling.k8s.io/v1beta1")

@@ -14,6 +14,7 @@ from trainingjob_operator.core.cache import Cache, Key
 from trainingjob_operator.core.executor import Executor
 from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts
 from trainingjob_operator.core.names import (
+    ANNOTATION_FIXED,
     LABEL_INCARNATION,
     LABEL_INDEX,
     LABEL_JOB_NAME,
@@ -23,7 +24,16 @@ from trainingjob_operator.core.names import (
 )
 from trainingjob_operator.core.plan import EventFact, ObjectRef, Plan, PodRef, Settings
 from trainingjob_operator.core.queue import Retry
-from trainingjob_operator.kube.api import CONFIG_MAPS, PODS, SECRETS, SERVICES, TRAINING_JOBS, Forbidden, Unreachable
+from trainingjob_operator.kube.api import (
+    CONFIG_MAPS,
+    POD_GROUPS,
+    PODS,
+    SECRETS,
+    SERVICES,
+    TRAINING_JOBS,
+    Forbidden,
+    Unreachable,
+)
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 KEY = Key("team", "job")
@@ -303,6 +313,57 @@ async def test_children_that_vanished_come_back_before_the_next_pod() -> None:
         ("create", "services", "job-tj"),
         ("create", "pods", "job-train-0-2"),
     ]
+
+
+def pod_group(count: int, fixed: str = "a") -> dict[str, Any]:
+    made = child("PodGroup", "job-tj")
+    made["metadata"]["annotations"] = {ANNOTATION_FIXED: fixed}
+    return {**made, "spec": {"schedulingPolicy": {"gang": {"minCount": count}}}}
+
+
+def wanting(group: dict[str, Any]) -> Think:
+    return lambda job, pods: Plan(
+        status=TrainingJobStatus(phase="Starting") if job.status.phase is None else None,
+        ensure=(group,),
+        create_pods=() if pods else (pod(),),
+    )
+
+
+async def test_a_pod_group_follows_the_size_of_the_gang() -> None:
+    world = World(wanting(pod_group(4)))
+    world.api.put(POD_GROUPS, pod_group(2))
+    await world.executor.reconcile(KEY)
+    assert world.api.objects[("podgroups", "team", "job-tj")]["spec"] == pod_group(4)["spec"]
+    assert ("create", "pods", "job-train-0-1") in world.api.writes()
+
+
+async def test_a_pod_group_that_differs_for_good_is_made_anew_before_the_pods() -> None:
+    world = World(wanting(pod_group(2, "new")))
+    world.api.put(POD_GROUPS, pod_group(2, "old"))
+    with pytest.raises(Retry, match="made anew"):
+        await world.executor.reconcile(KEY)
+    assert ("create", "pods", "job-train-0-1") not in world.api.writes()
+    await world.executor.reconcile(KEY)
+    assert world.api.objects[("podgroups", "team", "job-tj")]["metadata"]["annotations"] == {ANNOTATION_FIXED: "new"}
+    assert ("create", "pods", "job-train-0-1") in world.api.writes()
+
+
+async def test_a_pod_group_with_running_pods_is_not_deleted_whatever_was_done_to_it() -> None:
+    world = World(lambda job, pods: Plan(ensure=(pod_group(2, "new"),), create_pods=() if len(pods) > 1 else (pod(2),)))
+    world.api.put(POD_GROUPS, pod_group(2, "edited"))
+    running = {**pod(), "spec": {"schedulingGroup": {"podGroupName": "job-tj"}}, "status": {"phase": "Running"}}
+    world.api.put(PODS, running)
+    await world.executor.reconcile(KEY)
+    assert [call for call in world.api.writes() if call[1] == "podgroups"] == [("create", "podgroups", "job-tj")]
+    assert ("create", "pods", "job-train-0-2") in world.api.writes()
+
+
+async def test_a_foreign_pod_group_is_explained_and_never_touched() -> None:
+    world = World(wanting(pod_group(2)))
+    foreign = world.api.put(POD_GROUPS, child("PodGroup", "job-tj", owner="somebody"))
+    with pytest.raises(Retry, match="PodGroup job-tj exists and does not belong"):
+        await world.executor.reconcile(KEY)
+    assert world.api.objects[("podgroups", "team", "job-tj")] == foreign
 
 
 async def test_events_are_told_only_after_the_status_is_written() -> None:

@@ -8,7 +8,8 @@ from support.play import START, spec
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.facts import Job, PodFacts
-from trainingjob_operator.core.manifests import children, pod, resolve
+from trainingjob_operator.core.manifests import children, differs_for_good, pod, pod_group, resolve
+from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.pod_template import BUILDERS, Place
 from trainingjob_trainer.config import JobConfig
 
@@ -38,7 +39,7 @@ def job(**changes: Any) -> tuple[Job, TrainingJobSpec]:
 
 def built(place: Place, **changes: Any) -> dict[str, Any]:
     made, parsed = job(**changes)
-    return pod(made, parsed, resolve(made, parsed, "trainer:1", 1), place)
+    return pod(made, parsed, resolve(made, parsed, Settings("trainer:1")), place)
 
 
 def env(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def test_the_grace_period_is_the_time_to_drain() -> None:
 
 def test_children_are_owned_and_named_so_that_none_is_mistaken() -> None:
     made, parsed = job()
-    resolved = resolve(made, parsed, "trainer:1", 1)
+    resolved = resolve(made, parsed, Settings("trainer:1"))
     config_map, secret, service = children(made, parsed, resolved)
     assert config_map["metadata"]["name"] == f"gpt-tj-{resolved.config_hash}"
     assert config_map["immutable"] is True
@@ -166,7 +167,7 @@ def test_children_are_owned_and_named_so_that_none_is_mistaken() -> None:
 
 def test_the_pod_mounts_the_children_of_its_run() -> None:
     made, parsed = job()
-    resolved = resolve(made, parsed, "trainer:1", 1)
+    resolved = resolve(made, parsed, Settings("trainer:1"))
     volumes = {v["name"]: v for v in pod(made, parsed, resolved, WORKER)["spec"]["volumes"]}
     config_map, secret, _ = children(made, parsed, resolved)
     assert volumes["trainingjob-config"]["configMap"]["name"] == config_map["metadata"]["name"]
@@ -175,7 +176,7 @@ def test_the_pod_mounts_the_children_of_its_run() -> None:
 
 def test_the_trainer_reads_the_configuration_that_was_asked_for() -> None:
     made, parsed = job(runPolicy={"maxRestarts": 7, "onExistingRun": "Overwrite"})
-    config_map = children(made, parsed, resolve(made, parsed, "trainer:1", 1))[0]
+    config_map = children(made, parsed, resolve(made, parsed, Settings("trainer:1")))[0]
     config = JobConfig.model_validate(json.loads(config_map["data"]["config.json"]))
     assert config.identity() == parsed.identity()
     assert config.plan_hash() == parsed.plan_hash()
@@ -184,18 +185,30 @@ def test_the_trainer_reads_the_configuration_that_was_asked_for() -> None:
 
 def test_another_configuration_has_another_name() -> None:
     (one, a), (two, b) = job(), job(training={"steps": 200})
-    assert resolve(one, a, "i", 1).config_hash != resolve(two, b, "i", 1).config_hash
-    assert resolve(one, a, "i", 1).config_hash == resolve(one, a, "other", 1).config_hash
+    assert resolve(one, a, Settings("i")).config_hash != resolve(two, b, Settings("i")).config_hash
+    assert resolve(one, a, Settings("i")).config_hash == resolve(one, a, Settings("other")).config_hash
 
 
 def test_the_world_has_one_rank_a_gpu() -> None:
     made, parsed = job(workers={"replicas": 3, "resources": {"gpus": 8}})
-    assert resolve(made, parsed, "i", 1).world_size == 24
+    assert resolve(made, parsed, Settings("i")).world_size == 24
     made, parsed = job(workers={"replicas": 3})
-    assert resolve(made, parsed, "i", 1).world_size == 3
+    assert resolve(made, parsed, Settings("i")).world_size == 3
 
 
 def test_a_template_version_that_is_gone_is_built_as_the_newest() -> None:
     made, parsed = job()
-    resolved = resolve(made, parsed, "i", max(BUILDERS) + 1)
+    resolved = resolve(made, parsed, Settings("i", template_version=max(BUILDERS) + 1))
     assert pod(made, parsed, resolved, WORKER)["spec"]["containers"]
+
+
+def test_only_what_is_immutable_in_a_pod_group_makes_it_differ_for_good() -> None:
+    def group(**workers: Any) -> dict[str, Any]:
+        made, parsed = job(workers=workers)
+        return pod_group(made, parsed, resolve(made, parsed, Settings("i", pod_groups=True)))
+
+    two, three = group(replicas=2), group(replicas=3)
+    assert two["spec"] != three["spec"]
+    assert not differs_for_good(two, three)
+    assert differs_for_good(two, group(replicas=2, template={"priorityClassName": "high"}))
+    assert differs_for_good({"metadata": {}}, two)

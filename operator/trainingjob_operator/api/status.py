@@ -23,7 +23,15 @@ Phase = Literal[
 Stage = Literal["Check", "PrepareData", "Train"]
 Role = Literal["prepare", "train"]
 ConditionType = Literal[
-    "Ready", "Reconciling", "Stalled", "Suspended", "Complete", "Failed", "Finished", "ProgressUnknown"
+    "Ready",
+    "Reconciling",
+    "Stalled",
+    "Suspended",
+    "Complete",
+    "Failed",
+    "Finished",
+    "ProgressUnknown",
+    "GangSchedulingUnavailable",
 ]
 
 # Kubernetes times have whole seconds: cut at the door, so that a status read back equals the one written.
@@ -141,6 +149,9 @@ class Resolved(StatusModel):
     replicas: int = Field(ge=1, description="Worker pods.")
     ranks_per_pod: int = Field(ge=1, description="Ranks in each worker pod.")
     world_size: int = Field(ge=1, description="Ranks.")
+    pod_group: Word | None = Field(
+        None, description="PodGroup of the worker pods. Absent: the scheduler places them one by one."
+    )
 
 
 class Result(StatusModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainingjob_operator.api.status import Member, Phase, TrainingJobStatus
+from trainingjob_operator.core.conditions import Note
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.history import interrupted
@@ -47,6 +48,17 @@ def appraise(here: Situation, status: TrainingJobStatus) -> Appraisal:
     return Appraisal(phase, phase, _message(here, status, phase))
 
 
+def notes(here: Situation, status: TrainingJobStatus, active: bool) -> tuple[Note, ...]:
+    """What is worth to be said besides. active: the head runs, so that its progress should be known."""
+    unreachable = here.unreachable(status) if active else None
+    ungrouped = _ungrouped(here, status)
+    said = (
+        None if unreachable is None else Note("ProgressUnknown", "Unreachable", unreachable),
+        None if ungrouped is None else Note("GangSchedulingUnavailable", "SchedulingGroupDropped", ungrouped),
+    )
+    return tuple(note for note in said if note is not None)
+
+
 def ready_pods(here: Situation, status: TrainingJobStatus) -> int:
     """Pods of the current gang that are ready."""
     pods = [here.pod_of(member) for member in here.gang(status)]
@@ -74,6 +86,20 @@ def _lost(here: Situation, member: Member) -> bool:
     if pod is None or pod.phase == "Pending":
         return True
     return not done(pod) and (pod.deleting or over(pod, here.now))
+
+
+def _ungrouped(here: Situation, status: TrainingJobStatus) -> str | None:
+    """Why the worker pods are not scheduled as a gang although they should be."""
+    if status.stage != "Train" or status.resolved is None or status.resolved.pod_group is None:
+        return None
+    pods = [here.pod_of(member) for member in here.gang(status)]
+    dropped = [pod.name for pod in pods if pod is not None and pod.pod_group is None]
+    if not dropped:
+        return None
+    return (
+        f"The API server dropped spec.schedulingGroup of pod {dropped[0]}, so the scheduler places the worker pods one "
+        "by one. Turn the feature gate GenericWorkload on in kube-apiserver and kube-scheduler."
+    )
 
 
 def _first_step_done(here: Situation, status: TrainingJobStatus) -> bool:

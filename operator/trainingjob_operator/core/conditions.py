@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from trainingjob_operator.api.status import Condition, ConditionType, Phase
 
@@ -15,18 +16,26 @@ ON_THE_WAY: frozenset[Phase] = frozenset({"Pending", "Queued", "Preparing", "Sta
 FINISHED: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
 
 
+class Note(NamedTuple):
+    """A condition that is worth to be said while it is true, whatever the phase is."""
+
+    type: ConditionType
+    reason: str
+    message: str
+
+
 def conditions(
     phase: Phase,
     reason: str,
     message: str,
-    unreachable: str | None,
+    notes: Sequence[Note],
     before: Sequence[Condition],
     generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
     """All conditions of a job in `phase`.
 
-    reason, message: of the conditions that hold. unreachable: why the progress is not known, None: it is.
+    reason, message: of the conditions that hold. notes: conditions that are there only while they are true.
     before: the conditions up to now, whose transition times are kept where the status stays.
     """
     holds: dict[ConditionType, bool] = {
@@ -56,6 +65,4 @@ def conditions(
         )
 
     result = [condition(kind, true, reason, message if true else "") for kind, true in holds.items()]
-    if unreachable is not None:
-        result.append(condition("ProgressUnknown", True, "Unreachable", unreachable))
-    return tuple(result)
+    return tuple(result) + tuple(condition(note.type, True, note.reason, note.message) for note in notes)

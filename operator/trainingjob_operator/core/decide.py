@@ -11,8 +11,8 @@ from typing import Any
 
 from trainingjob_operator.api.status import Incident, Phase, TrainingJobStatus, Workers
 from trainingjob_operator.core import history, run, upkeep
-from trainingjob_operator.core.appraisal import Appraisal, appraise, ready_pods
-from trainingjob_operator.core.conditions import FINISHED, conditions
+from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, ready_pods
+from trainingjob_operator.core.conditions import FINISHED, Note, conditions
 from trainingjob_operator.core.events import events
 from trainingjob_operator.core.facts import InvalidSpec, Job, PodFacts, ProgressFacts
 from trainingjob_operator.core.plan import Plan, Settings
@@ -103,7 +103,7 @@ def _invalid(job: Job, spec: InvalidSpec, pods: Sequence[PodFacts], now: datetim
     message = f"UserError: {spec.message}. Create a new TrainingJob with a valid spec."
     status = job.status
     if status.phase not in FINISHED:
-        status = _with(status, Appraisal("Failed", "UserError", message), None, job.generation, now)
+        status = _with(status, Appraisal("Failed", "UserError", message), (), job.generation, now)
         status = status.model_copy(update={"completion_time": now})
     running = tuple(upkeep.ref(p) for p in pods if p.job_uid == job.uid and not p.finished and not p.deleting)
     changed = status != job.status
@@ -138,10 +138,10 @@ def _deadline(here: Situation, status: TrainingJobStatus) -> datetime | None:
 
 
 def _with(
-    status: TrainingJobStatus, said: Appraisal, unreachable: str | None, generation: int, now: datetime
+    status: TrainingJobStatus, said: Appraisal, notes: Sequence[Note], generation: int, now: datetime
 ) -> TrainingJobStatus:
     """`status` with phase, message and conditions."""
-    found = conditions(said.phase, said.reason, said.message, unreachable, status.conditions, generation, now)
+    found = conditions(said.phase, said.reason, said.message, notes, status.conditions, generation, now)
     return status.model_copy(
         update={
             "observed_generation": generation,
@@ -157,8 +157,7 @@ def _plan(
 ) -> Plan:
     """The plan for a job whose status, phase and deeds are decided."""
     active = wants_progress is not None
-    unreachable = here.unreachable(status) if active else None
-    status = _with(status, said, unreachable, here.job.generation, here.now)
+    status = _with(status, said, notes(here, status, active), here.job.generation, here.now)
     workers = Workers(desired=len(here.gang(status)), ready=ready_pods(here, status)) if deeds.ensure else Workers()
     status = status.model_copy(update={"workers": workers})
     waits = [deeds.wait, *_timers(here, status)] if status.phase not in FINISHED else [_ttl(here)]

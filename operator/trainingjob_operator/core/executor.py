@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from trainingjob_operator.kube.api import (
     BY_KIND,
+    POD_GROUPS,
     PODS,
     SECRETS,
     TRAINING_JOBS,
@@ -35,6 +36,7 @@ from trainingjob_operator.kube.api import (
 
 from .cache import Cache, Key, is_controlled_by
 from .facts import Job, PodFacts, ProgressFacts
+from .manifests import differs_for_good
 from .names import LABEL_JOB_UID, LABEL_MEMBER
 from .obstacle import Obstacle, foreign, overlay, refused
 from .plan import EventFact, ObjectRef, Plan, PodRef, Settings
@@ -78,7 +80,7 @@ class _Memory:
     """resourceVersion at which this process wrote the job's status, or read the job and its pods from the quorum."""
     written_at: datetime | None = None
     """When this process last wrote the job's status."""
-    ensured: set[str] = field(default_factory=set)
+    ensured: set[tuple[str, str]] = field(default_factory=set)
     ensured_at: float = field(default_factory=time.monotonic)
     """When its children were last looked after (monotonic). A new process trusts the old one for a resync interval."""
     obstacle: Obstacle | None = None
@@ -262,31 +264,50 @@ class Executor:
                 await self._create_child(job, _with_token(manifest), readable=False)
             return
         # A new job's children are not there: ask once. Later they are: look first.
-        look_first = not creating or name in memory.ensured
-        if not look_first or not await self._is_ours(job, kind, name):
-            await self._create_child(job, manifest)
-        memory.ensured.add(name)
+        look_first = not creating or (kind, name) in memory.ensured
+        found = await self._find_ours(job, kind, name) if look_first else None
+        if found is None:
+            found = await self._create_child(job, manifest)
+        if kind == POD_GROUPS.kind and found is not None:
+            await self._align(job, found, manifest)
+        memory.ensured.add((kind, name))
 
-    async def _create_child(self, job: Job, manifest: Manifest, readable: bool = True) -> None:
+    async def _align(self, job: Job, found: Manifest, wanted: Manifest) -> None:
+        """Make a PodGroup say what is wanted. What is immutable in it changes only while no pod runs."""
+        name, uid = found["metadata"]["name"], found["metadata"]["uid"]
+        if differs_for_good(found, wanted):
+            if any(pod.pod_group == name and not pod.finished for pod in self._cache.pods(job.uid)):
+                return
+            await self._api.delete(POD_GROUPS, job.namespace, name, uid)
+            raise Retry(f"PodGroup {name} is deleted, to be made anew with what has changed in the job")
+        policy = wanted["spec"]["schedulingPolicy"]
+        if found["spec"].get("schedulingPolicy") != policy:
+            patch = {"metadata": {"uid": uid}, "spec": {"schedulingPolicy": policy}}
+            await self._api.merge_patch(POD_GROUPS, job.namespace, name, patch)
+
+    async def _create_child(self, job: Job, manifest: Manifest, readable: bool = True) -> Manifest | None:
+        """The new child, or the one that is there already; None for a Secret, which may not be read."""
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         try:
-            await self._api.create(BY_KIND[kind], job.namespace, manifest)
+            return await self._api.create(BY_KIND[kind], job.namespace, manifest)
         except AlreadyExists:
             # The Secret's name carries the job's uid: nobody else's has it.
-            if readable and not await self._is_ours(job, kind, name):
+            found = await self._find_ours(job, kind, name) if readable else None
+            if readable and found is None:
                 raise
+            return found
         except (Forbidden, Invalid) as error:
             raise _Obstructed(refused(kind, name, error.message)) from error
 
-    async def _is_ours(self, job: Job, kind: str, name: str) -> bool:
-        """False: there is none. Raises `_Obstructed` for one of somebody else."""
+    async def _find_ours(self, job: Job, kind: str, name: str) -> Manifest | None:
+        """None: there is none. Raises `_Obstructed` for one of somebody else."""
         try:
             found = await self._api.get(BY_KIND[kind], job.namespace, name)
         except NotFound:
-            return False
+            return None
         if not is_controlled_by(found, job.uid):
             raise _Obstructed(foreign(kind, name))
-        return True
+        return found
 
     async def _create_pod(self, job: Job, manifest: Manifest) -> None:
         name = manifest["metadata"]["name"]

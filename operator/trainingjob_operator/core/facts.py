@@ -206,6 +206,7 @@ class PodFacts:
     waiting_message: str = ""
     unschedulable: str | None = None  # message of a false PodScheduled condition
     finished_at: datetime | None = None
+    pod_group: str | None = None  # the gang that the scheduler sees it in
 
     @property
     def finished(self) -> bool:
@@ -250,6 +251,7 @@ class PodFacts:
             waiting_message=waiting.get("message") or "",
             unschedulable=_part(conditions, "PodScheduled", "False", "message"),
             finished_at=parse_time(ended.get("finishedAt")),
+            pod_group=((body.get("spec") or {}).get("schedulingGroup") or {}).get("podGroupName"),
         )
 
 

@@ -11,8 +11,9 @@ from trainingjob_operator.api.spec import API_VERSION, KIND, TrainingJobSpec
 from trainingjob_operator.api.status import Resolved
 from trainingjob_operator.core import names
 from trainingjob_operator.core.facts import Job
-from trainingjob_operator.core.plan import Manifest
+from trainingjob_operator.core.plan import Manifest, Settings
 from trainingjob_operator.core.pod_template import BUILDERS, NEWEST, Place
+from trainingjob_operator.kube.api import POD_GROUPS
 
 
 def trainer_config(job: Job, spec: TrainingJobSpec, replicas: int, ranks_per_pod: int) -> dict[str, Any]:
@@ -29,16 +30,17 @@ def trainer_config(job: Job, spec: TrainingJobSpec, replicas: int, ranks_per_pod
     ).wire()
 
 
-def resolve(job: Job, spec: TrainingJobSpec, trainer_image: str, template_version: int) -> Resolved:
+def resolve(job: Job, spec: TrainingJobSpec, settings: Settings) -> Resolved:
     """The facts that a run is started with."""
     replicas, ranks_per_pod = spec.workers.replicas, spec.workers.ranks_per_pod
     return Resolved(
-        image=spec.image or trainer_image,
-        template_version=template_version,
+        image=spec.image or settings.trainer_image,
+        template_version=settings.template_version,
         config_hash=digest(trainer_config(job, spec, replicas, ranks_per_pod)),
         replicas=replicas,
         ranks_per_pod=ranks_per_pod,
         world_size=replicas * ranks_per_pod,
+        pod_group=names.pod_group_name(job.name) if settings.pod_groups else None,
     )
 
 
@@ -91,6 +93,29 @@ def children(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> tuple[Manif
             },
         },
     )
+
+
+def pod_group(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> Manifest:
+    """The worker pods as a gang: placed together or not at all, and preempted together.
+
+    Its priority must be that of its pods, or the scheduler refuses them. All but minCount is immutable: the hash of
+    that tells whether it is still what is wanted, whatever the API server added.
+    """
+    priority = spec.workers.template.priority_class_name
+    fixed = {"disruptionMode": {"all": {}}, **({"priorityClassName": priority} if priority is not None else {})}
+    meta = metadata(job, names.pod_group_name(job.name))
+    return {
+        "apiVersion": POD_GROUPS.api_version,
+        "kind": POD_GROUPS.kind,
+        "metadata": {**meta, "annotations": {names.ANNOTATION_FIXED: digest(fixed)}},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": resolved.replicas}}, **fixed},
+    }
+
+
+def differs_for_good(found: Manifest, wanted: Manifest) -> bool:
+    """Whether a PodGroup differs from what is wanted in something immutable."""
+    annotations = [group["metadata"].get("annotations") or {} for group in (found, wanted)]
+    return annotations[0].get(names.ANNOTATION_FIXED) != annotations[1].get(names.ANNOTATION_FIXED)
 
 
 def pod(job: Job, spec: TrainingJobSpec, resolved: Resolved, place: Place) -> Manifest:

@@ -11,6 +11,7 @@ LABEL_ROLE = f"{GROUP}/role"
 LABEL_INDEX = f"{GROUP}/index"
 LABEL_INCARNATION = f"{GROUP}/incarnation"
 LABEL_MEMBER = f"{GROUP}/member"
+ANNOTATION_FIXED = f"{GROUP}/fixed"
 CONTAINER = "trainer"
 
 
@@ -28,6 +29,10 @@ def config_map_name(job: str, config_hash: str) -> str:
 
 def secret_name(job: str, uid: str) -> str:
     return f"{job}-tj-{uid}"
+
+
+def pod_group_name(job: str) -> str:
+    return f"{job}-tj"
 
 
 def worker_selector(job: str) -> str:

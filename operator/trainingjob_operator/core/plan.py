@@ -22,9 +22,9 @@ class PodRef:
 
 @dataclass(frozen=True)
 class ObjectRef:
-    """A Service, ConfigMap or Secret of the job's namespace, to be deleted if it is there."""
+    """A child in the job's namespace, to be deleted if it is there."""
 
-    kind: Literal["Service", "ConfigMap", "Secret"]
+    kind: Literal["Service", "ConfigMap", "Secret", "PodGroup"]
     name: str
 
 
@@ -43,9 +43,9 @@ class Plan:
 
     status: the whole new status, written before anything else; None: unchanged. If the write fails, nothing of the
         rest is done and the job is decided again.
-    ensure: ConfigMap, Secret, Service; created when missing, left alone when there. Given whenever the job wants
-        pods; the executor does it before `create_pods` and otherwise once in its resync interval. The Secret comes
-        without its data: the executor puts a random `token` in.
+    ensure: ConfigMap, Secret, Service, PodGroup; created when missing, left alone when there (only a PodGroup follows
+        the job). Given whenever the job wants pods; the executor does it before `create_pods` and otherwise once in
+        its resync interval. The Secret comes without its data: the executor puts a random `token` in.
     drop_member: pods to take out of the Service (label `trainingjob.io/member` removed) before a successor comes.
     create_pods: licensed by the status that this plan writes or was decided on.
     delete_pods: graceful, with uid precondition.
@@ -75,3 +75,4 @@ class Settings:
     unreachable_after: float = 60.0  # seconds until a silent head is reported as ProgressUnknown
     template_version: int = NEWEST  # of the pods of new runs
     max_total_restarts: int = 100
+    pod_groups: bool = False  # the API server serves PodGroups: new runs are scheduled as gangs

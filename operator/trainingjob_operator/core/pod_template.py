@@ -80,6 +80,7 @@ def version_1(job_name: str, job_uid: str, spec: TrainingJobSpec, resolved: Reso
             serviceAccountName=spec.storage.service_account_name,
             terminationGracePeriodSeconds=spec.checkpoint.drain_seconds,
             schedulerName=template.scheduler_name,
+            schedulingGroup={"podGroupName": resolved.pod_group} if worker and resolved.pod_group else None,
             priorityClassName=template.priority_class_name,
             runtimeClassName=template.runtime_class_name,
             nodeSelector=template.node_selector if worker else None,

@@ -16,7 +16,7 @@ from trainingjob_operator.core.stages import gang_size, may_follow, role_of
 
 def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     """A run from the start, or from where a suspended one stands in its run directory: both begin at Check."""
-    resolved = resolve(here.job, here.spec, here.settings.trainer_image, here.settings.template_version)
+    resolved = resolve(here.job, here.spec, here.settings)
     begun = status.model_copy(
         update={
             "resolved": resolved,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trainingjob_operator.api.status import Member, TrainingJobStatus
 from trainingjob_operator.core import names
 from trainingjob_operator.core.facts import PodFacts
-from trainingjob_operator.core.manifests import children, pod
+from trainingjob_operator.core.manifests import children, pod, pod_group
 from trainingjob_operator.core.plan import Manifest, ObjectRef, PodRef
 from trainingjob_operator.core.pod_template import Place
 from trainingjob_operator.core.situation import Situation
@@ -42,7 +42,7 @@ def keep_running(here: Situation, status: TrainingJobStatus) -> Upkeep:
     missing = [m for m in gang if here.pod_of(m) is None]
     due = [m for m in missing if m.not_before is None or m.not_before <= here.now]
     return Upkeep(
-        ensure=children(here.job, here.spec, resolved),
+        ensure=(*children(here.job, here.spec, resolved), *_gang(here, status)),
         drop_member=tuple(ref(p) for p in strangers if p.member and (p.role, p.index) in places),
         create_pods=tuple(
             pod(here.job, here.spec, resolved, Place(stage, m.index, len(gang), m.incarnation)) for m in due
@@ -50,6 +50,14 @@ def keep_running(here: Situation, status: TrainingJobStatus) -> Upkeep:
         delete_pods=_deletions([*strangers, *_surplus(here.pods, wanted)]),
         wait=_wait(here, missing),
     )
+
+
+def _gang(here: Situation, status: TrainingJobStatus) -> tuple[Manifest, ...]:
+    """The PodGroup of the worker pods, if they have one, and the API server still knows of such things."""
+    resolved = status.resolved
+    if status.stage != "Train" or resolved is None or resolved.pod_group is None or not here.settings.pod_groups:
+        return ()
+    return (pod_group(here.job, here.spec, resolved),)
 
 
 def drain(here: Situation) -> Upkeep:
@@ -71,6 +79,8 @@ def child_refs(here: Situation, status: TrainingJobStatus) -> tuple[ObjectRef, .
     ]
     if status.resolved is not None:
         refs.append(ObjectRef("ConfigMap", names.config_map_name(job.name, status.resolved.config_hash)))
+        if status.resolved.pod_group is not None:
+            refs.append(ObjectRef("PodGroup", status.resolved.pod_group))
     return tuple(refs)
 
 

@@ -41,8 +41,9 @@ SERVICES = Resource("", "v1", "services", "Service")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 EVENTS = Resource("", "v1", "events", "Event")
+POD_GROUPS = Resource("scheduling.k8s.io", "v1beta1", "podgroups", "PodGroup")
 
-BY_KIND = {resource.kind: resource for resource in (PODS, SERVICES, CONFIG_MAPS, SECRETS)}
+BY_KIND = {resource.kind: resource for resource in (PODS, SERVICES, CONFIG_MAPS, SECRETS, POD_GROUPS)}
 """The kinds of a job's children."""
 
 

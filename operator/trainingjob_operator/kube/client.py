@@ -14,6 +14,7 @@ import aiohttp
 from .api import (
     ApiError,
     Manifest,
+    NotFound,
     ObjectList,
     Resource,
     Unreachable,
@@ -137,6 +138,14 @@ class Client:
         """PUT of the status subresource."""
         return await self._request("update", resource, resource.path(namespace, name, "status"), body=manifest)
 
+    async def serves(self, resource: Resource) -> bool:
+        """Whether the API server serves this resource in this version: discovery says so."""
+        try:
+            found = await self._request("get", _DISCOVERY, f"/apis/{resource.api_version}")
+        except NotFound:
+            return False
+        return any(served["name"] == resource.plural for served in found["resources"])
+
     async def review_access(self, review: Manifest) -> Manifest:
         """What we may do: a SelfSubjectAccessReview, which stores nothing and which everyone may create."""
         reviews = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
@@ -191,6 +200,8 @@ class Client:
         )
 
 
+_DISCOVERY = Resource("", "", "discovery", "APIResourceList")
+"""How metrics name it."""
 _METHODS = {"get": "GET", "list": "GET", "create": "POST", "delete": "DELETE", "patch": "PATCH", "update": "PUT"}
 
 

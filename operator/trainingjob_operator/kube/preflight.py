@@ -5,7 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from .api import CONFIG_MAPS, EVENTS, PODS, SECRETS, SERVICES, TRAINING_JOBS, ApiError, Forbidden, NotFound, Resource
+from .api import (
+    CONFIG_MAPS,
+    EVENTS,
+    POD_GROUPS,
+    PODS,
+    SECRETS,
+    SERVICES,
+    TRAINING_JOBS,
+    ApiError,
+    Forbidden,
+    NotFound,
+    Resource,
+)
 from .client import Client
 
 RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
@@ -19,6 +31,10 @@ RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
     (EVENTS, None, ("create", "patch")),
 )
 """All that the operator ever does, by resource and subresource. On Secrets it may only create."""
+OPTIONAL_RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
+    (POD_GROUPS, None, ("get", "create", "patch", "delete")),
+)
+"""And where the API server serves these resources."""
 
 
 class StartProblem(Exception):
@@ -38,13 +54,14 @@ async def check(client: Client, namespaces: Sequence[str | None]) -> None:
         pass  # Told below, together with all other rights that are missing.
     except ApiError as error:
         raise StartProblem(f"the API server refuses the operator: {error}") from error
-    questions = [
-        _lacks(client, resource, subresource, verb, namespace)
-        for namespace in namespaces
-        for resource, subresource, verbs in RIGHTS
-        for verb in verbs
-    ]
     try:
+        optional = [right for right in OPTIONAL_RIGHTS if await client.serves(right[0])]
+        questions = [
+            _lacks(client, resource, subresource, verb, namespace)
+            for namespace in namespaces
+            for resource, subresource, verbs in (*RIGHTS, *optional)
+            for verb in verbs
+        ]
         missing = [lack for lack in await asyncio.gather(*questions) if lack]
     except ApiError as error:
         raise StartProblem(f"cannot ask for the operator's rights: {error}") from error
