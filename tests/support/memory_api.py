@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from trainingjob_operator.kube.api import (
+    TRAINING_JOBS,
     AlreadyExists,
     Conflict,
     Manifest,
@@ -20,6 +21,11 @@ from trainingjob_operator.kube.api import (
 )
 
 Place = tuple[str, str, str]
+
+
+def owner(uid: str) -> Manifest:
+    """Reference to the TrainingJob of this uid, as the controller of an object."""
+    return {"apiVersion": TRAINING_JOBS.api_version, "kind": TRAINING_JOBS.kind, "uid": uid, "controller": True}
 
 
 class MemoryApi:

@@ -44,6 +44,7 @@ class Play:
     spec: dict[str, Any] = field(default_factory=spec)
     status: TrainingJobStatus = field(default_factory=TrainingJobStatus)
     pods: list[PodFacts] = field(default_factory=list)
+    gone: dict[tuple[str, int], PodFacts] = field(default_factory=dict)
     progress: ProgressFacts = field(default_factory=ProgressFacts)
     now: datetime = START
     generation: int = 1
@@ -73,7 +74,7 @@ class Play:
     def step(self, seconds: float = 0) -> Plan:
         """Time passes, the operator decides, its plan is carried out."""
         self.now += timedelta(seconds=seconds)
-        plan = decide(self.job, self.pods, self.progress, self.now, self.settings)
+        plan = decide(self.job, [*self.pods, *self.gone.values()], self.progress, self.now, self.settings)
         self.plan = plan
         if plan.status is not None:
             # Through the wire, as the API server would give it back.
@@ -83,6 +84,8 @@ class Play:
         self.events += plan.events
         for ref in plan.drop_member:
             self.change(ref.name, member=False)
+        for wanted in plan.relabel:
+            self.change(wanted.pod.name, member=True, mislabelled=False)
         for manifest in plan.create_pods:
             self._create(manifest)
         for pod_ref in plan.delete_pods:
@@ -99,13 +102,13 @@ class Play:
         """Steps without time passing until the operator wants nothing more."""
         for _ in range(rounds):
             plan = self.step()
-            if plan.status is None and not (plan.create_pods or plan.delete_pods or plan.drop_member):
+            if plan.status is None and not any((plan.create_pods, plan.delete_pods, plan.drop_member, plan.relabel)):
                 return plan
         raise AssertionError(f"the operator does not come to rest: {plan}")
 
     def _create(self, manifest: dict[str, Any]) -> None:
         name = manifest["metadata"]["name"]
-        assert name not in {p.name for p in self.pods}, f"{name} is there already"
+        assert name not in self.names, f"{name} is there already"
         self.uids += 1
         body = {
             **manifest,
@@ -115,7 +118,9 @@ class Play:
                 "creationTimestamp": self.now.isoformat(),
             },
         }
-        self.pods.append(PodFacts.from_object(body))
+        created = PodFacts.from_object(body)
+        self.gone.pop((created.role, created.index), None)
+        self.pods.append(created)
         self.created.append(name)
 
     def pod(self, name: str) -> PodFacts:
@@ -144,7 +149,8 @@ class Play:
         self.change(name, **{**facts, **changes})
 
     def vanish(self, name: str) -> None:
-        """The pod object is gone."""
+        """The pod object is gone; its last state is remembered until it has a successor."""
+        self.gone[self.pod(name).role, self.pod(name).index] = replace(self.pod(name), gone=True)
         self.pods = [p for p in self.pods if p.name != name]
 
     def report(self, pod: str, **fields: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.memory_api import owner
 from trainingjob_operator.core.cache import Cache, Key
 from trainingjob_operator.core.names import LABEL_INCARNATION, LABEL_INDEX, LABEL_JOB_NAME, LABEL_JOB_UID, LABEL_ROLE
 
@@ -33,7 +34,7 @@ def pod(version: int, uid: str = "pod-1", job_uid: str = "job-1", index: int = 0
             "uid": uid,
             "resourceVersion": str(version),
             "labels": labels,
-            "ownerReferences": [{"uid": job_uid, "controller": True}],
+            "ownerReferences": [owner(job_uid)],
         },
         "status": status,
     }
@@ -93,13 +94,70 @@ def test_a_list_of_one_jobs_pods_leaves_other_jobs_pods_alone() -> None:
     assert [known.uid for known in cache.pods("job-2")] == ["b"]
 
 
-@pytest.mark.parametrize("owners", [[], [{"uid": "job-1"}], [{"uid": "another", "controller": True}]])
+@pytest.mark.parametrize(
+    "owners",
+    [
+        [],
+        [{**owner("job-1"), "controller": False}],
+        [{**owner("job-1"), "kind": "ReplicaSet"}],
+        [owner("another")],
+    ],
+)
 def test_a_pod_with_our_labels_that_the_job_does_not_control_is_not_ours(owners: list[dict[str, Any]]) -> None:
     cache = Cache()
     foreign = pod(1)
     foreign["metadata"]["ownerReferences"] = owners
-    assert cache.put_pod(foreign) is None
+    cache.put_pod(foreign)
     assert cache.pods("job-1") == []
+
+
+@pytest.mark.parametrize("labels", [{LABEL_JOB_UID: "job-1"}, {LABEL_JOB_UID: "another", LABEL_INDEX: "seven"}])
+def test_a_pod_is_known_whatever_becomes_of_its_labels(labels: dict[str, str]) -> None:
+    cache = Cache()
+    edited = pod(2, phase="Failed")
+    edited["metadata"]["labels"] = labels
+    cache.put_pod(pod(1))
+    assert cache.put_pod(edited) == KEY
+    (known,) = cache.pods("job-1")
+    assert (known.role, known.index, known.incarnation, known.phase) == ("train", 0, 1, "Failed")
+    assert known.mislabelled
+
+
+def test_a_pod_that_is_taken_away_from_its_job_is_gone() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod(2))
+    orphan = pod(3)
+    orphan["metadata"]["ownerReferences"] = []
+    assert cache.put_pod(orphan) == KEY
+    assert cache.pods("job-1") == []
+
+
+def test_the_last_state_of_a_pod_is_kept_until_it_has_a_successor() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod(2))
+    cache.remove_pod(pod(3, phase="Failed"))
+    (last,) = cache.gone_pods("job-1")
+    assert (last.gone, last.phase) == (True, "Failed")
+    successor = pod(4, "pod-2")
+    successor["metadata"]["name"] = "job-train-0-2"
+    cache.put_pod(successor)
+    assert cache.gone_pods("job-1") == []
+    cache.remove_pod(successor)
+    cache.remove_job(job(6))
+    assert cache.gone_pods("job-1") == []
+
+
+def test_a_pod_that_left_the_watch_and_is_there_after_all_comes_back() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod(2))
+    cache.remove_pod(pod(3))
+    assert cache.put_pod(pod(4)) is None
+    cache.readmit_pod("pod-1")
+    assert cache.put_pod(pod(5)) == KEY
+    assert len(cache.pods("job-1")) == 1
 
 
 @given(st.permutations([("put", 1), ("put", 2), ("put", 3), ("remove", 4)]), st.booleans())

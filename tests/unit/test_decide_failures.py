@@ -51,6 +51,85 @@ def test_a_failed_pod_alone_is_replaced_at_once(
     assert len(training.status.history) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "class_", "counted"),
+    [
+        ({"deleting": True, "disruption": "EvictionByEvictionAPI"}, "Evicted", 0),
+        ({"phase": "Failed", "disruption": "DeletionByPodGC"}, "NodeLost", 0),
+        ({"phase": "Failed", "exit_code": 20}, "Internal", 1),
+        ({"phase": "Succeeded", "exit_code": 0}, "Deleted", 0),
+        ({}, "Deleted", 0),
+    ],
+)
+def test_a_pod_that_is_gone_is_judged_by_its_last_state(
+    training: Play, changes: dict[str, Any], class_: str, counted: int
+) -> None:
+    training.change("gpt-train-1-1", **changes)
+    training.vanish("gpt-train-1-1")
+    training.step(1)
+    (incident,) = training.status.history
+    assert (incident.class_, incident.node) == (class_, "node-1")
+    assert training.status.restarts.total == counted
+    assert training.created[3:] == ["gpt-train-1-2"]
+
+
+def test_a_pod_that_came_and_went_before_it_was_written_down_is_replaced_not_created_again() -> None:
+    play = Play()
+    play.step()
+    assert play.status.pods[0].uid is None
+    play.vanish("gpt-prepare-0-1")
+    play.step(1)
+    assert play.created == ["gpt-prepare-0-1", "gpt-prepare-0-2"]
+    assert [incident.class_ for incident in play.status.history] == ["Deleted"]
+
+
+def test_what_ends_one_pod_again_and_again_waits_longer_although_it_is_not_counted(training: Play) -> None:
+    waits = []
+    for incarnation in range(1, 5):
+        training.run_pods()
+        training.change(f"gpt-train-1-{incarnation}", disruption="EvictionByEvictionAPI")
+        training.vanish(f"gpt-train-1-{incarnation}")
+        plan = training.step(61)
+        waits.append(plan.requeue_after if not plan.create_pods else 0)
+        training.settle()
+        training.step(plan.requeue_after or 0)
+    assert waits == [0, 10, 20, 40]
+    assert training.status.restarts.total == 0
+    training.run_pods()
+    training.train(30, attempt=2)
+    training.settle()
+    training.vanish("gpt-train-1-5")
+    assert training.step(1).create_pods, "the run has gone on in between"
+
+
+def test_a_pod_of_which_nothing_is_seen_is_looked_for_before_it_is_given_up(training: Play) -> None:
+    uid = training.pod("gpt-train-1-1").uid
+    training.vanish("gpt-train-1-1")
+    (looked_for,) = training.step(1).confirm_gone
+    assert (looked_for.pod.name, looked_for.pod.uid) == ("gpt-train-1-1", uid)
+    assert looked_for.labels["trainingjob.io/job-uid"] == "job-uid"
+    assert training.step(1).confirm_gone == ()
+
+
+@pytest.mark.parametrize("edit", [{"mislabelled": True}, {"member": False}])
+def test_a_working_pod_gets_its_labels_back(training: Play, edit: dict[str, bool]) -> None:
+    training.change("gpt-train-1-1", **edit)
+    plan = training.step(1)
+    (relabel,) = plan.relabel
+    assert relabel.pod.name == "gpt-train-1-1"
+    assert relabel.labels == {
+        "trainingjob.io/job-name": "gpt",
+        "trainingjob.io/job-uid": "job-uid",
+        "trainingjob.io/role": "train",
+        "trainingjob.io/index": "1",
+        "trainingjob.io/incarnation": "1",
+        "trainingjob.io/member": "true",
+    }
+    assert plan.status is None
+    training.change("gpt-train-1-1", member=False, deleting=True)
+    assert training.step(1).relabel == (), "a pod on its way out leaves the Service for good"
+
+
 def test_a_failed_head_without_last_words_is_internal(training: Play) -> None:
     training.end("gpt-train-0-1", 0)
     training.step(1)
@@ -150,7 +229,8 @@ def test_a_vanished_pod_is_deleted_not_an_error(training: Play) -> None:
 
 def test_a_pod_that_was_never_seen_is_created_again_in_the_same_incarnation(play: Play) -> None:
     play.step()
-    play.vanish("gpt-prepare-0-1")  # the operator died between the status and the create
+    play.vanish("gpt-prepare-0-1")
+    play.gone.clear()  # the operator died between the status and the create
     assert play.status.pods[0].uid is None
     play.step(1)
     assert play.created == ["gpt-prepare-0-1", "gpt-prepare-0-1"]
@@ -182,6 +262,7 @@ def test_a_pod_that_outlives_its_grace_is_replaced(training: Play) -> None:
 def test_the_operator_down_while_the_run_finishes_and_its_pods_go(training: Play) -> None:
     training.vanish("gpt-train-0-1")
     training.vanish("gpt-train-1-1")
+    training.gone.clear()
     training.progress = replace(training.progress, report=None, status_written_at=None)
     training.step(3600)
     training.run_pods()

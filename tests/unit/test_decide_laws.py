@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.play import Play, spec
 from trainingjob_operator.core.conditions import FINISHED, ON_THE_WAY
+from trainingjob_operator.core.facts import ProgressFacts
 
 ENDS = [
     (0, None),
@@ -31,6 +33,7 @@ class World(RuleBasedStateMachine):
         self.attempt = 0
         self.highest: dict[tuple[str, int], int] = {}
         self.ended = None
+        self.seen = 0
         self.play.step()
 
     @rule(seconds=st.sampled_from([0, 1, 11, 61, 301]))
@@ -65,6 +68,18 @@ class World(RuleBasedStateMachine):
         self.play.change(name, deleting=True, deletion_due=due, disruption=disruption)
         self.play.step(1)
 
+    @precondition(lambda self: self.play.pods)
+    @rule(data=st.data(), edit=st.sampled_from([{"mislabelled": True}, {"member": False}]))
+    def a_label_is_changed(self, data: st.DataObject, edit: dict[str, bool]) -> None:
+        self.play.change(data.draw(st.sampled_from(self.play.names)), **edit)
+        self.play.step(1)
+
+    @rule()
+    def the_operator_starts_anew(self) -> None:
+        self.play.gone.clear()
+        self.play.progress = ProgressFacts()
+        self.play.step(1)
+
     @rule(commits=st.booleans())
     def the_head_reports(self, commits: bool) -> None:
         head = self.play.head() if self.play.plan.wants_progress else None
@@ -83,6 +98,41 @@ class World(RuleBasedStateMachine):
         self.play.spec = {**self.play.spec, "runPolicy": {**self.play.spec["runPolicy"], "suspend": suspend}}
         self.play.generation += 1
         self.play.step(1)
+
+    @invariant()
+    def kstatus_is_of_one_mind(self) -> None:
+        """https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus: what tools read, at every instant."""
+        for status in self.play.statuses[self.seen :]:
+            found = {c.type: c for c in status.conditions}
+            assert len(found) == len(status.conditions), "a condition is said twice"
+            true = {
+                kind for kind in ("Ready", "Reconciling", "Stalled") if kind in found and found[kind].status == "True"
+            }
+            assert len(true) == (status.phase != "Suspended"), "in progress, there, or stuck: one of the three"
+            assert status.phase != "Suspended" or "Ready" not in found
+            for condition in found.values():
+                assert condition.observed_generation == status.observed_generation
+                assert condition.reason
+                assert condition.status == "False" or condition.message
+            if "Reconciling" in true or "Stalled" in true:
+                (kind,) = true
+                assert found[kind].message == status.message
+        self.seen = len(self.play.statuses)
+
+    @invariant()
+    def an_unchanged_condition_keeps_its_time(self) -> None:
+        for old, new in pairwise(self.play.statuses):
+            before = {c.type: c for c in old.conditions}
+            for condition in new.conditions:
+                known = before.get(condition.type)
+                if known is not None and known.status == condition.status:
+                    assert condition.last_transition_time == known.last_transition_time
+
+    @invariant()
+    def no_event_is_told_twice_for_one_change(self) -> None:
+        told = len(self.play.events)
+        self.play.step()
+        assert len(self.play.events) == told, "an event with nothing having changed"
 
     @invariant()
     def the_conditions_agree_with_the_phase(self) -> None:

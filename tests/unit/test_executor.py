@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from support.memory_api import MemoryApi
+from support.memory_api import MemoryApi, owner
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.cache import Cache, Key
 from trainingjob_operator.core.executor import Executor
@@ -22,7 +22,7 @@ from trainingjob_operator.core.names import (
     LABEL_MEMBER,
     LABEL_ROLE,
 )
-from trainingjob_operator.core.plan import EventFact, ObjectRef, Plan, PodRef, Settings
+from trainingjob_operator.core.plan import EventFact, ObjectRef, Plan, PodRef, Relabel, Settings
 from trainingjob_operator.core.queue import Retry
 from trainingjob_operator.kube.api import (
     CONFIG_MAPS,
@@ -69,11 +69,23 @@ class World:
         self.api = MemoryApi()
         self.cache = Cache()
         self.told = Recorder()
-        self.executor = Executor(
-            self.api, self.cache, self._decide, lambda: Settings("image"), self.told, self.told, lambda: NOW
-        )
+        self.executor = self.make_executor()
         self.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "spec": {}})
         self.see()
+
+    def make_executor(self, ensure_interval: float = 600.0) -> Executor:
+        """An executor that has forgotten everything."""
+        settings = Settings("image")
+        return Executor(
+            self.api,
+            self.cache,
+            self._decide,
+            lambda: settings,
+            self.told,
+            self.told,
+            lambda: NOW,
+            ensure_interval,
+        )
 
     def _decide(
         self, job: Job, pods: Sequence[PodFacts], progress: ProgressFacts, now: datetime, settings: Settings
@@ -89,24 +101,29 @@ class World:
         return status
 
 
-def pod(incarnation: int = 1, owner: str = "job-1") -> dict[str, Any]:
+def pod(incarnation: int = 1, job: str = "job-1") -> dict[str, Any]:
     labels = {
         LABEL_JOB_NAME: "job",
-        LABEL_JOB_UID: owner,
+        LABEL_JOB_UID: job,
         LABEL_ROLE: "train",
         LABEL_INDEX: "0",
         LABEL_INCARNATION: str(incarnation),
         LABEL_MEMBER: "true",
     }
-    owners = [{"uid": owner, "controller": True}]
+    owners = [owner(job)]
     return {"metadata": {"name": f"job-train-0-{incarnation}", "labels": labels, "ownerReferences": owners}}
 
 
-def child(kind: str, name: str, owner: str = "job-1") -> dict[str, Any]:
-    return {"kind": kind, "metadata": {"name": name, "ownerReferences": [{"uid": owner, "controller": True}]}}
+def child(kind: str, name: str, job: str = "job-1") -> dict[str, Any]:
+    return {"kind": kind, "metadata": {"name": name, "ownerReferences": [owner(job)]}}
 
 
-CHILDREN = (child("ConfigMap", "job-tj-1"), child("Secret", "job-tj-uid"), child("Service", "job-tj"))
+def service(**spec: Any) -> dict[str, Any]:
+    whole = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {LABEL_JOB_UID: "job-1"}, **spec}
+    return {**child("Service", "job-tj"), "spec": whole}
+
+
+CHILDREN = (child("ConfigMap", "job-tj-1"), child("Secret", "job-tj-uid"), service())
 
 
 def start_one_pod(job: Job, pods: Sequence[PodFacts]) -> Plan:
@@ -295,7 +312,7 @@ async def test_only_own_children_are_deleted() -> None:
         lambda job, pods: Plan(delete_children=(ObjectRef("Service", "job-tj"), ObjectRef("ConfigMap", "job-tj-1")))
     )
     world.api.put(SERVICES, child("Service", "job-tj"))
-    world.api.put(CONFIG_MAPS, child("ConfigMap", "job-tj-1", owner="somebody"))
+    world.api.put(CONFIG_MAPS, child("ConfigMap", "job-tj-1", job="somebody"))
     await world.executor.reconcile(KEY)
     assert set(world.api.objects) == {("trainingjobs", "team", "job"), ("configmaps", "team", "job-tj-1")}
 
@@ -360,10 +377,65 @@ async def test_a_pod_group_with_running_pods_is_not_deleted_whatever_was_done_to
 
 async def test_a_foreign_pod_group_is_explained_and_never_touched() -> None:
     world = World(wanting(pod_group(2)))
-    foreign = world.api.put(POD_GROUPS, child("PodGroup", "job-tj", owner="somebody"))
+    foreign = world.api.put(POD_GROUPS, child("PodGroup", "job-tj", job="somebody"))
     with pytest.raises(Retry, match="PodGroup job-tj exists and does not belong"):
         await world.executor.reconcile(KEY)
     assert world.api.objects[("podgroups", "team", "job-tj")] == foreign
+
+
+@pytest.mark.parametrize("edit", [{"selector": {"app": "theirs"}}, {"publishNotReadyAddresses": False}])
+async def test_a_service_that_was_led_elsewhere_is_made_anew(edit: dict[str, Any]) -> None:
+    world = World(lambda job, pods: Plan(ensure=(service(),), create_pods=() if pods else (pod(),)))
+    world.executor = world.make_executor(ensure_interval=0.0)
+    world.api.put(PODS, pod())
+    world.cache.put_pod(world.api.objects[("pods", "team", "job-train-0-1")])
+    world.api.put(SERVICES, service(**edit, ports=[]))
+    await world.executor.reconcile(KEY)
+    assert world.api.writes() == [("delete", "services", "job-tj"), ("create", "services", "job-tj")]
+    assert world.api.objects[("services", "team", "job-tj")]["spec"] == service()["spec"]
+    await world.executor.reconcile(KEY)
+    assert len(world.api.writes()) == 2, "it is as it should be"
+
+
+def given_up(uid: str) -> Relabel:
+    return Relabel(PodRef("job-train-0-1", uid), dict(pod()["metadata"]["labels"]))
+
+
+async def test_a_pod_that_lost_the_label_by_which_it_is_watched_gets_it_back_and_no_successor() -> None:
+    world = World(start_one_pod)
+    hidden = pod()
+    hidden["metadata"]["labels"] = {}
+    uid = world.api.put(PODS, hidden)["metadata"]["uid"]
+    replaced = Plan(status=TrainingJobStatus(phase="Restarting"), confirm_gone=(given_up(uid),), create_pods=(pod(2),))
+    world.think = lambda job, pods: Plan() if pods else replaced
+    assert await world.executor.reconcile(KEY)
+    assert world.api.writes() == [("patch", "pods", "job-train-0-1")]
+    assert world.api.objects[("pods", "team", "job-train-0-1")]["metadata"]["labels"] == pod()["metadata"]["labels"]
+    assert [known.name for known in world.cache.pods("job-1")] == ["job-train-0-1"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "another pod", "somebody else's"])
+async def test_a_pod_that_is_not_found_is_given_up(there: str) -> None:
+    world = World(start_one_pod)
+    if there != "nothing":
+        world.api.put(PODS, pod(job="another" if there == "somebody else's" else "job-1"))
+    replaced = Plan(status=TrainingJobStatus(phase="Restarting"), confirm_gone=(given_up("old"),))
+    world.think = lambda job, pods: replaced if job.status.phase != "Restarting" else Plan()
+    await world.executor.reconcile(KEY)
+    assert world.status()["phase"] == "Restarting"
+    assert ("patch", "pods", "job-train-0-1") not in world.api.calls
+
+
+async def test_labels_that_are_taken_away_again_and_again_are_not_put_right_each_time() -> None:
+    world = World(start_one_pod)
+    uid = world.api.put(PODS, pod())["metadata"]["uid"]
+    world.think = lambda job, pods: Plan(relabel=(given_up(uid),))
+    for _ in range(20):
+        await world.executor.reconcile(KEY)
+    wait = await world.executor.reconcile(KEY)
+    assert world.api.writes() == [("patch", "pods", "job-train-0-1")]
+    assert wait is not None
+    assert 0 < wait <= 5, "it is tried again later"
 
 
 async def test_events_are_told_only_after_the_status_is_written() -> None:

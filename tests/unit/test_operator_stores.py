@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.memory_api import owner
 from trainingjob_operator.app import JobStore, PodStore
 from trainingjob_operator.core.cache import Cache, Key
-from trainingjob_operator.core.names import LABEL_INCARNATION, LABEL_INDEX, LABEL_JOB_NAME, LABEL_JOB_UID, LABEL_ROLE
+from trainingjob_operator.core.names import job_labels, place_labels
 from trainingjob_operator.core.queue import WorkQueue
 
 KEY = Key("team", "job")
@@ -28,10 +29,10 @@ def job(version: int, **status: Any) -> dict[str, Any]:
     return {"metadata": meta, "spec": {}, "status": status}
 
 
-def pod(version: int, role: str = "train") -> dict[str, Any]:
-    labels = {LABEL_JOB_NAME: "job", LABEL_JOB_UID: "job-1", LABEL_ROLE: role, LABEL_INDEX: "0", LABEL_INCARNATION: "1"}
-    meta = {"name": "p", "namespace": "team", "uid": "p-1", "resourceVersion": str(version), "labels": labels}
-    return {"metadata": {**meta, "ownerReferences": [{"uid": "job-1", "controller": True}]}}
+def pod(version: int, born: str = "2030-01-01T00:00:00Z") -> dict[str, Any]:
+    labels = job_labels("job", "job-1") | place_labels("train", 0, 1)
+    meta = {"name": "job-train-0-1", "namespace": "team", "uid": "p-1", "resourceVersion": str(version)}
+    return {"metadata": {**meta, "labels": labels, "creationTimestamp": born, "ownerReferences": [owner("job-1")]}}
 
 
 async def test_an_event_that_says_nothing_new_queues_nothing() -> None:
@@ -82,6 +83,6 @@ async def test_pods_that_vanished_unseen_queue_their_job() -> None:
 async def test_a_pod_that_cannot_be_read_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.cache.put_job(job(5))
-    world.pods.put(pod(7, role="unheard-of"))
+    world.pods.put(pod(7, born="yesterday"))
     assert [entry.levelname for entry in caplog.records] == ["ERROR"]
     assert len(world.queue) == 0

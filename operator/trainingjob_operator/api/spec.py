@@ -53,7 +53,7 @@ class RunPolicy(Config):
     pods_ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = Field(
         None,
         alias="podsTTLSecondsAfterFinished",
-        description="Seconds after the end at which pods and Service are removed; the TrainingJob stays.",
+        description="Seconds after the end at which pods, Service and ConfigMap are removed; the TrainingJob stays.",
     )
     on_existing_run: Literal["Resume", "Overwrite"] = Field(
         "Resume", description="What becomes of another run's state in `outputUri`."

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .facts import Job, PodFacts
-from .names import LABEL_JOB_NAME, LABEL_JOB_UID
+from .facts import Job, PodFacts, controlling_job
+from .names import LABEL_JOB_UID, parse_pod_name
 
 DELETED_UIDS_KEPT = 16384
 """An answer can arrive after the watch's DELETED; it never does so after as many other deletions."""
@@ -27,17 +28,25 @@ class Key(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+Place = tuple[str, int]  # role and index
+
+
 class _Pod(NamedTuple):
     facts: PodFacts
     key: Key
 
 
 class Cache:
-    """TrainingJobs by key, pods by job uid. Each change names the jobs that must be decided anew."""
+    """TrainingJobs by key, pods by job uid. Each change names the jobs that must be decided anew.
+
+    A pod is known by its owner and its name, not by its labels. Of a pod that is gone the last state is kept until it
+    has a successor: an eviction or a preemption is told there, and may be noticed too late.
+    """
 
     def __init__(self) -> None:
         self._jobs: dict[Key, Job] = {}
         self._pods: dict[str, dict[str, _Pod]] = {}
+        self._gone: dict[str, dict[Place, PodFacts]] = {}
         self._deleted: OrderedDict[str, None] = OrderedDict()
 
     def job(self, key: Key) -> Job | None:
@@ -89,27 +98,41 @@ class Cache:
                 changed.add(key)
         return changed
 
+    def gone_pods(self, job_uid: str) -> list[PodFacts]:
+        """The last state of each pod of one job that is gone and has no successor yet."""
+        return list(self._gone.get(job_uid, {}).values())
+
     def put_pod(self, body: Mapping[str, Any]) -> Key | None:
         """Take in a pod; None when it says nothing new or is no child of a TrainingJob.
 
         KeyError or ValueError if a child cannot be read.
         """
         meta = body["metadata"]
-        if meta["uid"] in self._deleted or not is_controlled_by(body, (meta.get("labels") or {}).get(LABEL_JOB_UID)):
+        owner, name = controlling_job(body), parse_pod_name(meta["name"])
+        if owner is None or name is None:
+            return self._drop_pod(_labelled_owner(meta), meta["uid"])
+        if meta["uid"] in self._deleted:
             return None
-        owner = meta["labels"][LABEL_JOB_UID]
         known = self._pods.get(owner, {}).get(meta["uid"])
         if known is not None and not _newer(meta, known.facts.resource_version):
             return None
-        pod = _Pod(PodFacts.from_object(body), Key(meta["namespace"], meta["labels"][LABEL_JOB_NAME]))
+        pod = _Pod(PodFacts.from_object(body), Key(meta["namespace"], name.job))
         self._pods.setdefault(owner, {})[meta["uid"]] = pod
+        self._forget_gone(pod.facts)
         return pod.key
 
+    def readmit_pod(self, uid: str) -> None:
+        """A pod left the watch for another reason than its end: it may come back."""
+        self._deleted.pop(uid, None)
+
     def remove_pod(self, body: Mapping[str, Any]) -> Key | None:
-        """Take in a pod's deletion."""
+        """Take in a pod's deletion; `body` is its last state."""
         meta = body["metadata"]
         self._bury(meta["uid"])
-        return self._drop_pod((meta.get("labels") or {}).get(LABEL_JOB_UID, ""), meta["uid"])
+        owner = controlling_job(body)
+        if owner is None or parse_pod_name(meta["name"]) is None:
+            return self._drop_pod(_labelled_owner(meta), meta["uid"])
+        return self._drop_pod(owner, meta["uid"], PodFacts.from_object(body))
 
     def replace_pods(
         self, namespace: str | None, bodies: Iterable[Mapping[str, Any]], version: str, job_uid: str | None = None
@@ -128,23 +151,44 @@ class Cache:
                     changed.add(pod.key)
         return changed
 
-    def _drop_pod(self, job_uid: str, uid: str) -> Key | None:
+    def _drop_pod(self, job_uid: str, uid: str, last: PodFacts | None = None) -> Key | None:
         pods = self._pods.get(job_uid, {})
         pod = pods.pop(uid, None)
         if not pods:
             self._pods.pop(job_uid, None)
-        return None if pod is None else pod.key
+        if pod is None:
+            return None
+        self._remember_gone(pod.key, replace(last or pod.facts, gone=True))
+        return pod.key
+
+    def _remember_gone(self, key: Key, gone: PodFacts) -> None:
+        job = self._jobs.get(key)
+        if job is None or job.uid != gone.job_uid or job.status.completion_time is not None:
+            return
+        there = (pod.facts for pod in self._pods.get(gone.job_uid, {}).values())
+        place = (gone.role, gone.index)
+        if not any((p.role, p.index) == place and p.incarnation > gone.incarnation for p in there):
+            self._gone.setdefault(gone.job_uid, {})[place] = gone
+
+    def _forget_gone(self, successor: PodFacts) -> None:
+        """Drop what is known of predecessors of `successor`."""
+        gone = self._gone.get(successor.job_uid, {})
+        last = gone.get((successor.role, successor.index))
+        if last is not None and last.incarnation <= successor.incarnation:
+            del gone[(successor.role, successor.index)]
+            if not gone:
+                del self._gone[successor.job_uid]
 
     def _bury(self, uid: str) -> None:
         self._deleted[uid] = None
+        self._gone.pop(uid, None)
         while len(self._deleted) > DELETED_UIDS_KEPT:
             self._deleted.popitem(last=False)
 
 
-def is_controlled_by(body: Mapping[str, Any], uid: str | None) -> bool:
-    """Whether an object's controller is the owner with this uid. Labels alone prove nothing: anybody may set them."""
-    owners = body["metadata"].get("ownerReferences") or ()
-    return uid is not None and any(owner.get("controller") and owner["uid"] == uid for owner in owners)
+def _labelled_owner(meta: Mapping[str, Any]) -> str:
+    """The job that a pod's labels name: once it had it as its owner as well."""
+    return str((meta.get("labels") or {}).get(LABEL_JOB_UID, ""))
 
 
 def _newer(meta: Mapping[str, Any], known_version: str) -> bool:

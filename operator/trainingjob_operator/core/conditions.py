@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from trainingjob_operator.api.status import Condition, ConditionType, Phase
+from trainingjob_operator.api.status import Condition, ConditionType, Phase, TrainingJobStatus
 
 ON_THE_WAY: frozenset[Phase] = frozenset({"Pending", "Queued", "Preparing", "Starting", "Restarting", "Suspending"})
 FINISHED: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
@@ -66,3 +66,10 @@ def conditions(
 
     result = [condition(kind, true, reason, message if true else "") for kind, true in holds.items()]
     return tuple(result) + tuple(condition(note.type, True, note.reason, note.message) for note in notes)
+
+
+def observed(status: TrainingJobStatus, generation: int) -> TrainingJobStatus:
+    """`status`, which still holds for this generation of the spec."""
+    seen = {"observed_generation": generation}
+    found = tuple(condition.model_copy(update=seen) for condition in status.conditions)
+    return status.model_copy(update={**seen, "conditions": found})

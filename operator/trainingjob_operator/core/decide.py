@@ -12,10 +12,10 @@ from typing import Any
 from trainingjob_operator.api.status import Incident, Phase, TrainingJobStatus, Workers
 from trainingjob_operator.core import history, run, upkeep
 from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, ready_pods
-from trainingjob_operator.core.conditions import FINISHED, Note, conditions
+from trainingjob_operator.core.conditions import FINISHED, Note, conditions, observed
 from trainingjob_operator.core.events import events
 from trainingjob_operator.core.facts import InvalidSpec, Job, PodFacts, ProgressFacts
-from trainingjob_operator.core.plan import Plan, Settings
+from trainingjob_operator.core.plan import Plan, Relabel, Settings
 from trainingjob_operator.core.reports import merge_result
 from trainingjob_operator.core.situation import Situation
 from trainingjob_operator.core.upkeep import Upkeep
@@ -30,14 +30,15 @@ def decide(job: Job, pods: Sequence[PodFacts], progress: ProgressFacts, now: dat
     if isinstance(job.spec, InvalidSpec):
         return _invalid(job, job.spec, pods, now)
     own = tuple(pod for pod in pods if pod.job_uid == job.uid)
-    here = Situation(job, job.spec, own, progress, now, settings)
+    there, gone = tuple(pod for pod in own if not pod.gone), tuple(pod for pod in own if pod.gone)
+    here = Situation(job, job.spec, there, gone, progress, now, settings)
     if job.status.phase in FINISHED:
         return _after_the_end(here)
     status = run.absorb(here, job.status)
     last_words = run.outcome(here, status)
     if last_words is not None and last_words.outcome == "Finished":
         return _succeed(here, status, last_words.result or {})
-    if here.spec.suspended or (status.phase == "Suspending" and here.unfinished):
+    if here.spec.suspended or (status.phase == "Suspending" and here.working):
         return _suspend(here, status)
     if status.resolved is None or status.phase == "Suspending":
         status = run.begin(here, status)
@@ -60,7 +61,7 @@ def _go_on(here: Situation, status: TrainingJobStatus) -> Plan:
 
 
 def _suspend(here: Situation, status: TrainingJobStatus) -> Plan:
-    if here.unfinished:
+    if here.working:
         said = Appraisal("Suspending", "Suspending", "Waiting for the pods to commit a checkpoint and to end.")
         return _plan(here, status, said, upkeep.drain(here))
     status = status.model_copy(update={"resolved": None, "stage": None})
@@ -73,7 +74,7 @@ def _suspend(here: Situation, status: TrainingJobStatus) -> Plan:
 def _overdue(here: Situation, status: TrainingJobStatus) -> Plan:
     """The deadline has passed: the pods are drained, then the job has failed."""
     seconds = here.spec.run_policy.active_deadline_seconds
-    if here.unfinished:
+    if here.working:
         phase: Phase = status.phase or "Pending"
         message = f"The run has used its activeDeadlineSeconds ({seconds}): its pods are drained."
         return _plan(here, status, Appraisal(phase, "DeadlineExceeded", message), upkeep.drain(here))
@@ -105,7 +106,8 @@ def _invalid(job: Job, spec: InvalidSpec, pods: Sequence[PodFacts], now: datetim
     if status.phase not in FINISHED:
         status = _with(status, Appraisal("Failed", "UserError", message), (), job.generation, now)
         status = status.model_copy(update={"completion_time": now})
-    running = tuple(upkeep.ref(p) for p in pods if p.job_uid == job.uid and not p.finished and not p.deleting)
+    own = [p for p in pods if p.job_uid == job.uid and not p.gone]
+    running = tuple(upkeep.ref(p) for p in own if not p.finished and not p.deleting)
     changed = status != job.status
     return Plan(
         status=status if changed else None,
@@ -116,7 +118,7 @@ def _invalid(job: Job, spec: InvalidSpec, pods: Sequence[PodFacts], now: datetim
 
 def _after_the_end(here: Situation) -> Plan:
     """Nothing runs any more; after the time to live nothing is left but the TrainingJob."""
-    status = here.job.status.model_copy(update={"observed_generation": here.job.generation})
+    status = observed(here.job.status, here.job.generation)
     ttl = here.spec.run_policy.pods_ttl_seconds_after_finished
     ends = status.completion_time + timedelta(seconds=ttl) if ttl is not None and status.completion_time else None
     if ends is None or ends > here.now:
@@ -172,14 +174,24 @@ def _finish(here: Situation, status: TrainingJobStatus, deeds: Upkeep, **rest: A
         rest["requeue_after"] = _soonest([wait, rest.get("requeue_after")])
     written = changed and wait is None
     return Plan(
+        confirm_gone=_given_up(here) if written else (),
         status=status if written else None,
         ensure=deeds.ensure,
         drop_member=deeds.drop_member,
+        relabel=deeds.relabel,
         create_pods=deeds.create_pods,
         delete_pods=deeds.delete_pods,
         events=events(here.job.status, status) if written else (),
         **rest,
     )
+
+
+def _given_up(here: Situation) -> tuple[Relabel, ...]:
+    """Pods of which nothing is seen, although the last status says that they were there."""
+    before = here.job.status
+    if before.phase in FINISHED:
+        return ()
+    return tuple(upkeep.relabel(here, member, uid) for member, uid in here.vanished(before))
 
 
 def _timers(here: Situation, status: TrainingJobStatus) -> list[float]:

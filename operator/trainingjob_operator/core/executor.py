@@ -22,6 +22,7 @@ from trainingjob_operator.kube.api import (
     POD_GROUPS,
     PODS,
     SECRETS,
+    SERVICES,
     TRAINING_JOBS,
     AlreadyExists,
     Api,
@@ -34,9 +35,10 @@ from trainingjob_operator.kube.api import (
     Unreachable,
 )
 
-from .cache import Cache, Key, is_controlled_by
-from .facts import Job, PodFacts, ProgressFacts
-from .manifests import differs_for_good
+from .cache import Cache, Key
+from .facts import Job, PodFacts, ProgressFacts, controlling_job
+from .labels import LabelRepair
+from .manifests import differs_for_good, leads_elsewhere
 from .names import LABEL_JOB_UID, LABEL_MEMBER
 from .obstacle import Obstacle, foreign, overlay, refused
 from .plan import EventFact, ObjectRef, Plan, PodRef, Settings
@@ -118,6 +120,7 @@ class Executor:
         self._events = events
         self._now = now
         self._ensure_interval = ensure_interval
+        self._labels = LabelRepair(api, cache)
         self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, key: Key) -> float | None:
@@ -146,7 +149,11 @@ class Executor:
             memory = self._memories[key] = _Memory(job.uid)
         now = self._now()
         progress = replace(self._progress.facts(job.uid), status_written_at=memory.written_at)
-        plan = self._decide(job, self._cache.pods(job.uid), progress, now, self._settings())
+        pods = [*self._cache.pods(job.uid), *self._cache.gone_pods(job.uid)]
+        plan = self._decide(job, pods, progress, now, self._settings())
+        labels_wait = self._labels.wait(job) if plan.relabel else None
+        if await self._labels.found(job, plan.confirm_gone):
+            return self._labels.wait(job)
         status = plan.status if plan.status is not None else job.status
         if memory.obstacle is not None:
             status = overlay(status, job.status, memory.obstacle, now)
@@ -169,12 +176,13 @@ class Executor:
         if memory.obstacle is not None:
             memory.obstacle = None
             raise _DecideAgain("the obstacle is gone")
-        return plan.requeue_after
+        return min((w for w in (plan.requeue_after, labels_wait) if w is not None), default=None)
 
     def _forget(self, key: Key) -> None:
         memory = self._memories.pop(key, None)
         if memory is not None:
             self._progress.forget(memory.uid)
+            self._labels.forget(memory.uid)
 
     # Status
 
@@ -239,6 +247,7 @@ class Executor:
     async def _act(self, job: Job, plan: Plan, memory: _Memory) -> None:
         await self._ensure(job, plan.ensure, bool(plan.create_pods), memory)
         await _each(self._drop_member(job, pod) for pod in plan.drop_member)
+        await self._labels.put_right(job, plan.relabel)
         try:
             await _each(self._create_pod(job, manifest) for manifest in plan.create_pods)
         except Unreachable:
@@ -268,6 +277,9 @@ class Executor:
         found = await self._find_ours(job, kind, name) if look_first else None
         if found is None:
             found = await self._create_child(job, manifest)
+        if kind == SERVICES.kind and found is not None and leads_elsewhere(found, manifest):
+            await self._api.delete(SERVICES, job.namespace, name, found["metadata"]["uid"])
+            await self._create_child(job, manifest)
         if kind == POD_GROUPS.kind and found is not None:
             await self._align(job, found, manifest)
         memory.ensured.add((kind, name))
@@ -305,7 +317,7 @@ class Executor:
             found = await self._api.get(BY_KIND[kind], job.namespace, name)
         except NotFound:
             return None
-        if not is_controlled_by(found, job.uid):
+        if controlling_job(found) != job.uid:
             raise _Obstructed(foreign(kind, name))
         return found
 
@@ -315,7 +327,7 @@ class Executor:
             answer = await self._api.create(PODS, job.namespace, manifest)
         except AlreadyExists:
             answer = await self._api.get(PODS, job.namespace, name)
-            if not is_controlled_by(answer, job.uid):
+            if controlling_job(answer) != job.uid:
                 raise _Obstructed(foreign("Pod", name)) from None
         except (Forbidden, Invalid) as error:
             raise _Obstructed(refused("Pod", name, error.message)) from error
@@ -339,11 +351,9 @@ class Executor:
 
     async def _delete_child(self, job: Job, child: ObjectRef) -> None:
         resource = BY_KIND[child.kind]
-        if resource is SECRETS:
-            return  # The operator may only create Secrets: this one goes with the TrainingJob.
         try:
             found = await self._api.get(resource, job.namespace, child.name)
-            if is_controlled_by(found, job.uid):
+            if controlling_job(found) == job.uid:
                 await self._api.delete(resource, job.namespace, child.name, found["metadata"]["uid"])
         except (NotFound, Conflict):
             logger.debug("%s %s is gone already", child.kind, child.name, extra={"job": f"{job.namespace}/{job.name}"})

@@ -11,16 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from trainingjob_operator.api.spec import TrainingJobSpec
+from trainingjob_operator.api.spec import GROUP, KIND, TrainingJobSpec
 from trainingjob_operator.api.status import Role, Stage, TrainingJobStatus
-from trainingjob_operator.core.names import (
-    CONTAINER,
-    LABEL_INCARNATION,
-    LABEL_INDEX,
-    LABEL_JOB_UID,
-    LABEL_MEMBER,
-    LABEL_ROLE,
-)
+from trainingjob_operator.core.names import CONTAINER, LABEL_MEMBER, job_labels, parse_pod_name, place_labels
 
 
 def parse_time(value: str | None) -> datetime | None:
@@ -196,7 +189,9 @@ class PodFacts:
     ready: bool = False
     deleting: bool = False
     deletion_due: datetime | None = None  # when the grace period of a deleted pod is over
+    gone: bool = False  # the pod does not exist any more: this was its last state
     member: bool = True
+    mislabelled: bool = False  # a label that tells whose pod it is, and which, was changed or removed by hand
     exit_code: int | None = None
     reason: str | None = None  # of the container's or else the pod's end: OOMKilled, Error, Evicted, ...
     termination: TerminationMessage | None = None
@@ -215,25 +210,26 @@ class PodFacts:
 
     @classmethod
     def from_object(cls, body: Mapping[str, Any]) -> PodFacts:
-        """View of a pod that carries the operator's labels. KeyError or ValueError if it does not."""
+        """View of a job's pod. KeyError or ValueError if it is none."""
         meta, status = body["metadata"], body.get("status") or {}
-        labels = meta["labels"]
+        name, owner = parse_pod_name(meta["name"]), controlling_job(body)
+        if name is None or owner is None:
+            raise ValueError(f"pod {meta['name']} is not a TrainingJob's")
+        labels = meta.get("labels") or {}
+        own = job_labels(name.job, owner) | place_labels(name.role, name.index, name.incarnation)
         conditions = {c["type"]: c for c in status.get("conditions") or ()}
         containers = [c for c in status.get("containerStatuses") or () if c.get("name") == CONTAINER]
         state = containers[0].get("state") or {} if containers else {}
         ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
         text = ended.get("message") or ""
-        role = labels[LABEL_ROLE]
-        if role not in ("prepare", "train"):
-            raise ValueError(f"pod {meta['name']}: unknown role {role!r}")
         return cls(
             name=meta["name"],
             uid=meta["uid"],
             resource_version=meta.get("resourceVersion", ""),
-            job_uid=labels[LABEL_JOB_UID],
-            role=role,
-            index=int(labels[LABEL_INDEX]),
-            incarnation=int(labels[LABEL_INCARNATION]),
+            job_uid=owner,
+            role=name.role,
+            index=name.index,
+            incarnation=name.incarnation,
             created_at=parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
             node=(body.get("spec") or {}).get("nodeName"),
             ip=status.get("podIP"),
@@ -242,6 +238,7 @@ class PodFacts:
             deleting="deletionTimestamp" in meta,
             deletion_due=parse_time(meta.get("deletionTimestamp")),
             member=labels.get(LABEL_MEMBER) == "true",
+            mislabelled=any(labels.get(label) != value for label, value in own.items()),
             exit_code=ended.get("exitCode"),
             reason=ended.get("reason") or status.get("reason"),
             termination=_termination(text),
@@ -253,6 +250,14 @@ class PodFacts:
             finished_at=parse_time(ended.get("finishedAt")),
             pod_group=((body.get("spec") or {}).get("schedulingGroup") or {}).get("podGroupName"),
         )
+
+
+def controlling_job(body: Mapping[str, Any]) -> str | None:
+    """Uid of the TrainingJob that controls an object. Labels prove nothing: anybody may set them."""
+    for owner in body["metadata"].get("ownerReferences") or ():
+        if owner.get("controller") and owner["kind"] == KIND and owner["apiVersion"].startswith(f"{GROUP}/"):
+            return str(owner["uid"])
+    return None
 
 
 def _part(conditions: Mapping[str, Mapping[str, Any]], name: str, status: str, part: str) -> str | None:

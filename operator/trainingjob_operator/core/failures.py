@@ -78,8 +78,10 @@ def over(pod: PodFacts, now: datetime) -> bool:
     return node_lost or (pod.deletion_due is not None and now > pod.deletion_due + OVERDUE)
 
 
-def vanished(name: str) -> Failure:
-    """A pod that was there and is not any more."""
+def vanished(name: str, last: PodFacts | None) -> Failure:
+    """A pod that was there and is not any more. last: the last that was seen of it, if that says how it came."""
+    if last is not None and (last.phase == "Failed" or last.disruption in DISRUPTIONS):
+        return classify(last)
     return Failure("Deleted", f"pod {name} was deleted")
 
 

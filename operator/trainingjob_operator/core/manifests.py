@@ -49,7 +49,7 @@ def metadata(job: Job, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "namespace": job.namespace,
-        "labels": {names.LABEL_JOB_NAME: job.name, names.LABEL_JOB_UID: job.uid},
+        "labels": names.job_labels(job.name, job.uid),
         "ownerReferences": [
             {
                 "apiVersion": API_VERSION,
@@ -116,6 +116,12 @@ def differs_for_good(found: Manifest, wanted: Manifest) -> bool:
     """Whether a PodGroup differs from what is wanted in something immutable."""
     annotations = [group["metadata"].get("annotations") or {} for group in (found, wanted)]
     return annotations[0].get(names.ANNOTATION_FIXED) != annotations[1].get(names.ANNOTATION_FIXED)
+
+
+def leads_elsewhere(found: Manifest, wanted: Manifest) -> bool:
+    """Whether a Service does not lead to the job's pods as it should."""
+    parts = ("selector", "publishNotReadyAddresses", "clusterIP")
+    return any(found["spec"].get(part) != wanted["spec"][part] for part in parts)
 
 
 def pod(job: Job, spec: TrainingJobSpec, resolved: Resolved, place: Place) -> Manifest:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from typing import cast
+
 from trainingjob_operator.api.spec import GROUP
 from trainingjob_operator.api.status import Role
 
@@ -14,9 +18,40 @@ LABEL_MEMBER = f"{GROUP}/member"
 ANNOTATION_FIXED = f"{GROUP}/fixed"
 CONTAINER = "trainer"
 
+_POD_NAME = re.compile(r"(.+)-(prepare|train)-([0-9]+)-([0-9]+)")
+
+
+@dataclass(frozen=True)
+class PodName:
+    """What a pod's name says of it. Unlike its labels, nobody can change it."""
+
+    job: str
+    role: Role
+    index: int
+    incarnation: int
+
 
 def pod_name(job: str, role: Role, index: int, incarnation: int) -> str:
     return f"{job}-{role}-{index}-{incarnation}"
+
+
+def parse_pod_name(name: str) -> PodName | None:
+    """The parts of a name that `pod_name` made; None for any other."""
+    found = _POD_NAME.fullmatch(name)
+    if found is None:
+        return None
+    job, role, index, incarnation = found.groups()
+    return PodName(job, cast(Role, role), int(index), int(incarnation))
+
+
+def job_labels(job: str, uid: str) -> dict[str, str]:
+    """Labels of every object of a job."""
+    return {LABEL_JOB_NAME: job, LABEL_JOB_UID: uid}
+
+
+def place_labels(role: Role, index: int, incarnation: int) -> dict[str, str]:
+    """Labels that tell the pods of a job apart."""
+    return {LABEL_ROLE: role, LABEL_INDEX: str(index), LABEL_INCARNATION: str(incarnation)}
 
 
 def service_name(job: str) -> str:

@@ -21,10 +21,18 @@ class PodRef:
 
 
 @dataclass(frozen=True)
+class Relabel:
+    """The labels that a pod should have."""
+
+    pod: PodRef
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True)
 class ObjectRef:
     """A child in the job's namespace, to be deleted if it is there."""
 
-    kind: Literal["Service", "ConfigMap", "Secret", "PodGroup"]
+    kind: Literal["Service", "ConfigMap", "PodGroup"]
     name: str
 
 
@@ -41,12 +49,15 @@ class EventFact:
 class Plan:
     """What is to be done for one job now. An empty plan changes nothing.
 
+    confirm_gone: pods that the status gives up because nothing is seen of them: each is read before. One that is there
+        after all has lost the label by which pods are watched: it gets it back, and the rest of the plan is void.
     status: the whole new status, written before anything else; None: unchanged. If the write fails, nothing of the
         rest is done and the job is decided again.
     ensure: ConfigMap, Secret, Service, PodGroup; created when missing, left alone when there (only a PodGroup follows
         the job). Given whenever the job wants pods; the executor does it before `create_pods` and otherwise once in
         its resync interval. The Secret comes without its data: the executor puts a random `token` in.
     drop_member: pods to take out of the Service (label `trainingjob.io/member` removed) before a successor comes.
+    relabel: pods whose labels were changed or removed by hand: put right at once the first time, then now and then.
     create_pods: licensed by the status that this plan writes or was decided on.
     delete_pods: graceful, with uid precondition.
     delete_children: objects that go with the TTL.
@@ -55,9 +66,11 @@ class Plan:
     wants_progress: the head pod whose `/progress` is to be polled; None: nobody's.
     """
 
+    confirm_gone: tuple[Relabel, ...] = ()
     status: TrainingJobStatus | None = None
     ensure: tuple[Manifest, ...] = ()
     drop_member: tuple[PodRef, ...] = ()
+    relabel: tuple[Relabel, ...] = ()
     create_pods: tuple[Manifest, ...] = ()
     delete_pods: tuple[PodRef, ...] = ()
     delete_children: tuple[ObjectRef, ...] = ()

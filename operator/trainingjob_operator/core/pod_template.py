@@ -60,9 +60,7 @@ def version_1(job_name: str, job_uid: str, spec: TrainingJobSpec, resolved: Reso
             "labels": {
                 **template.labels,
                 "app.kubernetes.io/managed-by": "trainingjob-operator",
-                names.LABEL_ROLE: place.role,
-                names.LABEL_INDEX: str(place.index),
-                names.LABEL_INCARNATION: str(place.incarnation),
+                **names.place_labels(place.role, place.index, place.incarnation),
                 names.LABEL_MEMBER: "true",
             },
             "annotations": {

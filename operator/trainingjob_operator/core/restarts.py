@@ -43,8 +43,11 @@ def exhausted(restarts: Restarts, max_restarts: int, max_total: int) -> str | No
     return None
 
 
-def delay(restarts: Restarts) -> float:
-    """Seconds until the successor is created: none the first time, then more and more."""
-    if restarts.without_progress <= 1:
+def delay(in_a_row: int) -> float:
+    """Seconds until the successor is created: none the first time, then more and more.
+
+    in_a_row: ends of a pod, or counted failures of the run, with no progress in between.
+    """
+    if in_a_row <= 1:
         return 0.0
-    return min(FIRST_DELAY * 2.0 ** (restarts.without_progress - 2), LONGEST_DELAY)
+    return min(FIRST_DELAY * 2.0 ** (min(in_a_row, 32) - 2), LONGEST_DELAY)

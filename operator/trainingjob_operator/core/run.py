@@ -38,7 +38,7 @@ def enter(here: Situation, status: TrainingJobStatus, stage: Stage) -> TrainingJ
 
 def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     """`status` with the pods that were seen for the first time, and with what the head reports."""
-    seen = {(p.role, p.index, p.incarnation): p.uid for p in here.pods}
+    seen = {(p.role, p.index, p.incarnation): p.uid for p in (*here.gone, *here.pods)}
     pods = tuple(
         m.model_copy(update={"uid": seen.get((m.role, m.index, m.incarnation))})
         if m.uid is None and (m.role, m.index, m.incarnation) in seen
@@ -78,13 +78,16 @@ def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[Training
         failure = _failure(here, member, pod)
         if failure is None:
             continue
+        pod = pod or here.last_state(member)
         incident = _incident(here, failure, member, pod, report)
         if failure.counted and not failure.fatal and not _counted_before(here, status, incident, pod):
             counted = restarts.count(status.restarts, committed, here.now)
             status = status.model_copy(update={"restarts": counted})
         status = status.model_copy(update={"history": history.record(status.history, incident)})
         verdict = verdict or _verdict(here, status, failure)
-        status = _succeeded_by(here, status, member, restarts.delay(status.restarts) if failure.counted else 0.0)
+        in_a_row = status.restarts.without_progress if failure.counted else 0
+        delay = restarts.delay(max(in_a_row, _ends_in_a_row(here, status, member)))
+        status = _succeeded_by(here, status, member, delay)
     if verdict is None:
         status = _revive_done(here, status)
     return status, verdict
@@ -105,7 +108,7 @@ def done(pod: PodFacts) -> bool:
 def _failure(here: Situation, member: Member, pod: PodFacts | None) -> Failure | None:
     if pod is None:
         name = names.pod_name(here.job.name, member.role, member.index, member.incarnation)
-        return failures.vanished(name) if member.uid is not None else None
+        return failures.vanished(name, here.last_state(member)) if member.uid is not None else None
     return failures.classify(pod) if failures.over(pod, here.now) and not done(pod) else None
 
 
@@ -152,6 +155,14 @@ def _incident(
             "step": known_step if failure.step is None else failure.step,
         }
     )
+
+
+def _ends_in_a_row(here: Situation, status: TrainingJobStatus, member: Member) -> int:
+    """How often pods of this index have ended since the run last went on: whatever ended them, it is not raced."""
+    since = status.start_time or here.now
+    ends = (i.pod for i in status.history if i.time >= since and i.seconds_to_recover is None and i.pod is not None)
+    names_of = (names.parse_pod_name(pod) for pod in ends)
+    return sum(1 for name in names_of if name is not None and (name.role, name.index) == (member.role, member.index))
 
 
 def _succeeded_by(here: Situation, status: TrainingJobStatus, member: Member, delay: float) -> TrainingJobStatus:

@@ -8,6 +8,7 @@ from datetime import datetime
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import Member, Role, TrainingJobStatus
 from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts, ProgressReport
+from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.stages import gang_size, role_of
 
@@ -19,6 +20,8 @@ class Situation:
     job: Job
     spec: TrainingJobSpec
     pods: tuple[PodFacts, ...]
+    gone: tuple[PodFacts, ...]
+    """The last state of pods that exist no more and have no successor."""
     progress: ProgressFacts
     now: datetime
     settings: Settings
@@ -26,6 +29,11 @@ class Situation:
     @property
     def unfinished(self) -> tuple[PodFacts, ...]:
         return tuple(pod for pod in self.pods if not pod.finished)
+
+    @property
+    def working(self) -> tuple[PodFacts, ...]:
+        """Pods whose end is worth waiting for: not those that are stuck on a node that is lost."""
+        return tuple(pod for pod in self.pods if not over(pod, self.now))
 
     def gang(self, status: TrainingJobStatus) -> tuple[Member, ...]:
         """Members of the current stage, by index; empty when no run is on."""
@@ -41,6 +49,15 @@ class Situation:
             if (pod.role, pod.index, pod.incarnation) == (member.role, member.index, member.incarnation):
                 return pod
         return None
+
+    def last_state(self, member: Member) -> PodFacts | None:
+        """What was last seen of the pod of `member`, which is gone."""
+        place = (member.role, member.index, member.incarnation)
+        return next((pod for pod in self.gone if (pod.role, pod.index, pod.incarnation) == place), None)
+
+    def vanished(self, status: TrainingJobStatus) -> tuple[tuple[Member, str], ...]:
+        """Members of the current stage whose pod, of this uid, was there and is not any more."""
+        return tuple((m, m.uid) for m in self.gang(status) if m.uid is not None and self.pod_of(m) is None)
 
     def head(self, status: TrainingJobStatus) -> PodFacts | None:
         """The pod of index 0."""

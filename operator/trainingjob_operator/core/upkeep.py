@@ -10,7 +10,7 @@ from trainingjob_operator.api.status import Member, TrainingJobStatus
 from trainingjob_operator.core import names
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.manifests import children, pod, pod_group
-from trainingjob_operator.core.plan import Manifest, ObjectRef, PodRef
+from trainingjob_operator.core.plan import Manifest, ObjectRef, PodRef, Relabel
 from trainingjob_operator.core.pod_template import Place
 from trainingjob_operator.core.situation import Situation
 
@@ -25,6 +25,7 @@ class Upkeep:
 
     ensure: tuple[Manifest, ...] = ()
     drop_member: tuple[PodRef, ...] = ()
+    relabel: tuple[Relabel, ...] = ()
     create_pods: tuple[Manifest, ...] = ()
     delete_pods: tuple[PodRef, ...] = ()
     wait: float | None = None
@@ -44,6 +45,7 @@ def keep_running(here: Situation, status: TrainingJobStatus) -> Upkeep:
     return Upkeep(
         ensure=(*children(here.job, here.spec, resolved), *_gang(here, status)),
         drop_member=tuple(ref(p) for p in strangers if p.member and (p.role, p.index) in places),
+        relabel=tuple(relabel(here, m, p.uid) for m in gang if (p := here.pod_of(m)) is not None and _unlabelled(p)),
         create_pods=tuple(
             pod(here.job, here.spec, resolved, Place(stage, m.index, len(gang), m.incarnation)) for m in due
         ),
@@ -70,18 +72,26 @@ def leave_nothing(here: Situation) -> Upkeep:
     return Upkeep(delete_pods=_deletions(here.pods))
 
 
+def relabel(here: Situation, member: Member, uid: str) -> Relabel:
+    """The labels that the pod of `member` should have."""
+    job, place = here.job, (member.role, member.index, member.incarnation)
+    labels = names.job_labels(job.name, job.uid) | names.place_labels(*place) | {names.LABEL_MEMBER: "true"}
+    return Relabel(PodRef(names.pod_name(job.name, *place), uid), labels)
+
+
 def child_refs(here: Situation, status: TrainingJobStatus) -> tuple[ObjectRef, ...]:
-    """The objects that go with the pods' time to live."""
+    """The objects that go with the pods' time to live; the Secret, which may only be created, goes with the job."""
     job = here.job
-    refs = [
-        ObjectRef("Service", names.service_name(job.name)),
-        ObjectRef("Secret", names.secret_name(job.name, job.uid)),
-    ]
+    refs = [ObjectRef("Service", names.service_name(job.name))]
     if status.resolved is not None:
         refs.append(ObjectRef("ConfigMap", names.config_map_name(job.name, status.resolved.config_hash)))
         if status.resolved.pod_group is not None:
             refs.append(ObjectRef("PodGroup", status.resolved.pod_group))
     return tuple(refs)
+
+
+def _unlabelled(p: PodFacts) -> bool:
+    return not p.finished and not p.deleting and (p.mislabelled or not p.member)
 
 
 def _wait(here: Situation, missing: Sequence[Member]) -> float | None:
