@@ -64,15 +64,19 @@ class MemoryApi:
         self._called("get", resource, name)
         return copy.deepcopy(self._find(resource, namespace, name))
 
-    async def list(self, resource: Resource, namespace: str | None = None, label_selector: str = "") -> ObjectList:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
+    ) -> ObjectList:
         self._called("list", resource, "")
         key, _, value = label_selector.partition("=")
+        field, _, wanted = field_selector.partition("=")
         items = [
             copy.deepcopy(found)
             for (plural, space, _), found in self.objects.items()
             if plural == resource.plural
             and namespace in (None, space)
             and (not key or found["metadata"].get("labels", {}).get(key) == value)
+            and (not field or _field(found, field) == wanted)
         ]
         return ObjectList(items, str(self._version))
 
@@ -119,6 +123,12 @@ class MemoryApi:
             return self.objects[(resource.plural, namespace, name)]
         except KeyError:
             raise NotFound(404, "NotFound", f"{name} not found") from None
+
+
+def _field(value: Any, path: str) -> Any:
+    for part in path.split("."):
+        value = value.get(part, {})
+    return value
 
 
 def _merged(target: Any, patch: Any) -> Any:

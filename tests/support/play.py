@@ -10,6 +10,8 @@ from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.decide import decide
 from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts, ProgressReport, TerminationMessage
+from trainingjob_operator.core.findings import Findings
+from trainingjob_operator.core.obstacle import Look, Obstacle
 from trainingjob_operator.core.plan import EventFact, Plan, Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,6 +48,7 @@ class Play:
     pods: list[PodFacts] = field(default_factory=list)
     gone: dict[tuple[str, int], PodFacts] = field(default_factory=dict)
     progress: ProgressFacts = field(default_factory=ProgressFacts)
+    findings: Findings = field(default_factory=Findings)
     now: datetime = START
     generation: int = 1
     deleting: bool = False
@@ -74,7 +77,8 @@ class Play:
     def step(self, seconds: float = 0) -> Plan:
         """Time passes, the operator decides, its plan is carried out."""
         self.now += timedelta(seconds=seconds)
-        plan = decide(self.job, [*self.pods, *self.gone.values()], self.progress, self.now, self.settings)
+        pods = [*self.pods, *self.gone.values()]
+        plan = decide(self.job, pods, self.progress, self.now, self.settings, self.findings)
         self.plan = plan
         if plan.status is not None:
             # Through the wire, as the API server would give it back.
@@ -153,6 +157,19 @@ class Play:
         self.gone[self.pod(name).role, self.pod(name).index] = replace(self.pod(name), gone=True)
         self.pods = [p for p in self.pods if p.name != name]
 
+    def refuse(self, refusal: Obstacle | None) -> None:
+        """The API server refuses the job's next object, or takes it again (None)."""
+        self.findings = replace(self.findings, refusal=refusal)
+
+    def look(self, warning: tuple[str, str] | None = None) -> list[str]:
+        """The events that the plan asks for are read; the names of their pods."""
+        asked = self.plan.look_at
+        for pod in asked:
+            before = self.findings.looks.get(pod.uid)
+            look = Look(self.now, before.count + 1 if before else 1, warning)
+            self.findings = replace(self.findings, looks={**self.findings.looks, pod.uid: look})
+        return [pod.name for pod in asked]
+
     def report(self, pod: str, **fields: Any) -> None:
         """The head pod answers a poll."""
         facts = self.pod(pod)
@@ -161,13 +178,17 @@ class Play:
         report = ProgressReport.model_validate(body)
         self.progress = replace(self.progress, report=report, fetched_at=self.now, unreachable_since=None)
 
-    def to_training(self) -> None:
-        """Check finds prepared data; the workers run and have finished their first step."""
+    def to_workers(self) -> None:
+        """Check finds prepared data; the workers are created."""
         self.settle()
         self.run_pods()
         self.step(1)
         self.end(self.head(), 0, {"outcome": "Train"})
         self.step(1)
+
+    def to_training(self) -> None:
+        """Check finds prepared data; the workers run and have finished their first step."""
+        self.to_workers()
         self.run_pods()
         self.step(1)
         self.train(step=1, attempt=1)

@@ -10,6 +10,13 @@ def play() -> Play:
 
 
 @pytest.fixture
+def starting(play: Play) -> Play:
+    """Data are ready, two workers are created and pending."""
+    play.to_workers()
+    return play
+
+
+@pytest.fixture
 def training(play: Play) -> Play:
     """Two workers train; step 20 is reported, step 10 committed."""
     play.to_training()

@@ -269,44 +269,6 @@ def test_at_most_three_ended_pods_of_an_index_are_kept(training: Play) -> None:
 # --- what people read
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason", "message"),
-    [
-        (
-            {"unschedulable": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."},
-            "Unschedulable",
-            "Pod gpt-prepare-0-1 finds no node: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu. "
-            "Ask for less (workers.resources, nodeSelector), or add nodes.",
-        ),
-        (
-            {"waiting_reason": "ImagePullBackOff", "waiting_message": "Back-off pulling image"},
-            "ImagePullBackOff",
-            "Pod gpt-prepare-0-1 cannot start: ImagePullBackOff: Back-off pulling image. "
-            "Check spec.image and the pull secrets.",
-        ),
-        (
-            {"waiting_reason": "CreateContainerConfigError", "waiting_message": 'secret "s3" not found'},
-            "CreateContainerConfigError",
-            'Pod gpt-prepare-0-1 cannot start: CreateContainerConfigError: secret "s3" not found. '
-            "Create the Secret or ConfigMap that it names.",
-        ),
-        (
-            {"waiting_reason": "ContainerCreating"},
-            "Pending",
-            "Waiting for the pod that checks configuration and data to start.",
-        ),
-    ],
-)
-def test_the_message_says_why_a_pod_does_not_start(
-    play: Play, changes: dict[str, Any], reason: str, message: str
-) -> None:
-    play.settle()
-    play.change("gpt-prepare-0-1", **changes)
-    play.settle()
-    assert play.status.message == message
-    assert {c.reason for c in play.status.conditions} == {reason}
-
-
 def test_progress_is_written_once_in_an_interval(training: Play) -> None:
     before = len(training.statuses)
     for second in range(60):

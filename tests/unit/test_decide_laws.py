@@ -10,6 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.play import Play, spec
 from trainingjob_operator.core.conditions import FINISHED, ON_THE_WAY
 from trainingjob_operator.core.facts import ProgressFacts
+from trainingjob_operator.core.obstacle import Obstacle, foreign
+
+QUOTA = Obstacle("QuotaExceeded", "Pod gpt-train-0-1 cannot be created: exceeded quota; ask for less.", room=True)
 
 ENDS = [
     (0, None),
@@ -93,11 +96,34 @@ class World(RuleBasedStateMachine):
         self.play.progress = replace(self.play.progress, unreachable_since=self.play.now)
         self.play.step(1)
 
+    @rule(refusal=st.sampled_from([None, foreign("Service", "gpt-tj"), QUOTA]))
+    def the_api_server_refuses(self, refusal: Obstacle | None) -> None:
+        self.play.refuse(refusal)
+        self.play.step(1)
+
+    @precondition(lambda self: self.play.pods)
+    @rule(data=st.data(), why=st.sampled_from([None, {"unschedulable": "no room"}, {"waiting_reason": "ErrImagePull"}]))
+    def a_pod_cannot_start(self, data: st.DataObject, why: dict[str, str] | None) -> None:
+        name = data.draw(st.sampled_from(self.play.names))
+        if self.play.pod(name).phase == "Pending":
+            self.play.change(name, **(why or {"unschedulable": None, "waiting_reason": None}))
+        self.play.step(1)
+
+    @rule(warning=st.sampled_from([None, ("FailedMount", "no such volume")]))
+    def the_events_are_read(self, warning: tuple[str, str] | None) -> None:
+        self.play.look(warning)
+        self.play.step(1)
+
     @rule(suspend=st.booleans())
     def someone_suspends_or_resumes(self, suspend: bool) -> None:
         self.play.spec = {**self.play.spec, "runPolicy": {**self.play.spec["runPolicy"], "suspend": suspend}}
         self.play.generation += 1
         self.play.step(1)
+
+    def blocked(self) -> bool:
+        """Whether a person has to clear the way of a run that is on."""
+        refusal = self.play.findings.refusal
+        return self.play.status.phase != "Suspending" and refusal is not None and refusal.stalled
 
     @invariant()
     def kstatus_is_of_one_mind(self) -> None:
@@ -141,11 +167,12 @@ class World(RuleBasedStateMachine):
         assert (condition("Finished") == "True") == (phase in FINISHED)
         assert (condition("Complete") == "True") == (phase == "Succeeded")
         assert (condition("Failed") == "True") == (phase == "Failed")
-        assert condition("Stalled") == condition("Failed")
-        assert (condition("Reconciling") == "True") == (phase in ON_THE_WAY)
+        assert (condition("Stalled") == "True") == (phase == "Failed" or (phase in ON_THE_WAY and self.blocked()))
+        assert (condition("Reconciling") == "True") == (phase in ON_THE_WAY and not self.blocked())
         assert (condition("Ready") == "True") == (phase in ("Running", "Succeeded"))
         assert (condition("Suspended") == "True") == (phase == "Suspended")
-        assert condition("Ready") != "True" or condition("Reconciling") == "False"
+        assert [condition(kind) for kind in ("Ready", "Reconciling", "Stalled")].count("True") <= 1
+        assert (phase == "Suspended") or "True" in [condition(kind) for kind in ("Ready", "Reconciling", "Stalled")]
         assert all(c.last_transition_time <= self.play.now for c in self.play.status.conditions)
         assert (self.play.status.completion_time is not None) == (phase in FINISHED)
 

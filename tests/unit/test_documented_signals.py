@@ -8,7 +8,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from trainingjob_operator.core import events, failures
 from trainingjob_operator.core.facts import ProgressFacts
-from trainingjob_operator.core.obstacle import foreign, refused
+from trainingjob_operator.core.obstacle import REASONS
 from trainingjob_operator.observe.jobs import JobCollector
 from trainingjob_operator.observe.metrics import OperatorMetrics
 from trainingjob_trainer.errors import TrainerError
@@ -23,7 +23,7 @@ def errors(kind: type[TrainerError]) -> set[str]:
 def test_every_reason_of_an_event_is_documented_and_no_other() -> None:
     documented = set(re.findall(r"^\| `(\w+)` \|", (DOCS / "events.md").read_text(), re.MULTILINE))
     phases = {*events.TOLD.values(), "Failed"}
-    obstacles = {foreign("", "").reason, refused("", "", "").reason}
+    obstacles = set(REASONS)
     classes = {*failures.DISRUPTIONS.values(), *failures.POD_REASONS.values(), *failures.EXIT_CODES.values()}
     others = {"Killed", "Crashed", "Deleted", "DeadlineExceeded"}
     assert documented == phases | obstacles | classes | others | errors(TrainerError)

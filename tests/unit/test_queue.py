@@ -104,6 +104,23 @@ async def test_work_that_asks_for_it_comes_back() -> None:
     assert runs == 3
 
 
+async def test_work_that_must_come_back_sooner_than_the_backoff_does() -> None:
+    queue: WorkQueue[str] = WorkQueue(first_retry=60.0)
+    again = asyncio.Event()
+    runs = 0
+
+    async def work(key: str) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise Retry("not now", within=0.01)
+        again.set()
+
+    queue.add("a")
+    async with working(queue, work), asyncio.timeout(5):
+        await again.wait()
+
+
 @pytest.mark.parametrize("error", [Retry("not now"), ValueError("a defect")])
 async def test_failed_work_is_retried_with_growing_delays_until_it_succeeds(
     error: Exception, caplog: pytest.LogCaptureFixture

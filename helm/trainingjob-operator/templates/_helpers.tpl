@@ -61,7 +61,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [create]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create, patch]
 # Where the cluster schedules gangs; elsewhere it grants nothing.
 - apiGroups: [scheduling.k8s.io]
   resources: [podgroups]

@@ -9,19 +9,10 @@ from trainingjob_operator.core.conditions import Note
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.history import interrupted
+from trainingjob_operator.core.obstacle import Obstacle
 from trainingjob_operator.core.run import done
 from trainingjob_operator.core.situation import Situation
 
-# Waiting reasons that people have to do something about, and what.
-OBSTACLES = {
-    "ErrImagePull": "Check spec.image and the pull secrets",
-    "ImagePullBackOff": "Check spec.image and the pull secrets",
-    "InvalidImageName": "Correct spec.image: suspend the job, change it, resume",
-    "ErrImageNeverPull": "Put the image on the node, or change workers.template.imagePullPolicy",
-    "CreateContainerConfigError": "Create the Secret or ConfigMap that it names",
-    "CreateContainerError": "Look at the events of the pod",
-    "RunContainerError": "Look at the events of the pod",
-}
 STATES = {
     "Starting": "The ranks are starting",
     "Evaluating": "Evaluating",
@@ -32,20 +23,26 @@ STATES = {
 
 @dataclass(frozen=True)
 class Appraisal:
-    """Phase; reason: one CamelCase word, for the conditions; message: one sentence."""
+    """Phase; reason: one CamelCase word, for the conditions; message: one sentence.
+
+    stalled: the job waits for a person.
+    """
 
     phase: Phase
     reason: str
     message: str
+    stalled: bool = False
 
 
 def appraise(here: Situation, status: TrainingJobStatus) -> Appraisal:
     """What to say about a run that is on."""
     phase = _phase(here, status)
-    obstacle = _obstacle(here, status) if phase != "Running" else None
-    if obstacle is not None:
-        return Appraisal(phase, *obstacle)
-    return Appraisal(phase, phase, _message(here, status, phase))
+    obstacle = _obstacle(here, status)
+    if obstacle is None:
+        return Appraisal(phase, phase, _message(here, status, phase))
+    if obstacle.room and not any(_in_place(pod) for pod in here.gang_pods(status)):
+        phase = "Queued"
+    return Appraisal(phase, obstacle.reason, obstacle.message, obstacle.stalled)
 
 
 def notes(here: Situation, status: TrainingJobStatus, active: bool) -> tuple[Note, ...]:
@@ -107,24 +104,17 @@ def _first_step_done(here: Situation, status: TrainingJobStatus) -> bool:
     return report is not None and report.first_step_at is not None
 
 
-def _obstacle(here: Situation, status: TrainingJobStatus) -> tuple[str, str] | None:
-    """Reason and message of what keeps a pod of the gang from running."""
-    for member in here.gang(status):
-        pod = here.pod_of(member)
-        if pod is None or pod.phase != "Pending":
-            continue
-        if pod.unschedulable is not None:
-            return "Unschedulable", _unschedulable(pod)
-        if pod.waiting_reason in OBSTACLES:
-            detail = f": {pod.waiting_message}" if pod.waiting_message else ""
-            said = f"Pod {pod.name} cannot start: {pod.waiting_reason}{detail}".rstrip(" .")[:1024]
-            return pod.waiting_reason, f"{said}. {OBSTACLES[pod.waiting_reason]}."
-    return None
+def _obstacle(here: Situation, status: TrainingJobStatus) -> Obstacle | None:
+    """What keeps a pod of the gang from being created, or from running."""
+    if here.findings.refusal is not None:
+        return here.findings.refusal
+    found = (here.findings.obstacle(pod) for pod in here.gang_pods(status))
+    return next((obstacle for obstacle in found if obstacle is not None), None)
 
 
-def _unschedulable(pod: PodFacts) -> str:
-    said = f"Pod {pod.name} finds no node: {pod.unschedulable or 'no reason given'}".rstrip(" .")[:1024]
-    return f"{said}. Ask for less (workers.resources, nodeSelector), or add nodes."
+def _in_place(pod: PodFacts) -> bool:
+    """Whether the pod has a node."""
+    return pod.node is not None or pod.phase != "Pending"
 
 
 def _message(here: Situation, status: TrainingJobStatus, phase: Phase) -> str:

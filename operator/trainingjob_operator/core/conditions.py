@@ -1,7 +1,8 @@
 """Conditions of a TrainingJob, in kstatus' terms.
 
-Reconciling: on the way to what the spec wants. Ready: there. Stalled: it will not get there. A suspended job has no
-Ready condition: it is where the spec wants it, so nothing waits for it, and yet it is not running.
+Reconciling: on the way to what the spec wants. Ready: there. Stalled: it will not get there by itself, because it has
+failed or waits for a person. Of the three one holds at a time. A suspended job has no Ready condition: it is where the
+spec wants it, so nothing waits for it, and yet it is not running.
 """
 
 from __future__ import annotations
@@ -32,16 +33,19 @@ def conditions(
     before: Sequence[Condition],
     generation: int,
     now: datetime,
+    stalled: bool = False,
 ) -> tuple[Condition, ...]:
     """All conditions of a job in `phase`.
 
     reason, message: of the conditions that hold. notes: conditions that are there only while they are true.
-    before: the conditions up to now, whose transition times are kept where the status stays.
+    before: the conditions up to now, whose transition times are kept where the status stays. stalled: on the way, and
+    a person has to clear it.
     """
+    stalled = stalled and phase in ON_THE_WAY
     holds: dict[ConditionType, bool] = {
         "Ready": phase in ("Running", "Succeeded"),
-        "Reconciling": phase in ON_THE_WAY,
-        "Stalled": phase == "Failed",
+        "Reconciling": phase in ON_THE_WAY and not stalled,
+        "Stalled": phase == "Failed" or stalled,
         "Suspended": phase == "Suspended",
         "Complete": phase == "Succeeded",
         "Failed": phase == "Failed",

@@ -15,15 +15,28 @@ from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, read
 from trainingjob_operator.core.conditions import FINISHED, Note, conditions, observed
 from trainingjob_operator.core.events import events
 from trainingjob_operator.core.facts import InvalidSpec, Job, PodFacts, ProgressFacts
+from trainingjob_operator.core.findings import LOOKED_AT, Findings
 from trainingjob_operator.core.plan import Plan, Relabel, Settings
 from trainingjob_operator.core.reports import merge_result
 from trainingjob_operator.core.situation import Situation
 from trainingjob_operator.core.upkeep import Upkeep
 from trainingjob_operator.core.writes import postponed
 
+NOTHING_FOUND = Findings()
 
-def decide(job: Job, pods: Sequence[PodFacts], progress: ProgressFacts, now: datetime, settings: Settings) -> Plan:
-    """The plan for `job`, given its pods and the newest report of its head. `now` has a time zone."""
+
+def decide(
+    job: Job,
+    pods: Sequence[PodFacts],
+    progress: ProgressFacts,
+    now: datetime,
+    settings: Settings,
+    findings: Findings = NOTHING_FOUND,
+) -> Plan:
+    """The plan for `job`, given its pods, the newest report of its head, and what was found in its way.
+
+    `now` has a time zone.
+    """
     if job.deleting:
         return Plan()
     now = now.replace(microsecond=0)
@@ -31,7 +44,7 @@ def decide(job: Job, pods: Sequence[PodFacts], progress: ProgressFacts, now: dat
         return _invalid(job, job.spec, pods, now)
     own = tuple(pod for pod in pods if pod.job_uid == job.uid)
     there, gone = tuple(pod for pod in own if not pod.gone), tuple(pod for pod in own if pod.gone)
-    here = Situation(job, job.spec, there, gone, progress, now, settings)
+    here = Situation(job, job.spec, there, gone, progress, now, settings, findings)
     if job.status.phase in FINISHED:
         return _after_the_end(here)
     status = run.absorb(here, job.status)
@@ -57,7 +70,8 @@ def _go_on(here: Situation, status: TrainingJobStatus) -> Plan:
     deeds = upkeep.keep_running(here, status)
     head = here.head(status)
     polled = head if head is not None and head.phase == "Running" and head.ip else None
-    return _plan(here, status, appraise(here, status), deeds, wants_progress=polled)
+    due = tuple(pod for at, pod in _looks(here, status) if at <= here.now)
+    return _plan(here, status, appraise(here, status), deeds, wants_progress=polled, look_at=due)
 
 
 def _suspend(here: Situation, status: TrainingJobStatus) -> Plan:
@@ -143,7 +157,7 @@ def _with(
     status: TrainingJobStatus, said: Appraisal, notes: Sequence[Note], generation: int, now: datetime
 ) -> TrainingJobStatus:
     """`status` with phase, message and conditions."""
-    found = conditions(said.phase, said.reason, said.message, notes, status.conditions, generation, now)
+    found = conditions(said.phase, said.reason, said.message, notes, status.conditions, generation, now, said.stalled)
     return status.model_copy(
         update={
             "observed_generation": generation,
@@ -155,7 +169,12 @@ def _with(
 
 
 def _plan(
-    here: Situation, status: TrainingJobStatus, said: Appraisal, deeds: Upkeep, wants_progress: PodFacts | None = None
+    here: Situation,
+    status: TrainingJobStatus,
+    said: Appraisal,
+    deeds: Upkeep,
+    wants_progress: PodFacts | None = None,
+    look_at: tuple[PodFacts, ...] = (),
 ) -> Plan:
     """The plan for a job whose status, phase and deeds are decided."""
     active = wants_progress is not None
@@ -163,7 +182,7 @@ def _plan(
     workers = Workers(desired=len(here.gang(status)), ready=ready_pods(here, status)) if deeds.ensure else Workers()
     status = status.model_copy(update={"workers": workers})
     waits = [deeds.wait, *_timers(here, status)] if status.phase not in FINISHED else [_ttl(here)]
-    return _finish(here, status, deeds, requeue_after=_soonest(waits), wants_progress=wants_progress)
+    return _finish(here, status, deeds, requeue_after=_soonest(waits), wants_progress=wants_progress, look_at=look_at)
 
 
 def _finish(here: Situation, status: TrainingJobStatus, deeds: Upkeep, **rest: Any) -> Plan:
@@ -200,9 +219,16 @@ def _timers(here: Situation, status: TrainingJobStatus) -> list[float]:
     if here.progress.unreachable_since is not None:
         silent = timedelta(seconds=here.settings.unreachable_after)
         instants.append(here.progress.unreachable_since + silent)
+    instants += [at for at, _ in _looks(here, status)]
     instants += [p.deletion_due + timedelta(seconds=31) for p in here.unfinished if p.deleting and p.deletion_due]
     waits = [(i - here.now).total_seconds() for i in instants if i is not None]
     return [w for w in waits if w > 0]
+
+
+def _looks(here: Situation, status: TrainingJobStatus) -> list[tuple[datetime, PodFacts]]:
+    """When to read the events of which pods, because nothing else says why they do not run."""
+    looks = ((here.findings.next_look(pod), pod) for pod in here.gang_pods(status))
+    return [(at, pod) for at, pod in looks if at is not None][:LOOKED_AT]
 
 
 def _ttl(here: Situation) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainingjob_operator.api.status import Phase, TrainingJobStatus
+from trainingjob_operator.core import obstacle
 from trainingjob_operator.core.plan import EventFact
 
 TOLD: dict[Phase, str] = {
@@ -15,7 +16,7 @@ TOLD: dict[Phase, str] = {
 
 
 def events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventFact, ...]:
-    """New incidents, then the new phase, if it is one that is told."""
+    """New incidents, then the new phase, if it is one that is told, then what is newly in the way."""
     known = {(i.time, i.pod, i.attempt) for i in old.history} | {(i.time, None, i.attempt) for i in old.history}
     told = [
         EventFact("Warning", i.class_, i.cause or f"{i.class_} of {i.pod or 'a rank'}")
@@ -27,4 +28,7 @@ def events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventFact, .
             told.append(EventFact("Warning", "Failed", new.message))
         elif new.phase in TOLD:
             told.append(EventFact("Normal", TOLD[new.phase], new.message))
+    before, now = obstacle.told(old), obstacle.told(new)
+    if now is not None and (before is None or before.reason != now.reason):
+        told.append(EventFact("Warning", now.reason, now.message))
     return tuple(told)

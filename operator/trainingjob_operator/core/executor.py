@@ -12,13 +12,15 @@ import base64
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
 from trainingjob_operator.kube.api import (
     BY_KIND,
+    EVENTS,
     POD_GROUPS,
     PODS,
     SECRETS,
@@ -28,8 +30,6 @@ from trainingjob_operator.kube.api import (
     Api,
     ApiError,
     Conflict,
-    Forbidden,
-    Invalid,
     Manifest,
     NotFound,
     Unreachable,
@@ -37,10 +37,11 @@ from trainingjob_operator.kube.api import (
 
 from .cache import Cache, Key
 from .facts import Job, PodFacts, ProgressFacts, controlling_job
+from .findings import Findings
 from .labels import LabelRepair
 from .manifests import differs_for_good, leads_elsewhere
 from .names import LABEL_JOB_UID, LABEL_MEMBER
-from .obstacle import Obstacle, foreign, overlay, refused
+from .obstacle import Look, Obstacle, foreign, newest_warning, refused, told
 from .plan import EventFact, ObjectRef, Plan, PodRef, Settings
 from .queue import Retry
 
@@ -50,7 +51,7 @@ POD_WRITES_AT_ONCE = 16
 
 logger = logging.getLogger(__name__)
 
-Decide = Callable[[Job, Sequence[PodFacts], ProgressFacts, datetime, Settings], Plan]
+Decide = Callable[[Job, Sequence[PodFacts], ProgressFacts, datetime, Settings, Findings], Plan]
 
 
 class ProgressSource(Protocol):
@@ -85,7 +86,9 @@ class _Memory:
     ensured: set[tuple[str, str]] = field(default_factory=set)
     ensured_at: float = field(default_factory=time.monotonic)
     """When its children were last looked after (monotonic). A new process trusts the old one for a resync interval."""
-    obstacle: Obstacle | None = None
+    refusal: Obstacle | None = None
+    looks: dict[str, Look] = field(default_factory=dict)
+    """What the events of pending pods said, by the pods' uids."""
 
 
 class _Obstructed(Exception):
@@ -146,20 +149,14 @@ class Executor:
         memory = self._memories.get(key)
         if memory is None or memory.uid != job.uid:
             self._forget(key)
-            memory = self._memories[key] = _Memory(job.uid)
-        now = self._now()
-        progress = replace(self._progress.facts(job.uid), status_written_at=memory.written_at)
-        pods = [*self._cache.pods(job.uid), *self._cache.gone_pods(job.uid)]
-        plan = self._decide(job, pods, progress, now, self._settings())
+            # What the process before told of stands until this one has tried: a restart is no news.
+            memory = self._memories[key] = _Memory(job.uid, refusal=told(job.status))
+        plan = self._think(job, memory)
         labels_wait = self._labels.wait(job) if plan.relabel else None
         if await self._labels.found(job, plan.confirm_gone):
             return self._labels.wait(job)
-        status = plan.status if plan.status is not None else job.status
-        if memory.obstacle is not None:
-            status = overlay(status, job.status, memory.obstacle, now)
-        changed = status != job.status
-        if changed:
-            await self._write_status(job, status, memory)
+        if plan.status is not None:
+            await self._write_status(job, plan.status, memory)
         elif plan.create_pods and memory.licence != job.resource_version:
             await self._read_quorum(job, memory)
             raise _DecideAgain("pods are created only for a job that was read or written by this process")
@@ -167,16 +164,37 @@ class Executor:
         try:
             await self._act(job, plan, memory)
         except _Obstructed as obstructed:
-            await self._report(key, job, obstructed.obstacle, memory)
-            raise Retry(obstructed.obstacle.message) from None
+            await self._say(key, job, obstructed.obstacle, memory)
+            raise Retry(obstructed.obstacle.message, within=plan.requeue_after) from None
         finally:
             # The next decision will not tell them again, whatever became of this one's deeds.
-            for event in plan.events if changed else ():
+            for event in plan.events:
                 await self._events.publish(job, event)
-        if memory.obstacle is not None:
-            memory.obstacle = None
-            raise _DecideAgain("the obstacle is gone")
+        for pod in plan.look_at:
+            await self._look(job, pod, memory)
+        if memory.refusal is not None or plan.look_at:
+            memory.refusal = None
+            raise _DecideAgain("what is in the way is known better")
         return min((w for w in (plan.requeue_after, labels_wait) if w is not None), default=None)
+
+    def _think(self, job: Job, memory: _Memory) -> Plan:
+        pods = [*self._cache.pods(job.uid), *self._cache.gone_pods(job.uid)]
+        pending = {pod.uid for pod in pods if pod.phase == "Pending"}
+        memory.looks = {uid: look for uid, look in memory.looks.items() if uid in pending}
+        progress = replace(self._progress.facts(job.uid), status_written_at=memory.written_at)
+        findings = Findings(memory.refusal, memory.looks)
+        return self._decide(job, pods, progress, self._now(), self._settings(), findings)
+
+    async def _look(self, job: Job, pod: PodFacts, memory: _Memory) -> None:
+        """Read a pod's events. If that fails, the next look may do better: nothing depends on it but a message."""
+        warning = None
+        try:
+            found = await self._api.list(EVENTS, job.namespace, field_selector=f"involvedObject.uid={pod.uid}")
+            warning = newest_warning(found.items)
+        except ApiError as error:
+            logger.warning("cannot read the events of pod %s: %s", pod.name, error, extra=_about(job))
+        before = memory.looks.get(pod.uid)
+        memory.looks[pod.uid] = Look(self._now(), before.count + 1 if before is not None else 1, warning)
 
     def _forget(self, key: Key) -> None:
         memory = self._memories.pop(key, None)
@@ -229,18 +247,19 @@ class Executor:
         self._cache.replace_pods(job.namespace, pods.items, pods.resource_version, job.uid)
         memory.licence = answer["metadata"]["resourceVersion"]
 
-    async def _report(self, key: Key, job: Job, obstacle: Obstacle, memory: _Memory) -> None:
-        """Say in the status (once) what is in the way."""
-        if memory.obstacle == obstacle:
+    async def _say(self, key: Key, job: Job, refusal: Obstacle, memory: _Memory) -> None:
+        """Say in the status (once) what is in the way; nothing else of that decision is done."""
+        if memory.refusal == refusal:
             return
-        memory.obstacle = obstacle
+        memory.refusal = refusal
         current = self._cache.job(key)
         if current is None or current.uid != job.uid or current.deleting:
             return
-        status = overlay(current.status, current.status, obstacle, self._now())
-        if status != current.status:
-            await self._write_status(current, status, memory)
-            await self._events.publish(current, EventFact("Warning", obstacle.reason, obstacle.message))
+        plan = self._think(current, memory)
+        if plan.status is not None:
+            await self._write_status(current, plan.status, memory)
+            for event in plan.events:
+                await self._events.publish(current, event)
 
     # Everything else
 
@@ -249,7 +268,7 @@ class Executor:
         await _each(self._drop_member(job, pod) for pod in plan.drop_member)
         await self._labels.put_right(job, plan.relabel)
         try:
-            await _each(self._create_pod(job, manifest) for manifest in plan.create_pods)
+            await _each((self._create_pod(job, manifest) for manifest in plan.create_pods), until_refused=True)
         except Unreachable:
             memory.licence = ""  # The request may still be on its way: look before asking again.
             raise
@@ -301,15 +320,14 @@ class Executor:
         """The new child, or the one that is there already; None for a Secret, which may not be read."""
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         try:
-            return await self._api.create(BY_KIND[kind], job.namespace, manifest)
+            with _explained(kind, name):
+                return await self._api.create(BY_KIND[kind], job.namespace, manifest)
         except AlreadyExists:
             # The Secret's name carries the job's uid: nobody else's has it.
             found = await self._find_ours(job, kind, name) if readable else None
             if readable and found is None:
                 raise
             return found
-        except (Forbidden, Invalid) as error:
-            raise _Obstructed(refused(kind, name, error.message)) from error
 
     async def _find_ours(self, job: Job, kind: str, name: str) -> Manifest | None:
         """None: there is none. Raises `_Obstructed` for one of somebody else."""
@@ -324,13 +342,12 @@ class Executor:
     async def _create_pod(self, job: Job, manifest: Manifest) -> None:
         name = manifest["metadata"]["name"]
         try:
-            answer = await self._api.create(PODS, job.namespace, manifest)
+            with _explained("Pod", name):
+                answer = await self._api.create(PODS, job.namespace, manifest)
         except AlreadyExists:
             answer = await self._api.get(PODS, job.namespace, name)
             if controlling_job(answer) != job.uid:
                 raise _Obstructed(foreign("Pod", name)) from None
-        except (Forbidden, Invalid) as error:
-            raise _Obstructed(refused("Pod", name, error.message)) from error
         self._cache.put_pod(answer)
 
     async def _drop_member(self, job: Job, pod: PodRef) -> None:
@@ -338,13 +355,13 @@ class Executor:
         try:
             self._cache.put_pod(await self._api.merge_patch(PODS, job.namespace, pod.name, patch))
         except (NotFound, Conflict):
-            logger.debug("pod %s is gone already", pod.name, extra={"job": f"{job.namespace}/{job.name}"})
+            logger.debug("pod %s is gone already", pod.name, extra=_about(job))
 
     async def _delete_pod(self, job: Job, pod: PodRef) -> None:
         try:
             answer = await self._api.delete(PODS, job.namespace, pod.name, pod.uid)
         except (NotFound, Conflict):
-            logger.debug("pod %s is gone already", pod.name, extra={"job": f"{job.namespace}/{job.name}"})
+            logger.debug("pod %s is gone already", pod.name, extra=_about(job))
         else:
             if answer.get("kind") == PODS.kind:
                 self._cache.put_pod(answer)
@@ -356,7 +373,7 @@ class Executor:
             if controlling_job(found) == job.uid:
                 await self._api.delete(resource, job.namespace, child.name, found["metadata"]["uid"])
         except (NotFound, Conflict):
-            logger.debug("%s %s is gone already", child.kind, child.name, extra={"job": f"{job.namespace}/{job.name}"})
+            logger.debug("%s %s is gone already", child.kind, child.name, extra=_about(job))
 
 
 def _with_token(manifest: Manifest) -> Manifest:
@@ -365,13 +382,38 @@ def _with_token(manifest: Manifest) -> Manifest:
     return {**manifest, "data": {"token": token}}
 
 
-async def _each(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """All of them, some at once; then the first error, if there was one."""
+@contextmanager
+def _explained(kind: str, name: str) -> Iterator[None]:
+    """A refusal of the API server within becomes `_Obstructed`."""
+    try:
+        yield
+    except ApiError as error:
+        refusal = refused(kind, name, error)
+        if refusal is None:
+            raise
+        raise _Obstructed(refusal) from error
+
+
+def _about(job: Job) -> dict[str, str]:
+    return {"job": f"{job.namespace}/{job.name}"}
+
+
+async def _each(writes: Iterable[Coroutine[Any, Any, None]], until_refused: bool = False) -> None:
+    """All of them, some at once; then the first error, if there was one. until_refused: no more after an error."""
     limit = asyncio.Semaphore(POD_WRITES_AT_ONCE)
+    failed = False
 
     async def one(write: Coroutine[Any, Any, None]) -> None:
+        nonlocal failed
         async with limit:
-            await write
+            if failed and until_refused:
+                write.close()
+                return
+            try:
+                await write
+            except BaseException:
+                failed = True
+                raise
 
     results = await asyncio.gather(*(one(write) for write in writes), return_exceptions=True)
     for result in results:

@@ -1,57 +1,170 @@
-"""What keeps a job's objects from being created although nothing is wrong with the job: said in its status."""
+"""What keeps a job's pods from being created or from running, although nothing is wrong with the run.
+
+Each obstacle says who is waited for. What the cluster or somebody else's deed may bring at any moment (room, quota, a
+registry, a Secret that another controller is about to make) leaves the job Reconciling: tools that wait for it go on
+waiting, and `runPolicy.startDeadlineSeconds` bounds that. What stays as it is until a person changes something makes it
+Stalled. Both go away by themselves with their cause.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from trainingjob_operator.api.status import Condition, TrainingJobStatus
+from trainingjob_operator.api.status import TrainingJobStatus
+from trainingjob_operator.core.facts import PodFacts
+from trainingjob_operator.kube.api import ApiError, Forbidden, Invalid
+
+LONGEST_REASON = 1024
+MISSING = ("not found", "couldn't find key", "references non-existent")
+# Of what the scheduler says only why there is no room, not what preemption would bring.
+_PREEMPTION = re.compile(r"\.? *(no new claims to deallocate, )?preemption: .*", re.DOTALL)
+_IS_FORBIDDEN = re.compile(r'^\S+ "[^"]*" is (forbidden|invalid): ')
+_BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": \w+: ')
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """The API server's refusal of a child, or a foreign object that bears the child's name.
+    """Something in the way.
 
-    reason: one CamelCase word. message: what is in the way and what to do.
+    reason: one CamelCase word of a fixed list (docs/events.md). message: a sentence in the words of whoever refuses,
+    with what to do. room: room or quota is lacking, so that a job with no pod in place is Queued. stalled: nothing
+    but a person's deed removes it.
     """
 
     reason: str
     message: str
+    room: bool = False
+    stalled: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the events of a pod said. at: when they were read; count: how often so far; warning: the newest event, if it
+    is a warning, as reason and message."""
+
+    at: datetime
+    count: int
+    warning: tuple[str, str] | None = None
+
+
+REASONS: Mapping[str, tuple[bool, bool]] = {
+    "Unschedulable": (True, False),
+    "QuotaExceeded": (True, False),
+    "ImagePull": (False, False),
+    "MissingReference": (False, False),
+    "PodNotStarted": (False, False),
+    "CreateRefused": (False, True),
+    "NameTaken": (False, True),
+}
+"""Every reason, with `room` and `stalled`."""
+
+
+def _obstacle(reason: str, what: str, why: str, next_step: str) -> Obstacle:
+    room, stalled = REASONS[reason]
+    return Obstacle(reason, f"{what}: {why.strip(' .')[:LONGEST_REASON]}; {next_step}.", room, stalled)
+
+
+def told(status: TrainingJobStatus) -> Obstacle | None:
+    """The obstacle that `status` tells of."""
+    for condition in status.conditions:
+        if condition.type in ("Reconciling", "Stalled") and condition.status == "True" and condition.reason in REASONS:
+            return Obstacle(condition.reason, status.message, *REASONS[condition.reason])
+    return None
 
 
 def foreign(kind: str, name: str) -> Obstacle:
     """An object of this name exists and is not the job's own; it is never touched."""
-    return Obstacle(
-        "NameTaken",
-        f"{kind} {name} exists and does not belong to this job: delete or rename it, or give the job another name.",
-    )
+    room, stalled = REASONS["NameTaken"]
+    said = f"{kind} {name} exists and does not belong to this job: delete or rename it, or give the job another name."
+    return Obstacle("NameTaken", said, room, stalled)
 
 
-def refused(kind: str, name: str, why: str) -> Obstacle:
-    """The API server refuses the object: a quota, a missing right, Pod Security, or a template that is not valid."""
-    return Obstacle("CreateRefused", f"{kind} {name} cannot be created: {why}"[:1024])
+def refused(kind: str, name: str, error: ApiError) -> Obstacle | None:
+    """Why the API server refuses to create an object; None when it did not refuse it for what it is."""
+    why = _IS_FORBIDDEN.sub("", error.message)
+    what = f"{kind} {name} cannot be created"
+    if "failed calling webhook" in why:
+        return _obstacle("PodNotStarted", what, why, "the webhook must answer again")
+    if not (isinstance(error, Forbidden | Invalid) or error.status == 400):
+        return None
+    if "exceeded quota" in why:
+        next_step = "it waits until others have ended; ask for less, or have the quota raised"
+        return _obstacle("QuotaExceeded", what, why, next_step)
+    if "serviceaccount" in why and "not found" in why:
+        next_step = "create the ServiceAccount, or correct spec.storage.serviceAccountName"
+        return _obstacle("MissingReference", what, why, next_step)
+    next_step = "have the policy changed; or suspend the job, correct spec.workers.template, and resume it"
+    return _obstacle("CreateRefused", what, why, next_step)
 
 
-def overlay(
-    status: TrainingJobStatus, written: TrainingJobStatus, obstacle: Obstacle, now: datetime
-) -> TrainingJobStatus:
-    """`status`, with the obstacle as its message and as condition Stalled.
+def of_pod(pod: PodFacts, look: Look | None) -> Obstacle | None:
+    """What keeps a pending pod from running, as scheduler and kubelet say it in its status, or else in its events."""
+    if pod.phase != "Pending":
+        return None
+    if pod.unschedulable is not None:
+        why = _PREEMPTION.sub("", pod.unschedulable) or "the scheduler gives no reason"
+        less = "spec.workers.resources, nodeSelector" if pod.role == "train" else "spec.data.prepare"
+        next_step = f"ask for less ({less}), or add nodes"
+        return _obstacle("Unschedulable", f"Pod {pod.name} finds no node", why, next_step)
+    if pod.waiting_reason is not None and pod.waiting_reason in _WAITING:
+        return _waiting(pod, pod.waiting_reason)
+    if look is not None and look.warning is not None:
+        return _warned(pod, *look.warning)
+    return None
 
-    `written` is the status on the API server: a condition that it has already keeps its time, so that an obstacle that
-    stays causes no further write.
-    """
-    stalled = Condition(
-        type="Stalled",
-        status="True",
-        reason=obstacle.reason,
-        message=obstacle.message,
-        last_transition_time=now,
-        observed_generation=status.observed_generation,
-    )
-    for condition in written.conditions:
-        if condition.type == "Stalled" and condition.status == "True":
-            stalled = stalled.model_copy(update={"last_transition_time": condition.last_transition_time})
-    present = any(condition.type == "Stalled" for condition in status.conditions)
-    kept = status.conditions if present else (*status.conditions, stalled)
-    conditions = tuple(stalled if condition.type == "Stalled" else condition for condition in kept)
-    return status.model_copy(update={"message": obstacle.message, "conditions": conditions})
+
+# Reasons of waiting containers that people have to do something about.
+_WAITING: Mapping[str, tuple[str, str]] = {
+    "ErrImagePull": ("ImagePull", "check spec.image and the pull secrets"),
+    "ImagePullBackOff": ("ImagePull", "check spec.image and the pull secrets"),
+    "InvalidImageName": ("ImagePull", "suspend the job, correct spec.image, and resume it"),
+    "ErrImageNeverPull": ("ImagePull", "put the image on the node, or change workers.template.imagePullPolicy"),
+    "CreateContainerConfigError": ("PodNotStarted", "suspend the job, correct the image or the pod, and resume it"),
+    "CreateContainerError": ("PodNotStarted", "look at the events of the pod"),
+    "RunContainerError": ("PodNotStarted", "look at the events of the pod"),
+}
+
+
+def _waiting(pod: PodFacts, kubelets: str) -> Obstacle:
+    reason, next_step = _WAITING[kubelets]
+    # A kubelet goes to and fro between trying and backing off: the cause is the same.
+    why = _BACK_OFF.sub("", pod.waiting_message) or kubelets
+    if any(sign in why for sign in MISSING) and reason == "PodNotStarted":
+        return _missing(pod, why)
+    return _obstacle(reason, f"Pod {pod.name} cannot start", f"{_class(kubelets)}{why}", next_step)
+
+
+def _class(kubelets: str) -> str:
+    return "the image cannot be pulled: " if kubelets in ("ErrImagePull", "ImagePullBackOff") else f"{kubelets}: "
+
+
+def _warned(pod: PodFacts, reason: str, message: str) -> Obstacle:
+    if any(sign in message for sign in MISSING):
+        return _missing(pod, message)
+    next_step = "look at the events of the pod and at its node"
+    return _obstacle("PodNotStarted", f"Pod {pod.name} cannot start", f"{reason}: {message}", next_step)
+
+
+def _missing(pod: PodFacts, why: str) -> Obstacle:
+    return _obstacle("MissingReference", f"Pod {pod.name} cannot start", why, "create what is missing")
+
+
+def newest_warning(events: list[dict[str, Any]]) -> tuple[str, str] | None:
+    """Reason and message of the newest of a pod's events if it is a warning: an older one is overcome."""
+    if not events:
+        return None
+    newest = max(events, key=lambda event: (_time(event), event.get("type") == "Warning"))
+    if newest.get("type") != "Warning":
+        return None
+    return str(newest.get("reason") or "Unknown"), str(newest.get("message") or "")
+
+
+def _time(event: Mapping[str, Any]) -> str:
+    """When it last happened, to the second: kubelets give whole seconds, schedulers microseconds."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return next((str(time)[:19] for time in times if time), "")

@@ -64,6 +64,7 @@ class Plan:
     events: sent only after the status was written, at most once each.
     requeue_after: seconds after which to decide again at the latest; None: only when something happens.
     wants_progress: the head pod whose `/progress` is to be polled; None: nobody's.
+    look_at: pending pods whose events are to be read, because their own status does not say why.
     """
 
     confirm_gone: tuple[Relabel, ...] = ()
@@ -77,6 +78,7 @@ class Plan:
     events: tuple[EventFact, ...] = ()
     requeue_after: float | None = None
     wants_progress: PodFacts | None = None
+    look_at: tuple[PodFacts, ...] = ()
 
 
 @dataclass(frozen=True)

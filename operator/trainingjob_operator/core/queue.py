@@ -16,7 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 class Retry(Exception):
-    """Raised by work that cannot be done now: it comes back after a backoff, and the log has no traceback."""
+    """Raised by work that cannot be done now: it comes back after a backoff, and the log has no traceback.
+
+    within: seconds after which it wants to come back at the latest.
+    """
+
+    def __init__(self, why: str, within: float | None = None) -> None:
+        super().__init__(why)
+        self.within = within
 
 
 class WorkQueue(Generic[K]):
@@ -105,6 +112,8 @@ class WorkQueue(Generic[K]):
                 error = caught
                 seconds = self._backoff(key)
                 expected = isinstance(caught, Retry)
+                if isinstance(caught, Retry) and caught.within is not None:
+                    seconds = min(seconds, caught.within)
                 logger.log(
                     logging.WARNING if expected else logging.ERROR,
                     "try again in %.1f s: %s",

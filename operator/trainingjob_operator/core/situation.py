@@ -9,6 +9,7 @@ from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import Member, Role, TrainingJobStatus
 from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts, ProgressReport
 from trainingjob_operator.core.failures import over
+from trainingjob_operator.core.findings import Findings
 from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.stages import gang_size, role_of
 
@@ -25,6 +26,7 @@ class Situation:
     progress: ProgressFacts
     now: datetime
     settings: Settings
+    findings: Findings
 
     @property
     def unfinished(self) -> tuple[PodFacts, ...]:
@@ -58,6 +60,10 @@ class Situation:
     def vanished(self, status: TrainingJobStatus) -> tuple[tuple[Member, str], ...]:
         """Members of the current stage whose pod, of this uid, was there and is not any more."""
         return tuple((m, m.uid) for m in self.gang(status) if m.uid is not None and self.pod_of(m) is None)
+
+    def gang_pods(self, status: TrainingJobStatus) -> tuple[PodFacts, ...]:
+        """The pods of the current stage that are there, by index."""
+        return tuple(pod for member in self.gang(status) if (pod := self.pod_of(member)) is not None)
 
     def head(self, status: TrainingJobStatus) -> PodFacts | None:
         """The pod of index 0."""

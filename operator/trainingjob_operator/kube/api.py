@@ -137,7 +137,9 @@ class Api(Protocol):
     async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
         """Quorum read of one object."""
 
-    async def list(self, resource: Resource, namespace: str | None = None, label_selector: str = "") -> ObjectList:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
+    ) -> ObjectList:
         """Quorum read of a collection, in pages."""
 
     def watch(

@@ -65,24 +65,34 @@ class Client:
         """Quorum read of one object."""
         return await self._request("get", resource, resource.path(namespace, name))
 
-    async def list(self, resource: Resource, namespace: str | None = None, label_selector: str = "") -> ObjectList:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
+    ) -> ObjectList:
         """Quorum read of a collection, 500 objects a request; all pages are of the first one's resourceVersion."""
         items: list[Manifest] = []
         token = ""
         while True:
-            page = await self.list_page(resource, namespace, label_selector, PAGE_SIZE, token)
+            page = await self.list_page(resource, namespace, label_selector, PAGE_SIZE, token, field_selector)
             items += page["items"]
             token = page["metadata"].get("continue", "")
             if not token:
                 return ObjectList(items, page["metadata"]["resourceVersion"])
 
     async def list_page(
-        self, resource: Resource, namespace: str | None, label_selector: str, limit: int, token: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None,
+        label_selector: str,
+        limit: int,
+        token: str = "",
+        field_selector: str = "",
     ) -> Manifest:
         """One page of a LIST, as the server sent it; `token` is the `continue` of the page before."""
         params = {"limit": str(limit)}
         if label_selector:
             params["labelSelector"] = label_selector
+        if field_selector:
+            params["fieldSelector"] = field_selector
         if token:
             params["continue"] = token
         return await self._request("list", resource, resource.path(namespace), params=params)

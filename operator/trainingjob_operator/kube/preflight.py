@@ -28,7 +28,7 @@ RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
     (SERVICES, None, ("get", "create", "delete")),
     (CONFIG_MAPS, None, ("get", "create", "delete")),
     (SECRETS, None, ("create",)),
-    (EVENTS, None, ("create", "patch")),
+    (EVENTS, None, ("list", "create", "patch")),
 )
 """All that the operator ever does, by resource and subresource. On Secrets it may only create."""
 OPTIONAL_RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
