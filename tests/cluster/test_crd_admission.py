@@ -166,6 +166,11 @@ def test_kubectl_knows_the_resource(jobs: Jobs) -> None:
             "spec.data.prepare.clean.minChars: Invalid value: minChars (9) must not be above maxChars (8)",
         ),
         (
+            {"runPolicy": {"startDeadlineSeconds": 61, "activeDeadlineSeconds": 60}},
+            "spec.runPolicy.startDeadlineSeconds: Invalid value: "
+            "startDeadlineSeconds (61) must not be above activeDeadlineSeconds (60)",
+        ),
+        (
             {"storage": {"serviceAccountName": "trainer"}},
             "spec.storage: Invalid value: credentialsSecret and serviceAccountName exclude each other: remove one",
         ),

@@ -99,8 +99,13 @@ def test_fixed_fields_are_the_runs_identity() -> None:
 
 
 def test_every_field_of_the_spec_has_a_rule_about_its_change() -> None:
-    always = {"runPolicy.suspend", "runPolicy.maxRestarts", "runPolicy.activeDeadlineSeconds"}
-    always |= {"runPolicy.podsTTLSecondsAfterFinished"}
+    always = {
+        "runPolicy.suspend",
+        "runPolicy.maxRestarts",
+        "runPolicy.activeDeadlineSeconds",
+        "runPolicy.startDeadlineSeconds",
+    }
+    always |= {"runPolicy.startDeadlineSeconds", "runPolicy.podsTTLSecondsAfterFinished"}
     ruled = {*FIXED, *WHILE_SUSPENDED, "image", "training.microBatchSize", *always}
     for path, node in nodes(SPEC):
         name = path.removeprefix(".")

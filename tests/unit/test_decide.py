@@ -7,6 +7,7 @@ import pytest
 from support.play import FINISHED, RESULT, Play, policy
 from trainingjob_operator.core.decide import decide
 from trainingjob_operator.core.facts import InvalidSpec
+from trainingjob_operator.core.obstacle import Obstacle
 from trainingjob_operator.core.plan import ObjectRef, Plan, Settings
 
 
@@ -207,6 +208,70 @@ def test_the_deadline_drains_and_fails(play: Play) -> None:
     assert play.status.message.startswith("DeadlineExceeded: ")
     assert play.status.history[-1].class_ == "DeadlineExceeded"
     assert len(play.created) == 3
+
+
+def test_workers_that_do_not_run_in_time_are_given_up_with_the_obstacle() -> None:
+    play = Play(spec=policy(startDeadlineSeconds=60))
+    play.to_workers()
+    play.change("gpt-train-0-1", unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+    play.change("gpt-train-1-1", phase="Running", ready=True, node="node-1")
+    plan = play.step()
+    assert plan.requeue_after == 58
+    play.step(58)
+    assert play.deleted == ["gpt-train-0-1", "gpt-train-1-1"]
+    assert play.status.phase == "Starting"
+    why = (
+        "the workers did not all run after 60 seconds (runPolicy.startDeadlineSeconds): Pod gpt-train-0-1 finds no "
+        "node: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu; ask for less (spec.workers.resources, "
+        "nodeSelector), or add nodes"
+    )
+    assert play.status.message == f"Draining the pods, because {why}."
+    play.vanish("gpt-train-0-1")
+    play.end("gpt-train-1-1", 30, {"class": "Drained"}, deleting=True)
+    play.settle()
+    assert play.status.phase == "Failed"
+    assert play.status.message.startswith(f"StartDeadlineExceeded: {why}. Create the job again when that is cured")
+    assert [(i.class_, i.cause) for i in play.status.history] == [("StartDeadlineExceeded", why)]
+    assert [e.reason for e in play.events][-2:] == ["StartDeadlineExceeded", "Failed"]
+
+
+def test_a_refused_job_that_has_no_pods_fails_at_its_start_deadline() -> None:
+    play = Play(spec=policy(startDeadlineSeconds=60))
+    play.refuse(Obstacle("QuotaExceeded", "Pod p cannot be created: exceeded quota; ask for less.", room=True))
+    plan = play.step()
+    play.pods = []
+    assert plan.requeue_after == 60
+    play.step(60)
+    assert play.status.phase == "Failed"
+    assert "Pod p cannot be created: exceeded quota" in play.status.message
+
+
+def test_a_job_that_has_started_may_restart_for_longer_than_its_start_deadline() -> None:
+    play = Play(spec=policy(startDeadlineSeconds=60))
+    play.to_training()
+    assert play.status.training_start_time is not None
+    play.end("gpt-train-1-1", 137, disruption="PreemptionByScheduler")
+    play.settle()
+    play.change("gpt-train-1-2", unschedulable="no room")
+    play.step(1000)
+    assert play.status.phase == "Restarting"
+
+
+def test_a_resume_starts_the_start_deadline_anew() -> None:
+    play = Play(spec=policy(startDeadlineSeconds=60))
+    play.to_training()
+    play.spec = policy(startDeadlineSeconds=60, suspend=True)
+    play.settle()
+    play.pods = []
+    play.step(1000)
+    play.spec = policy(startDeadlineSeconds=60)
+    play.settle()
+    play.step(59)
+    assert play.status.phase == "Pending"
+    play.step(1)
+    play.pods = []
+    play.step()
+    assert play.status.phase == "Failed"
 
 
 def test_time_in_suspension_does_not_count(training: Play) -> None:

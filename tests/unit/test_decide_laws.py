@@ -29,9 +29,15 @@ ENDS = [
 class World(RuleBasedStateMachine):
     """Pods live and die, people edit, time passes; after every move the operator decides."""
 
-    @initialize(deadline=st.sampled_from([None, 500]), ttl=st.sampled_from([None, 0, 100]), restarts=st.integers(0, 3))
-    def begin(self, deadline: int | None, ttl: int | None, restarts: int) -> None:
+    @initialize(
+        deadline=st.sampled_from([None, 500]),
+        start=st.sampled_from([None, 50, 400]),
+        ttl=st.sampled_from([None, 0, 100]),
+        restarts=st.integers(0, 3),
+    )
+    def begin(self, deadline: int | None, start: int | None, ttl: int | None, restarts: int) -> None:
         policy = {"activeDeadlineSeconds": deadline, "podsTTLSecondsAfterFinished": ttl, "maxRestarts": restarts}
+        policy["startDeadlineSeconds"] = start
         self.play = Play(spec=spec(runPolicy=policy))
         self.attempt = 0
         self.highest: dict[tuple[str, int], int] = {}
@@ -123,7 +129,7 @@ class World(RuleBasedStateMachine):
     def blocked(self) -> bool:
         """Whether a person has to clear the way of a run that is on."""
         refusal = self.play.findings.refusal
-        return self.play.status.phase != "Suspending" and refusal is not None and refusal.stalled
+        return refusal is not None and refusal.stalled and self.play.status.message == refusal.message
 
     @invariant()
     def kstatus_is_of_one_mind(self) -> None:

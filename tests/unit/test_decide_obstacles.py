@@ -86,6 +86,7 @@ def forbidden(why: str) -> Forbidden:
     ("error", "reason", "phase", "stalled"),
     [
         (QUOTA, "QuotaExceeded", "Queued", "False"),
+        (forbidden("status unknown for quota: gpus, resources: pods"), "QuotaExceeded", "Queued", "False"),
         (forbidden(NO_ACCOUNT), "MissingReference", "Starting", "False"),
         (forbidden(BASELINE), "CreateRefused", "Starting", "True"),
         (Invalid(422, "Invalid", POLICY), "CreateRefused", "Starting", "True"),

@@ -25,7 +25,7 @@ def test_every_reason_of_an_event_is_documented_and_no_other() -> None:
     phases = {*events.TOLD.values(), "Failed"}
     obstacles = set(REASONS)
     classes = {*failures.DISRUPTIONS.values(), *failures.POD_REASONS.values(), *failures.EXIT_CODES.values()}
-    others = {"Killed", "Crashed", "Deleted", "DeadlineExceeded"}
+    others = {"Killed", "Crashed", "Deleted", "DeadlineExceeded", "StartDeadlineExceeded"}
     assert documented == phases | obstacles | classes | others | errors(TrainerError)
 
 

@@ -51,6 +51,10 @@ DATA = spec()["data"]
             {"workers": {"template": {"env": [{"name": "TRAININGJOB_CONFIG", "value": "x"}]}}},
             "spec.workers.template: env: TRAININGJOB_* and RAY_AUTH_* belong to the operator",
         ),
+        (
+            {"runPolicy": {"startDeadlineSeconds": 61, "activeDeadlineSeconds": 60}},
+            "spec.runPolicy: startDeadlineSeconds (61) must not be above activeDeadlineSeconds (60)",
+        ),
         ({"unknown": 1}, "spec.unknown: Extra inputs are not permitted"),
     ],
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trainingjob_trainer import config
 
-from trainingjob_operator.api.spec import TrainingJobSpec
+from trainingjob_operator.api.spec import RunPolicy, TrainingJobSpec
 from trainingjob_operator.api.template import Template
 
 
@@ -134,6 +134,15 @@ SPEC_RULES = (
 
 RULES: dict[type[config.Config], tuple[Rule, ...]] = {
     TrainingJobSpec: SPEC_RULES,
+    RunPolicy: (
+        Rule(
+            "!has(self.startDeadlineSeconds) || !has(self.activeDeadlineSeconds) || "
+            "self.startDeadlineSeconds <= self.activeDeadlineSeconds",
+            "startDeadlineSeconds (%d) must not be above activeDeadlineSeconds (%d)",
+            ("self.startDeadlineSeconds", "self.activeDeadlineSeconds"),
+            field=".startDeadlineSeconds",
+        ),
+    ),
     config.Storage: (
         Rule(
             "!(has(self.credentialsSecret) && has(self.serviceAccountName))",

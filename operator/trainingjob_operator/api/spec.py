@@ -47,6 +47,12 @@ class RunPolicy(Config):
     max_restarts: Annotated[int, Field(ge=0, le=100)] = Field(
         3, description="Failures in a row without a newly committed checkpoint before the job is given up."
     )
+    start_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = Field(
+        None,
+        description="Seconds after the start, or a resume, within which all workers must run: checking and preparing "
+        "data, queueing and pulling included. Then the run is drained and failed, and its message says what it "
+        "waited for. Restarts are not bounded by it.",
+    )
     active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = Field(
         None, description="Seconds after the start at which the run is drained and failed."
     )
@@ -58,6 +64,13 @@ class RunPolicy(Config):
     on_existing_run: Literal["Resume", "Overwrite"] = Field(
         "Resume", description="What becomes of another run's state in `outputUri`."
     )
+
+    @model_validator(mode="after")
+    def _starts_before_it_ends(self) -> Self:
+        start, end = self.start_deadline_seconds, self.active_deadline_seconds
+        if start is not None and end is not None and start > end:
+            raise ValueError(f"startDeadlineSeconds ({start}) must not be above activeDeadlineSeconds ({end})")
+        return self
 
 
 class TrainingJobSpec(TrainerSpec):

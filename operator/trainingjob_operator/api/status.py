@@ -183,7 +183,10 @@ class TrainingJobStatus(StatusModel):
     )
     resolved: Resolved | None = Field(None, description="Facts that the run was started with.")
     result: Result | None = Field(None, description="What the run left.")
-    start_time: Time | None = Field(None, description="When the operator took the job up.")
+    start_time: Time | None = Field(None, description="When the run was started, or resumed.")
+    training_start_time: Time | None = Field(
+        None, description="When all worker pods were ready, for the first time since the run was started or resumed."
+    )
     completion_time: Time | None = Field(None, description="When the job was finished.")
 
     def wire(self) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from trainingjob_operator.api.status import Incident, Phase, TrainingJobStatus, Workers
-from trainingjob_operator.core import history, run, upkeep
+from trainingjob_operator.api.status import Phase, TrainingJobStatus, Workers
+from trainingjob_operator.core import deadlines, run, upkeep
 from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, ready_pods
 from trainingjob_operator.core.conditions import FINISHED, Note, conditions, observed
+from trainingjob_operator.core.deadlines import Deadline
 from trainingjob_operator.core.events import events
 from trainingjob_operator.core.facts import InvalidSpec, Job, PodFacts, ProgressFacts
 from trainingjob_operator.core.findings import LOOKED_AT, Findings
@@ -55,8 +56,8 @@ def decide(
         return _suspend(here, status)
     if status.resolved is None or status.phase == "Suspending":
         status = run.begin(here, status)
-    elif (spent := _deadline(here, status)) is not None and spent <= here.now:
-        return _overdue(here, status)
+    elif (deadline := deadlines.passed(here, status)) is not None:
+        return _overdue(here, status, deadline)
     elif last_words is not None and last_words.outcome is not None and last_words.outcome != "Finished":
         status = run.enter(here, status, last_words.outcome)
     else:
@@ -85,18 +86,16 @@ def _suspend(here: Situation, status: TrainingJobStatus) -> Plan:
     return _plan(here, status, Appraisal("Suspended", "Suspended", message), upkeep.drain(here))
 
 
-def _overdue(here: Situation, status: TrainingJobStatus) -> Plan:
-    """The deadline has passed: the pods are drained, then the job has failed."""
-    seconds = here.spec.run_policy.active_deadline_seconds
+def _overdue(here: Situation, status: TrainingJobStatus, deadline: Deadline) -> Plan:
+    """A deadline has passed: the pods are drained, then the job has failed."""
+    waiting = deadline.class_ == "StartDeadlineExceeded"
+    why = appraise(here, status).message if waiting else ""
+    status, incident = deadlines.recorded(here, status, deadline, why)
     if here.working:
         phase: Phase = status.phase or "Pending"
-        message = f"The run has used its activeDeadlineSeconds ({seconds}): its pods are drained."
-        return _plan(here, status, Appraisal(phase, "DeadlineExceeded", message), upkeep.drain(here))
-    cause = f"the run was not done after {seconds} seconds (runPolicy.activeDeadlineSeconds)"
-    incident = Incident.model_validate({"time": here.now, "class": "DeadlineExceeded", "cause": cause})
-    status = status.model_copy(update={"history": history.record(status.history, incident)})
-    way_out = "A new TrainingJob with the same outputUri goes on from the last checkpoint."
-    return _fail(here, status, f"DeadlineExceeded: {cause}. {way_out}")
+        message = f"Draining the pods, because {incident.cause}."
+        return _plan(here, status, Appraisal(phase, deadline.class_, message), upkeep.drain(here))
+    return _fail(here, status, f"{deadline.class_}: {incident.cause}. {deadline.way_out}.")
 
 
 def _succeed(here: Situation, status: TrainingJobStatus, result: dict[str, Any]) -> Plan:
@@ -144,13 +143,6 @@ def _after_the_end(here: Situation) -> Plan:
     if not here.pods:
         status = status.model_copy(update={"pods": ()})
     return _finish(here, status, upkeep.leave_nothing(here), delete_children=children)
-
-
-def _deadline(here: Situation, status: TrainingJobStatus) -> datetime | None:
-    seconds = here.spec.run_policy.active_deadline_seconds
-    if seconds is None or status.start_time is None:
-        return None
-    return status.start_time + timedelta(seconds=seconds)
 
 
 def _with(
@@ -215,13 +207,13 @@ def _given_up(here: Situation) -> tuple[Relabel, ...]:
 
 def _timers(here: Situation, status: TrainingJobStatus) -> list[float]:
     """Seconds to each instant at which time alone changes the decision."""
-    instants = [_deadline(here, status) if status.resolved is not None else None]
+    instants = [deadline.at for deadline in deadlines.deadlines(here, status)]
     if here.progress.unreachable_since is not None:
         silent = timedelta(seconds=here.settings.unreachable_after)
         instants.append(here.progress.unreachable_since + silent)
     instants += [at for at, _ in _looks(here, status)]
     instants += [p.deletion_due + timedelta(seconds=31) for p in here.unfinished if p.deleting and p.deletion_due]
-    waits = [(i - here.now).total_seconds() for i in instants if i is not None]
+    waits = [(instant - here.now).total_seconds() for instant in instants]
     return [w for w in waits if w > 0]
 
 

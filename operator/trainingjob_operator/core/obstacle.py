@@ -91,7 +91,7 @@ def refused(kind: str, name: str, error: ApiError) -> Obstacle | None:
         return _obstacle("PodNotStarted", what, why, "the webhook must answer again")
     if not (isinstance(error, Forbidden | Invalid) or error.status == 400):
         return None
-    if "exceeded quota" in why:
+    if "exceeded quota" in why or "status unknown for quota" in why:
         next_step = "it waits until others have ended; ask for less, or have the quota raised"
         return _obstacle("QuotaExceeded", what, why, next_step)
     if "serviceaccount" in why and "not found" in why:

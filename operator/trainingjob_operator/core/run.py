@@ -22,6 +22,7 @@ def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
             "resolved": resolved,
             "selector": names.worker_selector(here.job.name),
             "start_time": here.now,  # as with a Job, time spent suspended does not count
+            "training_start_time": None,
         }
     )
     return enter(here, begun, "Check")
@@ -46,6 +47,8 @@ def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
         for m in status.pods
     )
     status = status.model_copy(update={"pods": pods})
+    if status.training_start_time is None and _all_ready(here, status):
+        status = status.model_copy(update={"training_start_time": here.now})
     report, fetched_at = here.report(status), here.progress.fetched_at
     if report is None or fetched_at is None:
         return status
@@ -58,6 +61,12 @@ def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     told = history.recover(told, report, status.start_time or here.now)
     status = status.model_copy(update={"history": told, "restarts": counted})
     return merge_report(status, report, fetched_at, here.spec.training.steps)
+
+
+def _all_ready(here: Situation, status: TrainingJobStatus) -> bool:
+    """Whether training has all its pods."""
+    pods = here.gang_pods(status)
+    return status.stage == "Train" and len(pods) == len(here.gang(status)) and all(pod.ready for pod in pods)
 
 
 def outcome(here: Situation, status: TrainingJobStatus) -> TerminationMessage | None:

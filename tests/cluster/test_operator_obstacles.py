@@ -1,0 +1,185 @@
+"""The operator on a real API server: what it says while pods cannot be created, placed or started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from support.operator_process import Operator
+from support.played import Object, PlayedJob
+from support.played_nodes import give_gpus, played_nodes
+from support.runs import wait_until
+
+if TYPE_CHECKING:
+    from trainingjob_local.cluster import LocalCluster
+
+MakeJob = Callable[..., PlayedJob]
+NAMED: Object = {"name": "EXTRA", "valueFrom": {"configMapKeyRef": {"name": "later", "key": "key"}}}
+
+
+def real(cluster: LocalCluster, secret: str = "s3-credentials", **template: object) -> Object:
+    """Parts of a spec whose pods the cluster's scheduler places and its nodes run."""
+    storage = {"endpointUrl": cluster.s3.endpoint, "credentialsSecret": secret}
+    return {"storage": storage, "workers": {"replicas": 1, "template": template}}
+
+
+def holding(status: Object) -> set[str]:
+    """The conditions that are true, of those that tools look at."""
+    kinds = ("Ready", "Reconciling", "Stalled")
+    return {c["type"] for c in status.get("conditions", ()) if c["type"] in kinds and c["status"] == "True"}
+
+
+def blocked(job: PlayedJob, reason: str, words: str, seconds: float = 20) -> Object:
+    """The status, once an obstacle with this reason and these words is told; one event tells of it, too."""
+
+    def told(status: Object) -> bool:
+        reasons = {condition["reason"] for condition in status.get("conditions", ())}
+        return reasons == {reason} and words in status["message"]
+
+    status = job.wait(f"{reason}: {words}", told, seconds)
+    wait_until(f"the event {reason}", lambda: job.events(reason), 5)
+    assert [event["count"] for event in job.events(reason)] == [1]
+    return status
+
+
+def check_runs(job: PlayedJob) -> None:
+    """The first pod, which nobody plays, has started: it finds no data here, which is an error of the user's."""
+    status = job.wait_phase("Failed", seconds=60)
+    assert status["message"].startswith("UserError: ")
+
+
+def test_an_exhausted_quota_queues_the_job_until_it_is_raised(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team", "namespace": job.namespace}}
+    job.cluster.apply({**quota, "spec": {"hard": {"pods": "0"}}})
+    jsonpath = ("-o", "jsonpath={.status.used.pods}")
+    wait_until("the quota counts", lambda: job.cluster.kubectl("-n", job.namespace, "get", "quota", *jsonpath), 60)
+    job.apply()
+    status = blocked(job, "QuotaExceeded", "exceeded quota: team, requested: pods=1, used: pods=0, limited: pods=0")
+    assert status["phase"] == "Queued"
+    assert status["message"].startswith("Pod gpt-prepare-0-1 cannot be created: ")
+    assert holding(status) == {"Reconciling"}
+    before = job.get()["metadata"]["resourceVersion"]
+    operator.restart()
+    refusals = operator.log.read_text().count("try again in")
+    wait_until("it is tried again", lambda: operator.log.read_text().count("try again in") > refusals, 20)
+    assert job.get()["metadata"]["resourceVersion"] == before, "a restart is no news"
+    job.cluster.apply({**quota, "spec": {"hard": {"pods": "10"}}})
+    job.wait("the pod is created", lambda status: job.uids(), 60)
+    job.run("prepare-0-1")
+    assert holding(job.wait_phase("Preparing")) == {"Reconciling"}
+
+
+def test_a_missing_service_account_is_named_and_waited_for(operator: Operator, played: MakeJob) -> None:
+    job = played(storage={"serviceAccountName": "trainer"})
+    job.apply()
+    status = blocked(job, "MissingReference", 'serviceaccount "trainer" not found')
+    assert status["phase"] == "Pending"
+    assert "create the ServiceAccount" in status["message"]
+    assert holding(status) == {"Reconciling"}
+    job.cluster.kubectl("-n", job.namespace, "create", "serviceaccount", "trainer")
+    job.wait("the pod is created", lambda status: job.uids(), 60)
+    job.run("prepare-0-1")
+    job.wait_phase("Preparing")
+
+
+def test_a_pod_that_admission_refuses_stalls_the_job_until_the_policy_allows_it(
+    operator: Operator, played: MakeJob
+) -> None:
+    host = {"volumes": [{"name": "data", "hostPath": {"path": "/data"}}], "schedulerName": "played-by-the-test"}
+    job = played(workers={"replicas": 1, "template": host})
+    label = "pod-security.kubernetes.io/enforce"
+    job.cluster.kubectl("label", "namespace", job.namespace, f"{label}=baseline")
+    job.apply()
+    status = blocked(job, "CreateRefused", 'violates PodSecurity "baseline:latest": hostPath volumes (volume "data")')
+    assert "correct spec.workers.template" in status["message"]
+    assert holding(status) == {"Stalled"}
+    job.cluster.kubectl("label", "namespace", job.namespace, f"{label}-")
+    job.wait("the pod is created", lambda status: job.uids(), 60)
+    assert holding(job.wait_phase("Pending")) == {"Reconciling"}
+
+
+@pytest.mark.parametrize("missing", ["secret", "configmap"])
+def test_a_missing_secret_or_config_map_is_named_and_waited_for(
+    cluster: LocalCluster, operator: Operator, played: MakeJob, missing: str
+) -> None:
+    job = played(**(real(cluster, secret="later") if missing == "secret" else real(cluster, env=[NAMED])))
+    words = f'{missing} "later" not found'
+    job.apply()
+    status = blocked(job, "MissingReference", words)
+    assert status["message"] == f"Pod gpt-prepare-0-1 cannot start: {words}; create what is missing."
+    assert holding(status) == {"Reconciling"}
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "key")
+    kind = ("secret", "generic") if missing == "secret" else ("configmap",)
+    values = [f"--from-literal={key}=value" for key in keys]
+    job.cluster.kubectl("-n", job.namespace, "create", *kind, "later", *values)
+    check_runs(job)
+
+
+def test_an_image_that_cannot_be_pulled_is_said_once(
+    cluster: LocalCluster, operator: Operator, played: MakeJob
+) -> None:
+    job = played(**real(cluster), image="missing.invalid/trainer:1")
+    job.apply()
+    status = blocked(job, "ImagePull", 'failed to pull and unpack image "missing.invalid/trainer:1": no such host')
+    assert "check spec.image and the pull secrets" in status["message"]
+    job.wait_pods("prepare-0-1")
+    wait_until("the kubelet backs off", lambda: waiting(job) == "ImagePullBackOff", 20)
+    wait_until("the kubelet tries again", lambda: waiting(job) == "ErrImagePull", 20)
+    assert job.status()["message"] == status["message"]
+    blocked(job, "ImagePull", "no such host")
+
+
+def test_what_only_events_tell_costs_one_list(cluster: LocalCluster, operator: Operator, played: MakeJob) -> None:
+    job = played(**real(cluster, volumes=[{"name": "extra", "configMap": {"name": "later"}}]))
+    job.apply()
+    blocked(job, "MissingReference", 'configmap "later" not found', seconds=45)
+    assert lists_of_events(job) == 1
+
+
+@pytest.fixture
+def nodes(cluster: LocalCluster) -> Iterator[None]:
+    """Two nodes with 8 GPUs each, and no others."""
+    with played_nodes(cluster, "played-0", "played-1"):
+        yield
+
+
+def test_workers_that_no_node_can_take_are_queued_until_one_can(
+    operator: Operator, played: MakeJob, nodes: None
+) -> None:
+    job = played(workers={"replicas": 2, "resources": {"gpus": 16}})
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    job.run("prepare-0-1")
+    job.end("prepare-0-1", outcome="Train")
+    status = blocked(job, "Unschedulable", "2 Insufficient nvidia.com/gpu")
+    assert status["phase"] == "Queued"
+    assert "preemption" not in status["message"]
+    give_gpus(job.cluster, "played-0", 16)
+    job.wait("one has a place", lambda status: status["phase"] == "Starting" and "no node" in status["message"])
+    give_gpus(job.cluster, "played-1", 16)
+    job.wait("both have a place", lambda status: "0 of 2 worker pods are ready" in status["message"])
+    job.run("train-0-1", "train-1-1")
+    status = job.wait("both are ready", lambda status: status["workers"]["ready"] == 2)
+    assert (status["phase"], status["history"]) == ("Starting", [])
+
+
+def waiting(job: PlayedJob) -> str:
+    statuses = job.pods()["gpt-prepare-0-1"]["status"].get("containerStatuses")
+    return str(statuses[0]["state"].get("waiting", {}).get("reason")) if statuses else ""
+
+
+def lists_of_events(job: PlayedJob) -> int:
+    """How often the operator has listed the namespace's events, as the API server's audit log says."""
+    log = job.cluster.control_plane.audit_log
+    assert log is not None
+    entries = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    return sum(
+        1
+        for entry in entries
+        if (entry["verb"], entry["userAgent"]) == ("list", "trainingjob-operator")
+        and entry["objectRef"]["resource"] == "events"
+        and entry["objectRef"].get("namespace") == job.namespace
+    )
