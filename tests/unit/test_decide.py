@@ -225,7 +225,7 @@ def test_workers_that_do_not_run_in_time_are_given_up_with_the_obstacle() -> Non
         "node: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu; ask for less (spec.workers.resources, "
         "nodeSelector), or add nodes"
     )
-    assert play.status.message == f"Draining the pods, because {why}."
+    assert play.status.message == f"The pods are drained, because {why}."
     play.vanish("gpt-train-0-1")
     play.end("gpt-train-1-1", 30, {"class": "Drained"}, deleting=True)
     play.settle()

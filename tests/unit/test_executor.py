@@ -3,172 +3,28 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from support.memory_api import MemoryApi, owner
-from trainingjob_operator.api.status import Condition, TrainingJobStatus
-from trainingjob_operator.core.cache import Cache, Key
-from trainingjob_operator.core.executor import POD_WRITES_AT_ONCE, Executor
-from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts
-from trainingjob_operator.core.findings import Findings
+from support.executing import CHILDREN, KEY, Think, World, child, pod, service, start_one_pod
+from trainingjob_operator.api.status import TrainingJobStatus
+from trainingjob_operator.core.facts import Job, PodFacts
 from trainingjob_operator.core.names import (
     ANNOTATION_FIXED,
-    LABEL_INCARNATION,
-    LABEL_INDEX,
-    LABEL_JOB_NAME,
-    LABEL_JOB_UID,
     LABEL_MEMBER,
-    LABEL_ROLE,
 )
-from trainingjob_operator.core.obstacle import Look
-from trainingjob_operator.core.plan import EventFact, ObjectRef, Plan, PodRef, Relabel, Settings
+from trainingjob_operator.core.plan import EventFact, ObjectRef, Plan, PodRef, Relabel
 from trainingjob_operator.core.queue import Retry
 from trainingjob_operator.kube.api import (
     CONFIG_MAPS,
-    EVENTS,
     POD_GROUPS,
     PODS,
     SECRETS,
     SERVICES,
     TRAINING_JOBS,
-    Forbidden,
     Unreachable,
 )
-
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-KEY = Key("team", "job")
-Think = Callable[[Job, Sequence[PodFacts]], Plan]
-
-
-class Recorder:
-    """Keeps what the executor says to progress and events."""
-
-    def __init__(self) -> None:
-        self.followed: list[str | None] = []
-        self.forgotten: list[str] = []
-        self.events: list[str] = []
-
-    def facts(self, job_uid: str) -> ProgressFacts:
-        return ProgressFacts()
-
-    def follow(self, key: Key, job_uid: str, pod: PodFacts | None) -> None:
-        self.followed.append(pod.name if pod is not None else None)
-
-    def forget(self, job_uid: str) -> None:
-        self.forgotten.append(job_uid)
-
-    async def publish(self, job: Job, event: EventFact) -> None:
-        self.events.append(event.reason)
-
-
-class World:
-    """A job on an API server, a cache that knows it, and an executor with a decision of the test's own."""
-
-    def __init__(self, think: Think) -> None:
-        self.think = think
-        self.api = MemoryApi()
-        self.findings = Findings()
-        self.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "spec": {}})
-        self.start_anew()
-
-    def start_anew(self) -> None:
-        """Another operator process."""
-        self.cache = Cache()
-        self.told = Recorder()
-        self.executor = self.make_executor()
-        self.api.calls.clear()
-        self.see()
-
-    def make_executor(self, ensure_interval: float = 600.0) -> Executor:
-        """An executor that has forgotten everything."""
-        settings = Settings("image")
-        return Executor(
-            self.api,
-            self.cache,
-            self._decide,
-            lambda: settings,
-            self.told,
-            self.told,
-            lambda: NOW,
-            ensure_interval,
-        )
-
-    def _decide(
-        self,
-        job: Job,
-        pods: Sequence[PodFacts],
-        progress: ProgressFacts,
-        now: datetime,
-        settings: Settings,
-        findings: Findings,
-    ) -> Plan:
-        self.findings = findings
-        return self.think(job, pods)
-
-    def see(self) -> None:
-        """Let the cache see the job as it is, as a watch would."""
-        self.cache.put_job(self.api.objects[("trainingjobs", "team", "job")])
-
-    def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = self.api.objects[("trainingjobs", "team", "job")].get("status", {})
-        return status
-
-
-def pod(incarnation: int = 1, job: str = "job-1") -> dict[str, Any]:
-    labels = {
-        LABEL_JOB_NAME: "job",
-        LABEL_JOB_UID: job,
-        LABEL_ROLE: "train",
-        LABEL_INDEX: "0",
-        LABEL_INCARNATION: str(incarnation),
-        LABEL_MEMBER: "true",
-    }
-    owners = [owner(job)]
-    return {"metadata": {"name": f"job-train-0-{incarnation}", "labels": labels, "ownerReferences": owners}}
-
-
-def child(kind: str, name: str, job: str = "job-1") -> dict[str, Any]:
-    return {"kind": kind, "metadata": {"name": name, "ownerReferences": [owner(job)]}}
-
-
-def service(**spec: Any) -> dict[str, Any]:
-    whole = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {LABEL_JOB_UID: "job-1"}, **spec}
-    return {**child("Service", "job-tj"), "spec": whole}
-
-
-CHILDREN = (child("ConfigMap", "job-tj-1"), child("Secret", "job-tj-uid"), service())
-
-
-def start_one_pod(job: Job, pods: Sequence[PodFacts]) -> Plan:
-    """Licenses incarnation 1, then creates it."""
-    started = TrainingJobStatus(phase="Starting")
-    return Plan(
-        status=None if job.status == started else started,
-        ensure=CHILDREN,
-        create_pods=() if pods else (pod(),),
-        requeue_after=7.0,
-    )
-
-
-def explaining(world: World) -> Think:
-    """As `start_one_pod`, with a status that tells of a refusal."""
-
-    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
-        refusal = world.findings.refusal
-        said = TrainingJobStatus(phase="Starting")
-        events: tuple[EventFact, ...] = ()
-        if refusal is not None:
-            stalled = Condition(type="Stalled", status="True", reason=refusal.reason, last_transition_time=NOW)
-            said = said.model_copy(update={"message": refusal.message, "conditions": (stalled,)})
-            events = (EventFact("Warning", refusal.reason, refusal.message),)
-        news = job.status != said
-        return replace(start_one_pod(job, pods), status=said if news else None, events=events if news else ())
-
-    return think
 
 
 async def test_the_status_is_written_before_children_and_children_before_pods() -> None:
@@ -278,104 +134,6 @@ async def test_after_an_unanswered_create_the_pods_are_read_before_it_is_asked_a
     reads = [("get", "trainingjobs", "job"), ("list", "pods", "")]
     assert world.api.calls[:2] == reads
     assert world.api.calls[-1] == ("create", "pods", "job-train-0-1")
-
-
-@pytest.mark.parametrize(
-    ("resource", "name"), [(CONFIG_MAPS, "job-tj-1"), (SERVICES, "job-tj"), (PODS, "job-train-0-1")]
-)
-async def test_a_foreign_object_with_a_childs_name_is_explained_once_and_never_touched(
-    resource: Any, name: str
-) -> None:
-    world = World(start_one_pod)
-    world.think = explaining(world)
-    foreign = world.api.put(resource, {"metadata": {"name": name}, "data": {"theirs": "yes"}})
-    for _ in range(3):
-        with pytest.raises(Retry, match=f"{resource.kind} {name} exists and does not belong"):
-            await world.executor.reconcile(KEY)
-    status = TrainingJobStatus.model_validate(world.status())
-    assert f"{resource.kind} {name} exists" in status.message
-    assert [(c.type, c.status, c.reason) for c in status.conditions] == [("Stalled", "True", "NameTaken")]
-    assert world.told.events == ["NameTaken"]
-    assert len([call for call in world.api.calls if call[0] == "update"]) == 2
-    assert world.api.objects[(resource.plural, "team", name)] == foreign
-
-    world.api.remove(resource, name)
-    await world.executor.reconcile(KEY)
-    assert world.status() == TrainingJobStatus(phase="Starting").wire()
-    assert ("pods", "team", "job-train-0-1") in world.api.objects
-
-
-async def test_a_refused_pod_is_explained_with_the_api_servers_words() -> None:
-    world = World(start_one_pod)
-    world.think = explaining(world)
-    refuse_pods(world)
-    with pytest.raises(Retry) as retry:
-        await world.executor.reconcile(KEY)
-    assert "exceeded quota: pods=10" in world.status()["message"]
-    assert retry.value.within == 7.0, "what the plan waits for is not slept through"
-
-
-def refuse_pods(world: World) -> None:
-    def refuse(verb: str, plural: str, name: str) -> None:
-        if (verb, plural) == ("create", "pods"):
-            world.api.calls.append((verb, plural, name))
-            raise Forbidden(403, "Forbidden", "exceeded quota: pods=10")
-
-    world.api.before = refuse
-
-
-async def test_a_refusal_is_no_news_to_an_operator_that_starts_anew() -> None:
-    world = World(start_one_pod)
-    world.think = explaining(world)
-    refuse_pods(world)
-    with pytest.raises(Retry):
-        await world.executor.reconcile(KEY)
-    world.start_anew()
-    with pytest.raises(Retry):
-        await world.executor.reconcile(KEY)
-    assert [call for call in world.api.calls if call[0] == "update"] == []
-    assert world.told.events == []
-    world.api.before = lambda verb, plural, name: None
-    await world.executor.reconcile(KEY)
-    assert world.status()["message"] == ""
-
-
-async def test_of_a_gang_that_is_refused_not_every_pod_is_asked_for() -> None:
-    gang = tuple(pod(number) for number in range(1, 101))
-    world = World(lambda job, pods: replace(start_one_pod(job, pods), create_pods=gang))
-    refuse_pods(world)
-    with pytest.raises(Retry):
-        await world.executor.reconcile(KEY)
-    assert len([call for call in world.api.calls if call[:2] == ("create", "pods")]) <= POD_WRITES_AT_ONCE
-
-
-async def test_the_events_that_a_plan_asks_for_are_read_and_decided_on() -> None:
-    world = World(start_one_pod)
-    await world.executor.reconcile(KEY)
-    (waiting,) = world.cache.pods("job-1")
-    told = {"type": "Warning", "reason": "FailedMount", "message": "no such volume", "lastTimestamp": "2030"}
-    for number, uid in enumerate((waiting.uid, "another")):
-        about = {"metadata": {"name": f"e{number}"}, "involvedObject": {"uid": uid}}
-        world.api.put(EVENTS, {**about, **told, "message": f"{told['message']} {number}"})
-    world.think = lambda job, pods: Plan(look_at=() if world.findings.looks else (waiting,))
-    world.api.calls.clear()
-    await world.executor.reconcile(KEY)
-    assert world.findings.looks == {waiting.uid: Look(NOW, 1, ("FailedMount", "no such volume 0"))}
-    assert world.api.calls == [("list", "events", "")]
-
-
-async def test_events_that_cannot_be_read_stand_in_the_way_of_nothing() -> None:
-    world = World(start_one_pod)
-    await world.executor.reconcile(KEY)
-    (waiting,) = world.cache.pods("job-1")
-    world.think = lambda job, pods: Plan(look_at=() if world.findings.looks else (waiting,), requeue_after=9.0)
-
-    def fail(verb: str, plural: str, name: str) -> None:
-        raise Unreachable(0, "Unreachable", "no answer")
-
-    world.api.before = fail
-    assert await world.executor.reconcile(KEY) == 9.0
-    assert world.findings.looks == {waiting.uid: Look(NOW, 1, None)}
 
 
 async def test_a_member_leaves_the_service_before_its_successor_is_created_and_only_with_its_uid() -> None:

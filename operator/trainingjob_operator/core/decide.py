@@ -93,7 +93,7 @@ def _overdue(here: Situation, status: TrainingJobStatus, deadline: Deadline) -> 
     status, incident = deadlines.recorded(here, status, deadline, why)
     if here.working:
         phase: Phase = status.phase or "Pending"
-        message = f"Draining the pods, because {incident.cause}."
+        message = f"The pods are drained, because {incident.cause}."
         return _plan(here, status, Appraisal(phase, deadline.class_, message), upkeep.drain(here))
     return _fail(here, status, f"{deadline.class_}: {incident.cause}. {deadline.way_out}.")
 
