@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.play import START, spec
+from support.play import START, custom, spec
 from trainingjob_local.cluster import LocalCluster
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
@@ -183,6 +183,22 @@ def test_kubectl_knows_the_resource(jobs: Jobs) -> None:
             "spec.training.globalBatchSize: Invalid value: training.globalBatchSize (64) is below the number of ranks "
             "(72): raise it or ask for fewer workers",
         ),
+        ({"outputUri": None}, "spec.outputUri: Required value: outputUri is required for task.kind language-modeling"),
+        ({"data": None}, "spec.data: Required value: data is required for task.kind language-modeling"),
+        ({"training": None}, "spec.training: Required value: training is required for task.kind language-modeling"),
+        ({"task": {"kind": "custom"}}, "spec.task.custom: Required value: custom is required for kind custom"),
+        (
+            {"task": {"custom": {"command": ["true"]}}},
+            "spec.task.custom: Forbidden: custom is not for kind language-modeling: set kind to custom, or remove it",
+        ),
+        (
+            {"task": {"kind": "custom", "custom": {"command": ["true"]}}},
+            "spec.model: Forbidden: model is not for task.kind custom, whose command decides about it: remove it",
+        ),
+        (
+            {"task": {"kind": "custom", "custom": {"command": []}}},
+            "spec.task.custom.command: Invalid value: 0: spec.task.custom.command in body should have at least 1 items",
+        ),
         (
             {"workers": {"template": {"labels": {"trainingjob.io/member": "true"}}}},
             "spec.workers.template.labels: Invalid value: labels: trainingjob.io/* belongs to the operator",
@@ -227,7 +243,7 @@ def test_a_name_that_pods_cannot_bear_is_refused(shared: Jobs, name: str, messag
     ("changes", "field"),
     [
         ({"outputUri": "s3://models/other"}, "outputUri"),
-        ({"task": {"kind": "image-classification"}, "data": {"train": {"format": "parquet"}}}, "task"),
+        ({"task": {"kind": "image-classification"}, "data": {"train": {"format": "parquet"}}}, "task.kind"),
         ({"data": {"train": {"uri": "s3://corpus/other"}}}, "data.train"),
         ({"data": {"test": {"fraction": 0.2}}}, "data.test"),
         ({"data": {"prepare": {"tokenizer": {"vocabSize": 999}}}}, "data.prepare.tokenizer"),
@@ -271,6 +287,21 @@ def test_what_a_resume_takes_up_changes_only_while_suspended(jobs: Jobs, changes
     resuming = {"runPolicy": {"suspend": None}}
     jobs.patch(resuming)
     assert "suspend" not in jobs.get()["spec"]["runPolicy"]
+
+
+def test_a_custom_job_needs_its_command_and_nothing_else(jobs: Jobs) -> None:
+    def task(*arguments: str) -> Json:
+        return {"task": {"kind": "custom", "custom": {"command": ["python", "train.py"], "args": list(arguments)}}}
+
+    manifest = {**jobs.manifest(), "spec": task()}
+    jobs.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
+    assert jobs.get()["spec"]["task"] == task()["task"]
+    as_patch = ("patch", "tj", "gpt", "--type=merge", "-p")
+    refused = jobs.refusal(*as_patch, json.dumps({"spec": task("--lr=1")}))
+    assert f"spec.task.custom: Forbidden: task.custom {SUSPEND_FIRST}" in refused
+    assert f"outputUri {FOR_GOOD}" in jobs.refusal(*as_patch, json.dumps({"spec": {"outputUri": "s3://models/run"}}))
+    jobs.patch({"runPolicy": {"suspend": True}})
+    jobs.patch(task("--lr=1"))
 
 
 def test_limits_of_the_run_may_always_change(jobs: Jobs) -> None:
@@ -334,9 +365,17 @@ def test_a_whole_status_is_accepted_as_it_is_written(jobs: Jobs) -> None:
     assert "3/10 (30%)" in jobs.kubectl("get", "tj")
 
 
-@pytest.mark.parametrize("place", [Place("Check", 0, 1, 1), Place("PrepareData", 1, 2, 1), Place("Train", 1, 2, 1)])
-def test_the_pods_pass_pod_security_restricted(shared: Jobs, place: Place) -> None:
-    parsed = TrainingJobSpec.model_validate(spec())
+@pytest.mark.parametrize(
+    ("place", "fields"),
+    [
+        (Place("Check", 0, 1, 1), spec()),
+        (Place("PrepareData", 1, 2, 1), spec()),
+        (Place("Train", 1, 2, 1), spec()),
+        (Place("Train", 1, 2, 1), custom()),
+    ],
+)
+def test_the_pods_pass_pod_security_restricted(shared: Jobs, place: Place, fields: Json) -> None:
+    parsed = TrainingJobSpec.model_validate(fields)
     job = Job("gpt", shared.namespace, "job-uid", 1, "1", START, False, parsed, TrainingJobStatus())
     resolved = resolve(job, parsed, Settings("registry.example/trainer:1"))
     for manifest in (*children(job, parsed, resolved), pod(job, parsed, resolved, place)):

@@ -39,6 +39,12 @@ def spec(**changes: Any) -> dict[str, Any]:
     }
 
 
+def custom(**changes: Any) -> dict[str, Any]:
+    """A small valid spec of kind custom."""
+    task = {"kind": "custom", "custom": {"command": ["python", "train.py"]}}
+    return {"task": task, "workers": {"replicas": 2}, **changes}
+
+
 @dataclass
 class Play:
     """State of the world: the job as the API server has it, its pods, the operator's memory, the time."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from trainingjob_operator.api.crd import crd, schema_of
-from trainingjob_operator.api.rules import FIXED, RULES, WHILE_SUSPENDED
+from trainingjob_operator.api.rules import FIXED, OPTIONAL, RULES, WHILE_SUSPENDED
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_trainer.config import TrainerSpec
@@ -104,14 +104,25 @@ def test_every_field_of_the_spec_has_a_rule_about_its_change() -> None:
         "runPolicy.maxRestarts",
         "runPolicy.activeDeadlineSeconds",
         "runPolicy.startDeadlineSeconds",
+        "runPolicy.podsTTLSecondsAfterFinished",
     }
-    always |= {"runPolicy.startDeadlineSeconds", "runPolicy.podsTTLSecondsAfterFinished"}
-    ruled = {*FIXED, *WHILE_SUSPENDED, "image", "training.microBatchSize", *always}
+    ruled = {*FIXED, *WHILE_SUSPENDED, *always}
     for path, node in nodes(SPEC):
         name = path.removeprefix(".")
         if "properties" in node or "[]" in name or not name:
             continue
         assert any(name == rule or name.startswith(f"{rule}.") for rule in ruled), name
+
+
+def test_rules_know_which_fields_may_be_absent() -> None:
+    """CEL fails on a field that is not there, and a rule that fails refuses every update."""
+    for path in (*FIXED, *WHILE_SUSPENDED):
+        node, at = SPEC, ""
+        for part in path.split("."):
+            at = f"{at}.{part}".removeprefix(".")
+            always_there = "default" in node["properties"][part] or part in node.get("required", [])
+            assert always_there == (at not in OPTIONAL), at
+            node = node["properties"][part]
 
 
 def test_rules_are_attached_to_their_models() -> None:

@@ -4,14 +4,14 @@ import json
 from typing import Any
 
 import pytest
-from support.play import START, spec
+from support.play import START, custom, spec
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.facts import Job, PodFacts
 from trainingjob_operator.core.manifests import children, differs_for_good, pod, pod_group, resolve
 from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.pod_template import BUILDERS, Place
-from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.config import JobConfig, JobSpec, PodConfig, TrainerSpec
 
 TEMPLATE = {
     "labels": {"team": "a"},
@@ -31,8 +31,8 @@ TEMPLATE = {
 }
 
 
-def job(**changes: Any) -> tuple[Job, TrainingJobSpec]:
-    parsed = TrainingJobSpec.model_validate(spec(**changes))
+def job(whole: dict[str, Any] | None = None, **changes: Any) -> tuple[Job, TrainingJobSpec]:
+    parsed = TrainingJobSpec.model_validate(whole or spec(**changes))
     made = Job("gpt", "research", "job-uid", 1, "1", START, False, parsed, TrainingJobStatus())
     return made, parsed
 
@@ -178,8 +178,9 @@ def test_the_trainer_reads_the_configuration_that_was_asked_for() -> None:
     made, parsed = job(runPolicy={"maxRestarts": 7, "onExistingRun": "Overwrite"})
     config_map = children(made, parsed, resolve(made, parsed, Settings("trainer:1")))[0]
     config = JobConfig.model_validate(json.loads(config_map["data"]["config.json"]))
-    assert config.identity() == parsed.identity()
-    assert config.plan_hash() == parsed.plan_hash()
+    asked = TrainerSpec(**{name: getattr(parsed, name) for name in JobSpec.model_fields})
+    assert config.identity() == asked.identity()
+    assert config.plan_hash() == asked.plan_hash()
     assert (config.name, config.replicas, config.max_restarts, config.on_existing_run) == ("gpt", 2, 7, "Overwrite")
 
 
@@ -212,3 +213,25 @@ def test_only_what_is_immutable_in_a_pod_group_makes_it_differ_for_good() -> Non
     assert not differs_for_good(two, three)
     assert differs_for_good(two, group(replicas=2, template={"priorityClassName": "high"}))
     assert differs_for_good({"metadata": {}}, two)
+
+
+def test_a_custom_command_gets_no_ray_and_no_token_for_it() -> None:
+    made, parsed = job(custom())
+    resolved = resolve(made, parsed, Settings("trainer:1"))
+    objects = children(made, parsed, resolved)
+    assert [o["kind"] for o in objects] == ["ConfigMap", "Service"]
+    config = PodConfig.model_validate_json(objects[0]["data"]["config.json"])
+    assert config.task.custom is not None
+    assert config.task.custom.command == ["python", "train.py"]
+    manifest = pod(made, parsed, resolved, WORKER)
+    (container,) = manifest["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "trainingjob_trainer.agent", "custom"]
+    assert not any(name.startswith("RAY_") for name in env(manifest))
+    assert env(manifest)["TRAININGJOB_INCARNATION"] == "3"
+    assert {v["name"] for v in manifest["spec"]["volumes"]} == {
+        "trainingjob-config",
+        "trainingjob-tmp",
+        "trainingjob-home",
+        "trainingjob-shm",
+    }
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in manifest["spec"]["volumes"]}

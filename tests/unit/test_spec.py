@@ -55,6 +55,17 @@ DATA = spec()["data"]
             {"runPolicy": {"startDeadlineSeconds": 61, "activeDeadlineSeconds": 60}},
             "spec.runPolicy: startDeadlineSeconds (61) must not be above activeDeadlineSeconds (60)",
         ),
+        ({"data": None}, "spec: data is required for task.kind language-modeling"),
+        ({"outputUri": None}, "spec: outputUri is required for task.kind language-modeling"),
+        ({"task": {"kind": "custom"}}, "spec.task: custom is required for kind custom: give the command to run"),
+        (
+            {"task": {"kind": "language-modeling", "custom": {"command": ["true"]}}},
+            "spec.task: custom is not for kind language-modeling: set kind to custom, or remove it",
+        ),
+        (
+            {"task": {"kind": "custom", "custom": {"command": ["true"]}}, "data": None, "model": None},
+            "spec: training is not for task.kind custom, whose command decides about it: remove it",
+        ),
         ({"unknown": 1}, "spec.unknown: Extra inputs are not permitted"),
     ],
 )

@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.*|/.*)$")]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Argument = Annotated[str, Field(max_length=4096)]
 Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 
 
@@ -53,12 +54,43 @@ class Storage(Config):
         return self
 
 
+class Custom(Config):
+    """A training program of your own. It runs once in every worker pod, with what torch.distributed asks for in env."""
+
+    command: Annotated[list[Argument], Field(min_length=1, max_length=64)] = Field(
+        description="Program and first arguments; not run in a shell."
+    )
+    args: Annotated[list[Argument], Field(max_length=256)] = Field(
+        default_factory=list, description="Further arguments."
+    )
+
+
+Kind = Literal["language-modeling", "image-classification", "custom"]
+# Parts of a spec that describe a task of the trainer's own. A custom command has no use for them, but for an outputUri.
+OWN_TASK_PARTS = ("data", "model", "training")
+REQUIRED: dict[Kind, tuple[str, ...]] = {
+    "language-modeling": ("output_uri", *OWN_TASK_PARTS),
+    "image-classification": ("output_uri", *OWN_TASK_PARTS),
+    "custom": (),
+}
+
+
 class Task(Config):
     """What is learnt."""
 
-    kind: Literal["language-modeling", "image-classification"] = Field(
-        "language-modeling", description="language-modeling: next-token prediction; image-classification: one label."
+    kind: Kind = Field(
+        "language-modeling",
+        description="language-modeling: next-token prediction; image-classification: one label; custom: `command`.",
     )
+    custom: Custom | None = Field(None, description="The program to run (custom).")
+
+    @model_validator(mode="after")
+    def _custom_has_a_command(self) -> Self:
+        if self.kind == "custom" and self.custom is None:
+            raise ValueError("custom is required for kind custom: give the command to run")
+        if self.kind != "custom" and self.custom is not None:
+            raise ValueError(f"custom is not for kind {self.kind}: set kind to custom, or remove it")
+        return self
 
 
 class Source(Config):
@@ -277,26 +309,54 @@ class Evaluation(Config):
     )
 
 
-class TrainerSpec(Config):
-    """The fields of a TrainingJob's spec that say what to train; `operator/.../api/spec.py` adds how to run it."""
+class JobSpec(Config):
+    """The fields of a TrainingJob's spec that its pods read; `operator/.../api/spec.py` adds how to run them."""
 
     storage: Storage = Field(default_factory=Storage, description="Access to S3.")
-    output_uri: Uri = Field(description="Run directory: attempts, checkpoints, reports, exported model.")
+    output_uri: Uri | None = Field(
+        None,
+        description="Run directory: attempts, checkpoints, reports, exported model. Custom commands find it in "
+        "$TRAININGJOB_OUTPUT_URI.",
+    )
     task: Task = Field(default_factory=Task, description="Task.")
-    data: Data = Field(description="Data.")
-    model: Model = Field(description="Model.")
-    training: Training = Field(description="Training.")
-    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Checkpoints.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="Evaluation.")
+    data: Data | None = Field(None, description="Data. For every kind but custom.")
+    model: Model | None = Field(None, description="Model. For every kind but custom.")
+    training: Training | None = Field(None, description="Training. For every kind but custom.")
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint,
+        description="Checkpoints. A custom command makes its own: of these fields it has `drainSeconds` only.",
+    )
+    evaluation: Evaluation = Field(
+        default_factory=Evaluation, description="Evaluation. Not read for kind custom, whose command decides."
+    )
+
+    @model_validator(mode="after")
+    def _has_the_parts_of_its_kind(self) -> Self:
+        kind = self.task.kind
+        for part in (part for part in REQUIRED[kind] if getattr(self, part) is None):
+            raise ValueError(f"{to_camel(part)} is required for task.kind {kind}")
+        for part in (part for part in OWN_TASK_PARTS if getattr(self, part) is not None):
+            if part not in REQUIRED[kind]:
+                raise ValueError(f"{part} is not for task.kind {kind}, whose command decides about it: remove it")
+        return self
 
     @model_validator(mode="after")
     def _images_are_columns(self) -> Self:
-        if self.task.kind == "image-classification" and self.data.train.format != "parquet":
+        if self.task.kind == "image-classification" and self.data is not None and self.data.train.format != "parquet":
             raise ValueError(
                 f"data.train.format is {self.data.train.format}: image-classification reads parquet, "
                 "with a column of encoded images"
             )
         return self
+
+
+class TrainerSpec(JobSpec):
+    """A job of one of the trainer's own tasks: all its parts are there."""
+
+    output_uri: Uri
+    data: Data
+    model: Model
+    training: Training
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs' states interchangeable: nothing that may change over one run directory is in it.
@@ -307,7 +367,7 @@ class TrainerSpec(Config):
         data = {k: v for k, v in spec["data"].items() if k != "prepare"}
         prepare = spec["data"]["prepare"]
         parts: dict[str, Any] = {
-            "task": spec["task"],
+            "task": {"kind": self.task.kind},
             "data": {**data, "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]}},
             "model": self.model.size.wire(),
             "training": {
@@ -333,7 +393,7 @@ class TrainerSpec(Config):
         return digest({**self.identity(), **dict(_flatten(plan))})
 
 
-class JobConfig(TrainerSpec):
+class PodConfig(JobSpec):
     """What a pod gets as `/etc/trainingjob/config.json`: the spec's part, and the facts that the operator resolved."""
 
     name: Name
@@ -342,6 +402,10 @@ class JobConfig(TrainerSpec):
     ranks_per_pod: int = Field(ge=1)
     max_restarts: int = Field(ge=0)
     on_existing_run: Literal["Resume", "Overwrite"] = "Resume"
+
+
+class JobConfig(TrainerSpec, PodConfig):
+    """The same for a job of one of the trainer's own tasks."""
 
 
 def digest(value: Any) -> str:

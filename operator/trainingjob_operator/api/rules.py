@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic.alias_generators import to_camel
 from trainingjob_trainer import config
 
 from trainingjob_operator.api.spec import RunPolicy, TrainingJobSpec
@@ -57,23 +58,62 @@ ROOT_RULES = (
 )
 
 
+# Of the fields below and what they lie in: those that may be absent even after defaulting; a test compares.
+OPTIONAL = ("image", "outputUri", "task.custom", "data", "model", "training", "training.microBatchSize")
+
+
+def _same(path: str) -> str:
+    """Whether the field did not change; absent before and after is the same, too.
+
+    `has`, because the API server cannot bound the cost of comparing CEL's optional values.
+    """
+    same = f"self.{path} == oldSelf.{path}"
+    maybe = [field for field in OPTIONAL if f"{path}.".startswith(f"{field}.")]
+    if not maybe:
+        return same
+    now, before = (" && ".join(f"has({whole}.{field})" for field in maybe) for whole in ("self", "oldSelf"))
+    return f"(({now}) == ({before}) && (!({now}) || {same}))"
+
+
 def _fixed(path: str) -> Rule:
     """A field that makes the run what it is."""
     message = "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri"
-    return Rule(f"self.{path} == oldSelf.{path}", f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
+    return Rule(_same(path), f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
 
 
-def _while_suspended(path: str, *, optional: bool = False) -> Rule:
+def _while_suspended(path: str) -> Rule:
     """A field that a resumed run takes up: it may change while the job is suspended before and after."""
-    same = f"self.{path} == oldSelf.{path}"
-    if optional:
-        same = f"(has(self.{path}) == has(oldSelf.{path}) && (!has(self.{path}) || {same}))"
     suspended = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
     message = (
         "can change only while the job is suspended: set runPolicy.suspend to true, change it in a second step, "
         "then set suspend to false"
     )
-    return Rule(f"{same} || ({suspended})", f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
+    return Rule(f"{_same(path)} || ({suspended})", f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
+
+
+def _required(part: str) -> Rule:
+    """A part that some kinds of task need."""
+    kinds = [kind for kind, parts in config.REQUIRED.items() if part in parts]
+    name = to_camel(part)
+    return Rule(
+        f"has(self.{name}) || !(self.task.kind in {kinds})",
+        f"{name} is required for task.kind %s",
+        ("self.task.kind",),
+        field=f".{name}",
+        reason="FieldValueRequired",
+    )
+
+
+def _only(part: str) -> Rule:
+    """A part that other kinds of task have no use for."""
+    kinds = [kind for kind, parts in config.REQUIRED.items() if part in parts]
+    return Rule(
+        f"!has(self.{part}) || self.task.kind in {kinds}",
+        f"{part} is not for task.kind %s, whose command decides about it: remove it",
+        ("self.task.kind",),
+        field=f".{part}",
+        reason="FieldValueForbidden",
+    )
 
 
 RANKS = "self.workers.replicas * (self.workers.resources.gpus > 0 ? self.workers.resources.gpus : 1)"
@@ -81,7 +121,7 @@ RANKS = "self.workers.replicas * (self.workers.resources.gpus > 0 ? self.workers
 # With TrainerSpec.identity(): these and no others are fixed; a test compares.
 FIXED = (
     "outputUri",
-    "task",
+    "task.kind",
     "data.train",
     "data.validation",
     "data.test",
@@ -94,7 +134,9 @@ FIXED = (
     "training.optimizer.name",
 )
 WHILE_SUSPENDED = (
+    "image",
     "storage",
+    "task.custom",
     "workers.replicas",
     "workers.resources",
     "workers.template",
@@ -106,6 +148,7 @@ WHILE_SUSPENDED = (
     "training.steps",
     "training.optimizer",
     "training.schedule",
+    "training.microBatchSize",
     "training.clipNorm",
     "training.precision",
     "training.deterministic",
@@ -113,19 +156,21 @@ WHILE_SUSPENDED = (
     "runPolicy.onExistingRun",
 )
 
+REQUIRED_BY_SOME = tuple(dict.fromkeys(part for parts in config.REQUIRED.values() for part in parts))
+
 SPEC_RULES = (
     *(_fixed(path) for path in FIXED),
     *(_while_suspended(path) for path in WHILE_SUSPENDED),
-    _while_suspended("image", optional=True),
-    _while_suspended("training.microBatchSize", optional=True),
+    *(_required(part) for part in REQUIRED_BY_SOME),
+    *(_only(part) for part in config.OWN_TASK_PARTS),
     Rule(
-        f"self.training.globalBatchSize >= {RANKS}",
+        f"!has(self.training) || self.training.globalBatchSize >= {RANKS}",
         "training.globalBatchSize (%d) is below the number of ranks (%d): raise it or ask for fewer workers",
         ("self.training.globalBatchSize", RANKS),
         field=".training.globalBatchSize",
     ),
     Rule(
-        "self.task.kind != 'image-classification' || self.data.train.format == 'parquet'",
+        "self.task.kind != 'image-classification' || !has(self.data) || self.data.train.format == 'parquet'",
         "data.train.format is %s: image-classification reads parquet, with a column of encoded images",
         ("self.data.train.format",),
         field=".data.train.format",
@@ -143,6 +188,22 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             field=".startDeadlineSeconds",
         ),
     ),
+    # The defaults of a default are not there yet when the API server checks it, hence `has`.
+    config.Task: (
+        Rule(
+            "!has(self.kind) || self.kind != 'custom' || has(self.custom)",
+            "custom is required for kind custom: give the command to run",
+            field=".custom",
+            reason="FieldValueRequired",
+        ),
+        Rule(
+            "!has(self.custom) || (has(self.kind) && self.kind == 'custom')",
+            "custom is not for kind %s: set kind to custom, or remove it",
+            ("self.kind",),
+            field=".custom",
+            reason="FieldValueForbidden",
+        ),
+    ),
     config.Storage: (
         Rule(
             "!(has(self.credentialsSecret) && has(self.serviceAccountName))",
@@ -157,7 +218,6 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
         ),
     ),
     config.Clean: (
-        # The defaults of a default are not there yet when the API server checks it.
         Rule(
             "!has(self.minChars) || !has(self.maxChars) || self.minChars <= self.maxChars",
             "minChars (%d) must not be above maxChars (%d)",

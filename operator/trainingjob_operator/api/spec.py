@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from trainingjob_trainer.config import Config, Quantity, TrainerSpec
+from trainingjob_trainer.config import Config, JobSpec, Quantity
 
 from trainingjob_operator.api.template import Template
 
@@ -73,7 +73,7 @@ class RunPolicy(Config):
         return self
 
 
-class TrainingJobSpec(TrainerSpec):
+class TrainingJobSpec(JobSpec):
     """The whole spec."""
 
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
@@ -85,12 +85,22 @@ class TrainingJobSpec(TrainerSpec):
     @model_validator(mode="after")
     def _a_sample_for_each_rank(self) -> Self:
         ranks = self.workers.replicas * self.workers.ranks_per_pod
-        if self.training.global_batch_size < ranks:
+        if self.training is not None and self.training.global_batch_size < ranks:
             raise ValueError(
                 f"training.globalBatchSize ({self.training.global_batch_size}) is below the number of ranks ({ranks}): "
                 "raise it or ask for fewer workers"
             )
         return self
+
+    @property
+    def custom(self) -> bool:
+        """Whether the pods run a command of the user's, not the trainer."""
+        return self.task.kind == "custom"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run; 0: not known, a custom command decides."""
+        return self.training.steps if self.training is not None else 0
 
     @property
     def suspended(self) -> bool:

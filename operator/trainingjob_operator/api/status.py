@@ -42,6 +42,7 @@ Time = Annotated[
 ]
 Step = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(max_length=4096)]
+Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], float], Field(max_length=64)]
 Word = Annotated[str, Field(max_length=253)]
 
 
@@ -84,6 +85,7 @@ class Progress(StatusModel):
     learning_rate: float | None = Field(None, description="Learning rate at `step`.")
     tokens_per_second: float | None = Field(None, description="Throughput over all ranks.")
     eta: Annotated[str, Field(max_length=32)] | None = Field(None, description="Time to the last step, like 1h02m.")
+    metrics: Metrics = Field(default_factory=dict, description="Further numbers that a custom command reports.")
     updated_at: Time | None = Field(None, description="When the trainer reported this.")
 
 
@@ -101,9 +103,7 @@ class EvaluationStatus(StatusModel):
 
     split: Word = Field(description="Split that was evaluated.")
     step: Step = Field(description="Step of the weights.")
-    metrics: Annotated[dict[Annotated[str, Field(max_length=64)], float], Field(max_length=64)] = Field(
-        default_factory=dict, description="Scalar metrics by name."
-    )
+    metrics: Metrics = Field(default_factory=dict, description="Scalar metrics by name.")
 
 
 class Restarts(StatusModel):

@@ -10,7 +10,7 @@ from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.history import interrupted
 from trainingjob_operator.core.obstacle import Obstacle
-from trainingjob_operator.core.run import done
+from trainingjob_operator.core.run import all_at_work, done
 from trainingjob_operator.core.situation import Situation
 
 STATES = {
@@ -66,7 +66,7 @@ def _phase(here: Situation, status: TrainingJobStatus) -> Phase:
     lost = any(_lost(here, member) for member in here.gang(status))
     hurt = interrupted(status.history, status.start_time or here.now)
     if status.stage == "Train":
-        if not lost and not hurt and (status.phase == "Running" or _first_step_done(here, status)):
+        if not lost and not hurt and (status.phase == "Running" or _under_way(here, status)):
             return "Running"
         return "Restarting" if hurt or status.phase in ("Running", "Restarting") else "Starting"
     head = here.head(status)
@@ -99,7 +99,10 @@ def _ungrouped(here: Situation, status: TrainingJobStatus) -> str | None:
     )
 
 
-def _first_step_done(here: Situation, status: TrainingJobStatus) -> bool:
+def _under_way(here: Situation, status: TrainingJobStatus) -> bool:
+    """Whether the first step of the attempt is done. A custom command need not report its steps: there, pods count."""
+    if here.spec.custom:
+        return all_at_work(here, status)
     report = here.report(status)
     return report is not None and report.first_step_at is not None
 

@@ -80,9 +80,9 @@ def _suspend(here: Situation, status: TrainingJobStatus) -> Plan:
         said = Appraisal("Suspending", "Suspending", "Waiting for the pods to commit a checkpoint and to end.")
         return _plan(here, status, said, upkeep.drain(here))
     status = status.model_copy(update={"resolved": None, "stage": None})
-    step = status.checkpoint.latest_step if status.checkpoint is not None else None
-    where = "before its first checkpoint" if step is None else f"at step {step}"
-    message = f"Suspended {where}: set spec.runPolicy.suspend to false to go on."
+    step = run.committed_step(here, status)
+    where = f" at step {step}" if step else "" if here.spec.custom else " before its first checkpoint"
+    message = f"Suspended{where}: set spec.runPolicy.suspend to false to go on."
     return _plan(here, status, Appraisal("Suspended", "Suspended", message), upkeep.drain(here))
 
 
@@ -99,11 +99,12 @@ def _overdue(here: Situation, status: TrainingJobStatus, deadline: Deadline) -> 
 
 
 def _succeed(here: Situation, status: TrainingJobStatus, result: dict[str, Any]) -> Plan:
-    status = merge_result(status, result, here.spec.training.steps, here.now)
+    status = merge_result(status, result, here.spec.steps, here.now)
     status = status.model_copy(update={"completion_time": here.now})
-    step = status.progress.step if status.progress is not None else here.spec.training.steps
+    step = status.progress.step if status.progress is not None else here.spec.steps
     uri = status.result.model_uri if status.result is not None else None
-    message = f"Finished at step {step}" + (f"; the model is at {uri}." if uri else ".")
+    message = f"Finished at step {step}" if step else "Finished"
+    message += f"; the model is at {uri}." if uri else "."
     return _plan(here, status, Appraisal("Succeeded", "Succeeded", message), upkeep.drain(here))
 
 

@@ -107,6 +107,8 @@ class ReportedProgress(Report):
     loss: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
+    percent: int | None = Field(None, ge=0, le=100)
+    metrics: dict[str, Any] = Field(default_factory=dict)
 
 
 class ReportedCheckpoint(Report):

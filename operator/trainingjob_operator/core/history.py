@@ -65,6 +65,16 @@ def recover(history: History, report: ProgressReport | None, since: datetime) ->
     return tuple(_recovered(i, report, first_step_at) if i.time >= since else i for i in history)
 
 
+def all_recovered(history: History, since: datetime, now: datetime) -> History:
+    """`history` with every incident after `since` recovered from by `now`; what it cost in steps is not known."""
+    return tuple(
+        i.model_copy(update={"seconds_to_recover": max(0, round((now - i.time).total_seconds()))})
+        if i.time >= since and i.seconds_to_recover is None
+        else i
+        for i in history
+    )
+
+
 def interrupted(history: History, since: datetime) -> bool:
     """Whether the run has not recovered from its newest incident; one before `since` is of an earlier run."""
     return bool(history) and history[-1].time >= since and history[-1].seconds_to_recover is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from trainingjob_trainer.config import JobConfig, TrainerSpec, digest
+from trainingjob_trainer.config import JobSpec, PodConfig, digest
 
 from trainingjob_operator.api.spec import API_VERSION, KIND, TrainingJobSpec
 from trainingjob_operator.api.status import Resolved
@@ -18,9 +18,9 @@ from trainingjob_operator.kube.api import POD_GROUPS
 
 def trainer_config(job: Job, spec: TrainingJobSpec, replicas: int, ranks_per_pod: int) -> dict[str, Any]:
     """What the pods get as `config.json`."""
-    trainer_fields = {name: getattr(spec, name) for name in TrainerSpec.model_fields}
-    return JobConfig(
-        **trainer_fields,
+    fields = {name: getattr(spec, name) for name in JobSpec.model_fields}
+    return PodConfig(
+        **fields,
         name=job.name,
         namespace=job.namespace,
         replicas=replicas,
@@ -64,8 +64,15 @@ def metadata(job: Job, name: str) -> dict[str, Any]:
 
 
 def children(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> tuple[Manifest, ...]:
-    """ConfigMap, Secret and Service of a run."""
+    """ConfigMap, Secret and Service of a run. A custom command starts no Ray, so it needs no token for it."""
     config = trainer_config(job, spec, resolved.replicas, resolved.ranks_per_pod)
+    # Without data: the executor puts the random token in, under the key `token`.
+    secret: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(job, names.secret_name(job.name, job.uid)),
+        "type": "Opaque",
+    }
     return (
         {
             "apiVersion": "v1",
@@ -74,13 +81,7 @@ def children(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> tuple[Manif
             "immutable": True,
             "data": {"config.json": json.dumps(config, indent=2, sort_keys=True)},
         },
-        # Without data: the executor puts the random token in, under the key `token`.
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": metadata(job, names.secret_name(job.name, job.uid)),
-            "type": "Opaque",
-        },
+        *(() if spec.custom else (secret,)),
         {
             "apiVersion": "v1",
             "kind": "Service",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trainingjob_operator.api.spec import Resources, TrainingJobSpec
+from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import Resolved, Role, Stage
 from trainingjob_operator.core import names
 from trainingjob_operator.core.stages import role_of
@@ -15,6 +15,13 @@ Json = dict[str, Any]
 
 HTTP_PORT = 8080
 AGENT_STAGE: dict[Stage, str] = {"Check": "check", "PrepareData": "prepare-data", "Train": "train"}
+AGENT_CUSTOM = "custom"
+RAY_ENV = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN_PATH": "/etc/trainingjob-ray/token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TMPDIR": "/tmp/ray",
+}
 FIELD_ENV = {
     "POD_NAME": "metadata.name",
     "POD_UID": "metadata.uid",
@@ -24,7 +31,6 @@ FIELD_ENV = {
 PATH_ENV = {
     "HOME": "/home/trainer",
     "TMPDIR": "/tmp",
-    "RAY_TMPDIR": "/tmp/ray",
     "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor",
     "TRITON_CACHE_DIR": "/tmp/triton",
     "MPLCONFIGDIR": "/tmp/matplotlib",
@@ -91,7 +97,7 @@ def version_1(job_name: str, job_uid: str, spec: TrainingJobSpec, resolved: Reso
                 # gloo and NCCL listen on ephemeral ports: bounded, so that a NetworkPolicy can name them.
                 "sysctls": [{"name": "net.ipv4.ip_local_port_range", "value": "30000 32767"}],
             },
-            volumes=_volumes(job_name, job_uid, resolved) + [v.wire() for v in template.volumes],
+            volumes=_volumes(job_name, job_uid, spec, resolved) + [v.wire() for v in template.volumes],
             containers=[_container(job_name, job_uid, spec, resolved, place)],
         ),
     }
@@ -106,7 +112,12 @@ def _container(job_name: str, job_uid: str, spec: TrainingJobSpec, resolved: Res
         name=names.CONTAINER,
         image=resolved.image,
         imagePullPolicy=template.image_pull_policy,
-        command=["python", "-m", "trainingjob_trainer.agent", AGENT_STAGE[place.stage]],
+        command=[
+            "python",
+            "-m",
+            "trainingjob_trainer.agent",
+            AGENT_CUSTOM if spec.custom else AGENT_STAGE[place.stage],
+        ],
         env=[e for e in own_env if e["name"] not in overridden] + user_env,
         ports=[{"name": "http", "containerPort": HTTP_PORT}],
         readinessProbe={"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 2, "failureThreshold": 5},
@@ -119,7 +130,11 @@ def _container(job_name: str, job_uid: str, spec: TrainingJobSpec, resolved: Res
         },
         volumeMounts=[
             {"name": "trainingjob-config", "mountPath": "/etc/trainingjob", "readOnly": True},
-            {"name": "trainingjob-ray", "mountPath": "/etc/trainingjob-ray", "readOnly": True},
+            *(
+                []
+                if spec.custom
+                else [{"name": "trainingjob-ray", "mountPath": "/etc/trainingjob-ray", "readOnly": True}]
+            ),
             *({"name": name, "mountPath": path} for name, path, _ in EMPTY_DIRS),
             *(m.wire() for m in template.volume_mounts),
         ],
@@ -134,10 +149,9 @@ def _env(job_name: str, job_uid: str, spec: TrainingJobSpec, place: Place) -> li
         "TRAININGJOB_INDEX": str(place.index),
         "TRAININGJOB_REPLICAS": str(place.replicas),
         "TRAININGJOB_HEAD": f"{place.role}-0.{names.service_name(job_name)}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": "/etc/trainingjob-ray/token",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        "TRAININGJOB_INCARNATION": str(place.incarnation),
         **PATH_ENV,
+        **({} if spec.custom else RAY_ENV),
     }
     env: list[Json] = [{"name": name, "value": value} for name, value in plain.items()]
     env += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in FIELD_ENV.items()]
@@ -152,24 +166,23 @@ def _env(job_name: str, job_uid: str, spec: TrainingJobSpec, place: Place) -> li
 
 def _resources(spec: TrainingJobSpec, place: Place) -> Json:
     """Requests equal limits, so that the pod is of the Guaranteed class."""
-    wanted: Resources | None = spec.workers.resources if place.stage == "Train" else None
-    amounts = {
-        "cpu": wanted.cpu if wanted else spec.data.prepare.cpu,
-        "memory": wanted.memory if wanted else spec.data.prepare.memory,
-    }
-    if wanted and wanted.gpus:
-        amounts[wanted.gpu_resource_name] = str(wanted.gpus)
+    if place.stage == "Train":
+        wanted = spec.workers.resources
+        amounts = {"cpu": wanted.cpu, "memory": wanted.memory}
+        if wanted.gpus:
+            amounts[wanted.gpu_resource_name] = str(wanted.gpus)
+    else:
+        assert spec.data is not None
+        amounts = {"cpu": spec.data.prepare.cpu, "memory": spec.data.prepare.memory}
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
-def _volumes(job_name: str, job_uid: str, resolved: Resolved) -> list[Json]:
+def _volumes(job_name: str, job_uid: str, spec: TrainingJobSpec, resolved: Resolved) -> list[Json]:
+    # World-readable inside the pod: its user is the image's, unknown here.
+    ray_token = {"secretName": names.secret_name(job_name, job_uid), "defaultMode": 0o444}
     return [
         {"name": "trainingjob-config", "configMap": {"name": names.config_map_name(job_name, resolved.config_hash)}},
-        {
-            "name": "trainingjob-ray",
-            # World-readable inside the pod: its user is the image's, unknown here.
-            "secret": {"secretName": names.secret_name(job_name, job_uid), "defaultMode": 0o444},
-        },
+        *([] if spec.custom else [{"name": "trainingjob-ray", "secret": ray_token}]),
         *({"name": name, "emptyDir": source} for name, _, source in EMPTY_DIRS),
     ]
 

@@ -20,20 +20,22 @@ def merge_report(
     """`status` with progress, checkpoint and evaluation of `report`; absent parts stay. steps: of the run."""
     said = report.progress
     progress = status.progress
-    if progress is None or said is not None:
+    if said is not None or (progress is None and steps):
         done = said.step if said is not None else 0
         total = said.steps if said is not None and said.steps else steps
+        share = said.percent if said is not None and said.percent is not None else percent(done, total)
         progress = Progress(
             step=done,
             steps=total,
-            percent=percent(done, total),
-            summary=f"{done}/{total} ({percent(done, total)}%)",
+            percent=share,
+            summary=_summary(done, total, share),
             samples=said.samples if said else None,
             tokens=said.tokens if said else None,
             loss=_rounded(said.loss if said else None, 4),
             learning_rate=_rounded(said.learning_rate if said else None, 8),
             tokens_per_second=_rounded(said.tokens_per_second if said else None, 1),
             eta=duration(said.eta_seconds) if said else None,
+            metrics=scalar_metrics(said.metrics) if said else {},
             updated_at=fetched_at,
         )
     update: dict[str, Any] = {"progress": progress}
@@ -54,12 +56,10 @@ def merge_report(
 
 def merge_result(status: TrainingJobStatus, result: Mapping[str, Any], steps: int, now: datetime) -> TrainingJobStatus:
     """`status` with what `result.json` says; a part that is missing or malformed changes nothing."""
-    update: dict[str, Any] = {
-        "result": Result(
-            model_uri=_text(result.get("modelUri")),
-            report_uri=_text(result.get("reportUri")),
-        )
-    }
+    update: dict[str, Any] = {}
+    model_uri, report_uri = _text(result.get("modelUri")), _text(result.get("reportUri"))
+    if model_uri or report_uri:
+        update["result"] = Result(model_uri=model_uri, report_uri=report_uri)
     step = result.get("step")
     if isinstance(step, int) and step >= 0:
         before = status.progress or Progress()
@@ -68,7 +68,7 @@ def merge_result(status: TrainingJobStatus, result: Mapping[str, Any], steps: in
                 "step": step,
                 "steps": max(step, steps),
                 "percent": percent(step, max(step, steps)),
-                "summary": f"{step}/{max(step, steps)} ({percent(step, max(step, steps))}%)",
+                "summary": _summary(step, max(step, steps), percent(step, max(step, steps))),
                 "eta": None,
                 "updated_at": now,
             }
@@ -94,6 +94,10 @@ def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 def percent(step: int, steps: int) -> int:
     """Share of the steps in whole percent, 0 to 100, rounded down."""
     return min(100, 100 * step // steps) if steps else 0
+
+
+def _summary(step: int, steps: int, share: int) -> str:
+    return f"{step}/{steps} ({share}%)" if steps else f"{share}%" if share else f"step {step}"
 
 
 def duration(seconds: float | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from trainingjob_operator.api.status import Incident, Member, Stage, TrainingJobStatus
@@ -11,11 +12,11 @@ from trainingjob_operator.core.failures import Failure
 from trainingjob_operator.core.manifests import resolve
 from trainingjob_operator.core.reports import merge_report
 from trainingjob_operator.core.situation import Situation
-from trainingjob_operator.core.stages import gang_size, may_follow, role_of
+from trainingjob_operator.core.stages import first_stage, gang_size, may_follow, role_of
 
 
 def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
-    """A run from the start, or from where a suspended one stands in its run directory: both begin at Check."""
+    """A run from the start, or from where a suspended one stands: both from the first stage on."""
     resolved = resolve(here.job, here.spec, here.settings)
     begun = status.model_copy(
         update={
@@ -25,14 +26,22 @@ def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
             "training_start_time": None,
         }
     )
-    return enter(here, begun, "Check")
+    return enter(here, begun, first_stage(here.spec))
 
 
-def enter(here: Situation, status: TrainingJobStatus, stage: Stage) -> TrainingJobStatus:
-    """The first status of `stage`: its gang is licensed, every pod in a new incarnation."""
+def enter(here: Situation, status: TrainingJobStatus, stage: Stage, delay: float = 0.0) -> TrainingJobStatus:
+    """The first status of `stage`: its gang is licensed, every pod in a new incarnation, after `delay` seconds."""
     assert status.resolved is not None
     role, size = role_of(stage), gang_size(stage, here.spec, status.resolved)
-    gang = tuple(Member(role=role, index=i, incarnation=here.next_incarnation(status, role, i)) for i in range(size))
+    incarnations = [here.next_incarnation(status, role, index) for index in range(size)]
+    if here.spec.custom:
+        # One number for the gang: by it the pods know each other, and it counts the attempts.
+        incarnations = [max(incarnations)] * size
+    not_before = here.now + timedelta(seconds=delay) if delay else None
+    gang = tuple(
+        Member(role=role, index=index, incarnation=incarnation, not_before=not_before)
+        for index, incarnation in enumerate(incarnations)
+    )
     others = tuple(m for m in status.pods if m.role != role or m.index >= size)
     return status.model_copy(update={"stage": stage, "pods": (*others, *gang)})
 
@@ -47,8 +56,11 @@ def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
         for m in status.pods
     )
     status = status.model_copy(update={"pods": pods})
-    if status.training_start_time is None and _all_ready(here, status):
+    if status.training_start_time is None and all_at_work(here, status):
         status = status.model_copy(update={"training_start_time": here.now})
+    if here.spec.custom and all_at_work(here, status):
+        recovered = history.all_recovered(status.history, status.start_time or here.now, here.now)
+        status = status.model_copy(update={"history": recovered})
     report, fetched_at = here.report(status), here.progress.fetched_at
     if report is None or fetched_at is None:
         return status
@@ -60,13 +72,7 @@ def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
             counted = restarts.count(counted, committed_step(here, status), here.now)
     told = history.recover(told, report, status.start_time or here.now)
     status = status.model_copy(update={"history": told, "restarts": counted})
-    return merge_report(status, report, fetched_at, here.spec.training.steps)
-
-
-def _all_ready(here: Situation, status: TrainingJobStatus) -> bool:
-    """Whether training has all its pods."""
-    pods = here.gang_pods(status)
-    return status.stage == "Train" and len(pods) == len(here.gang(status)) and all(pod.ready for pod in pods)
+    return merge_report(status, report, fetched_at, here.spec.steps)
 
 
 def outcome(here: Situation, status: TrainingJobStatus) -> TerminationMessage | None:
@@ -82,6 +88,7 @@ def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[Training
     """`status` with an incident and a successor for every pod that failed, and why the run is given up, if it is."""
     verdict = _verdict_on_ranks(here, status)
     report, committed = here.report(status), committed_step(here, status)
+    fallen: dict[Member, float] = {}  # and the seconds until their successors come
     for member in here.gang(status):
         pod = here.pod_of(member)
         failure = _failure(here, member, pod)
@@ -95,15 +102,17 @@ def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[Training
         status = status.model_copy(update={"history": history.record(status.history, incident)})
         verdict = verdict or _verdict(here, status, failure)
         in_a_row = status.restarts.without_progress if failure.counted else 0
-        delay = restarts.delay(max(in_a_row, _ends_in_a_row(here, status, member)))
-        status = _succeeded_by(here, status, member, delay)
+        fallen[member] = restarts.delay(max(in_a_row, _ends_in_a_row(here, status, member)))
+    status = _replaced(here, status, fallen)
     if verdict is None:
         status = _revive_done(here, status)
     return status, verdict
 
 
 def committed_step(here: Situation, status: TrainingJobStatus) -> int:
-    """The newest step that is known to be committed."""
+    """The newest step that is known to be committed. Of what a custom command saves, its reported step must tell."""
+    if here.spec.custom:
+        return status.progress.step if status.progress is not None else 0
     report = here.report(status)
     known = [status.checkpoint.latest_step if status.checkpoint else None, report.resumed_from_step if report else None]
     return max([0, *(step for step in known if step is not None)])
@@ -112,6 +121,12 @@ def committed_step(here: Situation, status: TrainingJobStatus) -> int:
 def done(pod: PodFacts) -> bool:
     """Whether a pod beside the head ended in peace: the head told it that the stage is over."""
     return pod.index > 0 and pod.phase == "Succeeded"
+
+
+def all_at_work(here: Situation, status: TrainingJobStatus) -> bool:
+    """Whether training has all its pods: each is ready, or done with its part."""
+    pods = [here.pod_of(member) for member in here.gang(status)]
+    return status.stage == "Train" and all(p is not None and ((p.ready and not p.deleting) or done(p)) for p in pods)
 
 
 def _failure(here: Situation, member: Member, pod: PodFacts | None) -> Failure | None:
@@ -172,6 +187,19 @@ def _ends_in_a_row(here: Situation, status: TrainingJobStatus, member: Member) -
     ends = (i.pod for i in status.history if i.time >= since and i.seconds_to_recover is None and i.pod is not None)
     names_of = (names.parse_pod_name(pod) for pod in ends)
     return sum(1 for name in names_of if name is not None and (name.role, name.index) == (member.role, member.index))
+
+
+def _replaced(here: Situation, status: TrainingJobStatus, fallen: Mapping[Member, float]) -> TrainingJobStatus:
+    """`status` with successors of the fallen pods.
+
+    The agents of the trainer bring surviving pods into a new process group. Custom commands cannot be brought anywhere:
+    they wait in collectives, or die, for the peer that is gone. So the whole gang starts anew.
+    """
+    if fallen and here.spec.custom:
+        return enter(here, status, "Train", max(fallen.values()))
+    for member, delay in fallen.items():
+        status = _succeeded_by(here, status, member, delay)
+    return status
 
 
 def _succeeded_by(here: Situation, status: TrainingJobStatus, member: Member, delay: float) -> TrainingJobStatus:

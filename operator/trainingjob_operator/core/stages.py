@@ -11,6 +11,11 @@ ORDER: tuple[Stage, ...] = ("Check", "PrepareData", "Train")
 Outcome = Literal["PrepareData", "Train", "Finished"]
 
 
+def first_stage(spec: TrainingJobSpec) -> Stage:
+    """Where a run begins, and begins again after a suspension. A custom command has nothing that could be prepared."""
+    return "Train" if spec.custom else "Check"
+
+
 def role_of(stage: Stage) -> Role:
     return "train" if stage == "Train" else "prepare"
 
@@ -19,7 +24,10 @@ def gang_size(stage: Stage, spec: TrainingJobSpec, resolved: Resolved) -> int:
     """Pods of the stage."""
     if stage == "Check":
         return 1
-    return resolved.replicas if stage == "Train" else spec.data.prepare.replicas
+    if stage == "Train":
+        return resolved.replicas
+    assert spec.data is not None
+    return spec.data.prepare.replicas
 
 
 def may_follow(stage: Stage, outcome: Outcome) -> bool:
