@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine, Mapping, Sequence
+import socket
+import uuid
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,14 +16,16 @@ from typing import Any
 from trainingjob_operator.core.cache import Cache, Key
 from trainingjob_operator.core.decide import decide
 from trainingjob_operator.core.executor import Executor
+from trainingjob_operator.core.facts import Job
 from trainingjob_operator.core.names import LABEL_JOB_UID
 from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.queue import WorkQueue
 from trainingjob_operator.jobwatch import watch_jobs
 from trainingjob_operator.kube.api import POD_GROUPS, PODS, TRAINING_JOBS, ApiError
-from trainingjob_operator.kube.client import Client
+from trainingjob_operator.kube.client import Client, allow
 from trainingjob_operator.kube.connection import Connection, ConnectionProblem, connect
 from trainingjob_operator.kube.informer import Informer
+from trainingjob_operator.kube.lease import REQUEST_TIMEOUT_SECONDS, LeaderElection
 from trainingjob_operator.kube.preflight import StartProblem, check
 from trainingjob_operator.observe.events import EventRecorder
 from trainingjob_operator.observe.jobs import JobCollector
@@ -29,64 +33,21 @@ from trainingjob_operator.observe.metrics import OperatorMetrics
 from trainingjob_operator.observe.progress import ProgressPoller
 from trainingjob_operator.observe.server import measure_lag, serve
 from trainingjob_operator.options import Options
+from trainingjob_operator.stores import JobStore, PodStore
 
 RELIST_DELAY_SECONDS = 1.0
+LAST_WRITES_SECONDS = 5.0
+"""How long a leader that is told to end may go on with what it is at; then others may lead."""
 
 logger = logging.getLogger(__name__)
 
 
-class PodStore:
-    """Takes pods into the cache and queues the jobs that they belong to."""
-
-    def __init__(self, cache: Cache, queue: WorkQueue[Key]) -> None:
-        self._cache = cache
-        self._queue = queue
-
-    def put(self, body: Mapping[str, Any]) -> None:
-        """A pod is there, or has changed."""
-        try:
-            self._enqueue(self._cache.put_pod(body))
-        except (KeyError, ValueError):
-            logger.exception("pod %s cannot be read and is ignored", body["metadata"]["name"])
-
-    def remove(self, body: Mapping[str, Any]) -> None:
-        """A pod was deleted."""
-        self._enqueue(self._cache.remove_pod(body))
-
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
-        """These are all pods."""
-        for key in self._cache.replace_pods(namespace, bodies, version):
-            self._enqueue(key)
-
-    def _enqueue(self, key: Key | None) -> None:
-        if key is not None and self._cache.job(key) is not None:
-            self._queue.add(key)
-
-
-class JobStore:
-    """Takes TrainingJobs into the cache and queues them; asks for a LIST when kopf has begun anew."""
-
-    def __init__(self, cache: Cache, queue: WorkQueue[Key]) -> None:
-        self.relist = asyncio.Event()
-        self._cache = cache
-        self._queue = queue
-
-    def take(self, kind: str | None, body: Mapping[str, Any]) -> None:
-        """An event of kopf's watch. A LIST (kind None) does not tell what vanished before it."""
-        if kind is None:
-            self.relist.set()
-        key = self._cache.remove_job(body) if kind == "DELETED" else self._cache.put_job(body)
-        if key is not None:
-            self._queue.add(key)
-
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
-        """These are all TrainingJobs."""
-        for key in self._cache.replace_jobs(namespace, bodies, version):
-            self._queue.add(key)
-
-
 class Operator:
-    """The parts of one operator process, made from its options; `run` is its life."""
+    """The parts of one operator process, made from its options; `run` is its life.
+
+    Only the leader decides and writes. A standby watches, so that it knows all when it becomes the leader; all that an
+    executor or a queue remembers therefore begins there.
+    """
 
     def __init__(self, options: Options, connection: Connection) -> None:
         self._options = options
@@ -95,11 +56,16 @@ class Operator:
         self._cache = Cache()
         self._queue: WorkQueue[Key] = WorkQueue(on_done=self._reconciled)
         self._metrics = OperatorMetrics(self._queue.__len__)
-        self._client = Client(connection, self._metrics.requested)
+        self._lease_client = Client(connection, self._metrics.requested, timeout=REQUEST_TIMEOUT_SECONDS)
+        self._election: LeaderElection | None = None
+        if options.lease is not None:
+            self._election = LeaderElection(self._lease_client, *options.lease, _identity())
+        guard = self._election.check if self._election else allow
+        self._client = Client(connection, self._metrics.requested, guard)
         self._poller = ProgressPoller(self._queue.add_after, _now, options.progress_interval)
-        self._metrics.registry.register(JobCollector(self._cache.jobs, self._poller.facts))
-        self._jobs = JobStore(self._cache, self._queue)
-        pods = PodStore(self._cache, self._queue)
+        self._metrics.registry.register(JobCollector(self._led_jobs, self._poller.facts))
+        self._jobs = JobStore(self._cache, self._enqueue)
+        pods = PodStore(self._cache, self._enqueue)
         self._informers = [
             Informer(self._client, PODS, pods, namespace, LABEL_JOB_UID, self._pods_watch_restarted)
             for namespace in self._namespaces
@@ -116,11 +82,12 @@ class Operator:
         )
         self._jobs_listed = False
         self._pod_groups = False
+        self._leading = False
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT. Raises `StartProblem`, or a group of what made it stop."""
-        async with self._client, self._poller:
-            await check(self._client, self._namespaces)
+        async with self._lease_client, self._client, self._poller:
+            await check(self._client, self._namespaces, self._options.lease)
             stop, ready = asyncio.Event(), asyncio.Event()
             async with asyncio.TaskGroup() as group:
                 ours = [group.create_task(part) for part in self._parts()]
@@ -156,7 +123,7 @@ class Operator:
             raise StartProblem(f"cannot serve on {host}:{port} (--metrics-address): {error}") from error
 
     async def _work(self) -> None:
-        """Wait for full caches, then reconcile for ever: a decision on half the pods would create the other half."""
+        """Fill the caches, keep them full, and lead: a decision on half the pods would create the other half."""
         await self._list_jobs()
         self._jobs_listed = True
         self._jobs.relist.clear()
@@ -164,8 +131,27 @@ class Operator:
             await informer.synced.wait()
         logger.info("caches are filled: %d TrainingJobs", sum(1 for _ in self._cache.jobs()))
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._queue.run(self._executor.reconcile, self._options.max_concurrent_reconciles))
             group.create_task(self._resync())
+            group.create_task(self._lead())
+
+    async def _lead(self) -> None:
+        """Wait until no other operator leads; then reconcile, until cancelled."""
+        async with self._election.leading() if self._election else contextlib.nullcontext():
+            self._leading = True
+            self._metrics.leader.set(1)
+            for key, _ in self._cache.jobs():
+                self._queue.add(key)
+            workers = self._options.max_concurrent_reconciles
+            await self._queue.run(self._executor.reconcile, workers, grace=LAST_WRITES_SECONDS)
+
+    def _enqueue(self, key: Key) -> None:
+        """A standby queues nothing; when it becomes the leader it queues all jobs."""
+        if self._leading:
+            self._queue.add(key)
+
+    def _led_jobs(self) -> Iterable[tuple[Key, Job]]:
+        """The jobs that this operator tells about in its metrics: a sum over two operators counts them once."""
+        return self._cache.jobs() if self._leading else ()
 
     async def _resync(self) -> None:
         """LIST all jobs after kopf's watch began anew, and once in the resync interval; then decide all anew."""
@@ -179,7 +165,7 @@ class Operator:
             await self._list_jobs()
             if not begun_anew:
                 for key, _ in self._cache.jobs():
-                    self._queue.add(key)
+                    self._enqueue(key)
 
     async def _list_jobs(self) -> None:
         """LIST all jobs, after a look at what the API server serves: it may have been started anew with other gates."""
@@ -218,6 +204,11 @@ async def run(options: Options) -> None:
     except ConnectionProblem as problem:
         raise StartProblem(str(problem)) from problem
     await Operator(options, connection).run()
+
+
+def _identity() -> str:
+    """A name that no other process has, not even the next one of this pod."""
+    return f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
 
 def _now() -> datetime:

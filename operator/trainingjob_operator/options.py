@@ -9,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""The kubelet writes it into every pod with a service account's token."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -16,13 +19,15 @@ class Options:
 
     namespaces: those it works in; empty: all. trainer_image: of jobs that name none. progress_interval: least time
     between two status writes of a job that carry nothing but progress. resync: time after which all jobs are listed
-    and decided anew although nothing was heard. metrics_host: empty: all addresses.
+    and decided anew although nothing was heard. lease: namespace and name of the lease that the leader holds; None: it
+    leads without one. metrics_host: empty: all addresses.
     """
 
     namespaces: tuple[str, ...]
     trainer_image: str
     progress_interval: float
     resync: float
+    lease: tuple[str, str] | None
     metrics_host: str
     metrics_port: int
     kubeconfig: Path | None
@@ -69,6 +74,19 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         help="list and decide all jobs anew after this time, although nothing was heard",
     )
     add(
+        "--leader-elect",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="of several operators one leads; without, this one works whether others do or not",
+    )
+    add("--lease-name", default="trainingjob-operator", metavar="NAME", help="the Lease that the leader holds")
+    add(
+        "--lease-namespace",
+        default=_own_namespace(),
+        metavar="NAME",
+        help="where that Lease is (default: the pod's own namespace, else default)",
+    )
+    add(
         "--metrics-address",
         type=_address,
         default=":8080",
@@ -98,6 +116,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         trainer_image=given.trainer_image,
         progress_interval=given.progress_interval,
         resync=given.resync,
+        lease=(given.lease_namespace, given.lease_name) if given.leader_elect else None,
         metrics_host=host,
         metrics_port=port,
         kubeconfig=given.kubeconfig,
@@ -105,6 +124,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         log_level=given.log_level,
         max_concurrent_reconciles=given.max_concurrent_reconciles,
     )
+
+
+def _own_namespace() -> str:
+    return OWN_NAMESPACE.read_text().strip() if OWN_NAMESPACE.exists() else "default"
 
 
 def _positive(text: str) -> float:

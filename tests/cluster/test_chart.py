@@ -8,7 +8,8 @@ import pytest
 import yaml
 from support.chart import CHART, RELEASE, install_account, render
 from trainingjob_local.cluster import LocalCluster
-from trainingjob_operator.kube.preflight import OPTIONAL_RIGHTS, RIGHTS
+from trainingjob_operator.kube.api import LEASES
+from trainingjob_operator.kube.preflight import LEASE_RIGHTS, OPTIONAL_RIGHTS, RIGHTS
 from trainingjob_operator.options import parse
 
 Manifests = list[dict[str, Any]]
@@ -50,10 +51,38 @@ def test_the_role_grants_exactly_what_the_operator_does() -> None:
 
 def test_watched_namespaces_get_a_role_each_and_nothing_is_granted_cluster_wide() -> None:
     manifests = render("ops", {"watchNamespaces": ["team-a", "team-b"]})
-    assert [role["metadata"]["namespace"] for role in of_kind(manifests, "Role")] == ["team-a", "team-b"]
-    assert all(granted(role["rules"]) == needed() for role in of_kind(manifests, "Role"))
+    roles = [role for role in of_kind(manifests, "Role") if role["metadata"]["name"] == RELEASE]
+    assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
+    assert all(granted(role["rules"]) == needed() for role in roles)
     assert of_kind(manifests, "ClusterRoleBinding") == []
-    assert [binding["subjects"][0]["namespace"] for binding in of_kind(manifests, "RoleBinding")] == ["ops", "ops"]
+    assert {binding["subjects"][0]["namespace"] for binding in of_kind(manifests, "RoleBinding")} == {"ops"}
+
+
+def test_of_leases_it_may_use_its_own_in_its_own_namespace() -> None:
+    values = {"watchNamespaces": ["team-a"], "fullnameOverride": "mine"}
+    manifests = render("ops", values)
+    (role,) = [role for role in of_kind(manifests, "Role") if role["metadata"]["name"] == "mine-lease"]
+    assert role["metadata"]["namespace"] == "ops"
+    assert granted(role["rules"]) == {(LEASES.group, LEASES.plural, verb) for verb in LEASE_RIGHTS}
+    assert [rule["resourceNames"] for rule in role["rules"] if "create" not in rule["verbs"]] == [["mine"]]
+    (deployment,) = of_kind(manifests, "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert parse(container["args"]).lease == ("ops", "mine")
+
+
+def test_two_replicas_are_kept_apart_and_are_not_evicted_together() -> None:
+    manifests = render("ops")
+    (deployment,), (budget,) = of_kind(manifests, "Deployment"), of_kind(manifests, "PodDisruptionBudget")
+    assert deployment["spec"]["replicas"] == 2
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    (spread,) = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    for selector in (budget["spec"]["selector"], spread["labelSelector"], deployment["spec"]["selector"]):
+        assert selector["matchLabels"].items() <= labels
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert of_kind(render("ops", {"podDisruptionBudget": {"enabled": False}}), "PodDisruptionBudget") == []
+    zones = [{"topologyKey": "topology.kubernetes.io/zone", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]
+    (deployment,) = of_kind(render("ops", {"topologySpreadConstraints": zones}), "Deployment")
+    assert deployment["spec"]["template"]["spec"]["topologySpreadConstraints"] == zones
 
 
 def test_the_deployments_arguments_are_the_operators() -> None:
@@ -76,7 +105,8 @@ def test_the_deployments_arguments_are_the_operators() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"replicas": 2}, "replicas"),
+        ({"replicas": 0}, "replicas"),
+        ({"replica": 2}, "replica"),
         ({"watchNamespaces": "team-a"}, "watchNamespaces"),
         ({"progressInterval": 0}, "progressInterval"),
         ({"log": {"level": "loud"}}, "level"),

@@ -24,7 +24,8 @@ def operator(cluster: "LocalCluster", tmp_path_factory: pytest.TempPathFactory) 
     cluster.kubectl("create", "namespace", "trainingjob-system")
     kubeconfig = install_account(cluster, "trainingjob-system")
     log: Path = tmp_path_factory.mktemp("operator") / "operator.log"
-    operator = Operator(kubeconfig, log, "--progress-interval", "2")
+    flags = ("--lease-namespace", "trainingjob-system", "--progress-interval", "2")
+    operator = Operator(kubeconfig, log, *flags, elect=True)
     operator.start()
     yield operator
     operator.stop()

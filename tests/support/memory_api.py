@@ -100,6 +100,13 @@ class MemoryApi:
         del self.objects[(resource.plural, namespace, name)]
         return {"kind": "Status"}
 
+    async def replace(self, resource: Resource, namespace: str, name: str, manifest: Manifest) -> Manifest:
+        self._called("update", resource, name)
+        found = self._find(resource, namespace, name)
+        if found["metadata"]["resourceVersion"] != manifest["metadata"]["resourceVersion"]:
+            raise Conflict(409, "Conflict", "the object has been modified")
+        return self.put(resource, manifest)
+
     async def merge_patch(self, resource: Resource, namespace: str, name: str, patch: Manifest) -> Manifest:
         self._called("patch", resource, name)
         found = self._find(resource, namespace, name)

@@ -11,11 +11,14 @@ from support.runs import wait_until
 
 
 class Operator:
-    """`python -m trainingjob_operator` with a kubeconfig; its log lies in `log`."""
+    """`python -m trainingjob_operator` with a kubeconfig; its log lies in `log`.
 
-    def __init__(self, kubeconfig: Path, log: Path, *flags: str) -> None:
+    Unless it is elected (`elect`), it works without a lease: one that is started after a kill need not wait for it.
+    """
+
+    def __init__(self, kubeconfig: Path, log: Path, *flags: str, elect: bool = False) -> None:
         self._kubeconfig = kubeconfig
-        self._flags = flags
+        self._flags = (*flags, "--leader-elect" if elect else "--no-leader-elect")
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -35,7 +38,7 @@ class Operator:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_until("the operator is ready", self._ready, 30)
+        wait_until("the operator is ready", self.is_ready, 30)
 
     def stop(self) -> None:
         """SIGTERM; it must end by itself."""
@@ -50,6 +53,13 @@ class Operator:
         self._process.kill()
         self._process.wait()
         self._process = None
+
+    def wait_for_its_end(self, seconds: float) -> int:
+        """Its exit code, when it ends by itself."""
+        assert self._process is not None, "the operator is not running"
+        code = self._process.wait(seconds)
+        self._process = None
+        return code
 
     def restart(self) -> None:
         self.stop()
@@ -66,7 +76,8 @@ class Operator:
         line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
         return int(line.split()[1]) * 1024
 
-    def _ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """What /readyz says."""
         assert self._process is not None
         assert self._process.poll() is None, f"the operator ended:\n{self.log.read_text()[-3000:]}"
         try:

@@ -51,6 +51,12 @@ class PlayedJob:
         """`kubectl apply` of the manifest."""
         self.cluster.apply(self.manifest)
 
+    def create(self) -> None:
+        """POST of the manifest: a tenth of `apply`'s time."""
+        self._custom.create_namespaced_custom_object(
+            "trainingjob.io", "v1alpha1", self.namespace, "trainingjobs", self.manifest
+        )
+
     def get(self) -> Object:
         """The TrainingJob."""
         found: Object = self._custom.get_namespaced_custom_object(

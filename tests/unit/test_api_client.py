@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from asyncio.selector_events import _SelectorSocketTransport
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from trainingjob_operator.kube.api import (
@@ -105,6 +108,58 @@ async def test_requests_have_the_right_path_precondition_and_credentials(server:
     assert {headers["Authorization"] for headers in double.headers} == {"Bearer t0ken"}
     assert double.headers[3]["Content-Type"] == "application/merge-patch+json"
     assert [verb for verb, _, _ in double.seen] == ["get", "create", "delete", "patch", "update"]
+
+
+async def test_a_write_that_waited_for_its_connection_is_checked_when_it_leaves_and_not_before(
+    server: tuple[Server, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double, _ = server
+    double.answer((200, POD))
+    may_write = True
+    connecting, connected = asyncio.Event(), asyncio.Event()
+    connect_really = aiohttp.TCPConnector.connect
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        connecting.set()
+        await connected.wait()
+        return await connect_really(*args, **kwargs)
+
+    def guard() -> None:
+        if not may_write:
+            raise RuntimeError("not the leader")
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", slow)
+    async with Client(connect(tmp_path / "config"), guard=guard) as client:
+        creating = asyncio.create_task(client.create(PODS, "ns", POD))
+        await connecting.wait()
+        may_write = False
+        connected.set()
+        with pytest.raises(Unreachable, match="not the leader"):
+            await creating
+        assert await client.get(PODS, "ns", "a") == POD
+    assert [method for method, *_ in double.requests] == ["GET"]
+
+
+async def test_nothing_runs_between_the_guard_and_the_socket(
+    server: tuple[Server, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double, _ = server
+    double.answer((200, POD))
+    order: list[str] = []
+    write_really = _SelectorSocketTransport.write
+
+    def guard() -> None:
+        asyncio.get_running_loop().call_soon(order.append, "something else")
+        order.append("guard")
+
+    def write(transport: Any, data: bytes) -> None:
+        order.append("socket" if data.startswith(b"PUT") else "the server's socket")
+        write_really(transport, data)
+
+    monkeypatch.setattr(_SelectorSocketTransport, "write", write)
+    async with Client(connect(tmp_path / "config"), guard=guard) as client:
+        await client.put_status(TRAINING_JOBS, "ns", "j", {"status": {}})
+    assert order[:3] == ["guard", "socket", "something else"]
 
 
 async def test_a_list_follows_all_pages(server: tuple[Server, Client]) -> None:

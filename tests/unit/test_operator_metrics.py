@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import urllib.request
 from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
+import pytest
 from prometheus_client import CollectorRegistry
 from trainingjob_operator.core.cache import Cache
 from trainingjob_operator.core.facts import ProgressFacts, ProgressReport
@@ -121,3 +125,26 @@ async def test_readiness_says_what_is_missing() -> None:
     async with serve("127.0.0.1", 0, metrics.registry, lambda: "") as port, aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
             assert answer.status == 200
+
+
+async def test_livez_does_not_answer_while_the_event_loop_is_stuck() -> None:
+    def livez(port: int, timeout: float) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=timeout) as answer:
+            return int(answer.status)
+
+    def probe_a_stuck_loop(port: int) -> None:
+        try:
+            stuck.wait()
+            with pytest.raises(TimeoutError):
+                livez(port, 0.2)
+        finally:
+            probed.set()
+
+    stuck, probed = threading.Event(), threading.Event()
+    async with serve("127.0.0.1", 0, CollectorRegistry(), lambda: "") as port:
+        probe = asyncio.create_task(asyncio.to_thread(probe_a_stuck_loop, port))
+        await asyncio.sleep(0)
+        stuck.set()
+        assert probed.wait(10)  # Here the loop is stuck.
+        await probe
+        assert await asyncio.to_thread(livez, port, 5) == 200

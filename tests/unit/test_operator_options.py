@@ -17,6 +17,15 @@ def test_by_default_it_works_in_all_namespaces_and_serves_on_all_addresses() -> 
     assert (options.metrics_host, options.metrics_port) == ("", 8080)
     assert options.kubeconfig is None
     assert (options.progress_interval, options.resync) == (15.0, 600.0)
+    assert options.lease == ("default", "trainingjob-operator")
+
+
+def test_in_a_pod_the_lease_is_in_the_pods_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "namespace").write_text("ops")
+    monkeypatch.setattr("trainingjob_operator.options.OWN_NAMESPACE", tmp_path / "namespace")
+    assert parse([]).lease == ("ops", "trainingjob-operator")
+    assert parse(["--lease-namespace", "team", "--lease-name", "mine"]).lease == ("team", "mine")
+    assert parse(["--no-leader-elect"]).lease is None
 
 
 def test_all_flags_are_taken() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from support.memory_api import owner
-from trainingjob_operator.app import JobStore, PodStore
 from trainingjob_operator.core.cache import Cache, Key
 from trainingjob_operator.core.names import job_labels, place_labels
 from trainingjob_operator.core.queue import WorkQueue
+from trainingjob_operator.stores import JobStore, PodStore
 
 KEY = Key("team", "job")
 
@@ -20,8 +20,8 @@ class World:
     def __init__(self) -> None:
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue()
-        self.jobs = JobStore(self.cache, self.queue)
-        self.pods = PodStore(self.cache, self.queue)
+        self.jobs = JobStore(self.cache, self.queue.add)
+        self.pods = PodStore(self.cache, self.queue.add)
 
 
 def job(version: int, **status: Any) -> dict[str, Any]:

@@ -157,3 +157,47 @@ async def test_one_failing_key_does_not_hold_up_the_others() -> None:
         queue.add("bad")
         queue.add("good")
         await done.wait()
+
+
+async def run_until_it_works(
+    queue: WorkQueue[str], work: Callable[[str], Awaitable[float | None]], grace: float, started: asyncio.Event
+) -> asyncio.Task[None]:
+    running = asyncio.create_task(queue.run(work, 2, grace))
+    await started.wait()
+    return running
+
+
+async def test_when_it_is_cancelled_the_work_at_hand_is_finished_and_no_other_begun() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    started, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    async def work(key: str) -> None:
+        started.set()
+        await go_on.wait()
+        seen.append(key)
+
+    queue.add("a")
+    running = await run_until_it_works(queue, work, 60, started)
+    running.cancel()
+    await asyncio.sleep(0)
+    queue.add("b")
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert seen == ["a"]
+
+
+async def test_work_that_takes_longer_than_the_grace_is_cut_off() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    started = asyncio.Event()
+
+    async def work(key: str) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    queue.add("a")
+    running = await run_until_it_works(queue, work, 0.01, started)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 5)

@@ -38,7 +38,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* All that the operator ever does. On Secrets it may only create: it never reads one. */}}
+{{/* All that the operator ever does for jobs. On Secrets it may only create: it never reads one. */}}
 {{- define "operator.rules" -}}
 - apiGroups: [trainingjob.io]
   resources: [trainingjobs]

@@ -52,6 +52,7 @@ class WorkQueue(Generic[K]):
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._idle_workers: deque[asyncio.Future[None]] = deque()
+        self._stopping = False
 
     def __len__(self) -> int:
         """Keys that could be worked on now and are not."""
@@ -89,17 +90,29 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         self._failures.pop(key, None)
 
-    async def run(self, work: Callable[[K], Awaitable[float | None]], workers: int) -> None:
+    async def run(self, work: Callable[[K], Awaitable[float | None]], workers: int, grace: float = 0.0) -> None:
         """Work for ever, on up to `workers` keys at once. `work` returns after how many seconds it wants the key again.
 
-        An error of `work` is logged, and the key comes back after a backoff.
+        An error of `work` is logged, and the key comes back after a backoff. When this is cancelled, the work at hand
+        is finished, if that takes no longer than `grace` seconds.
         """
-        async with asyncio.TaskGroup() as group:
-            for number in range(workers):
-                group.create_task(self._worker(work), name=f"queue worker {number}")
+        tasks = [asyncio.create_task(self._worker(work), name=f"queue worker {number}") for number in range(workers)]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._stopping = True
+            for idle in self._idle_workers:
+                idle.cancel()
+            await asyncio.wait(tasks, timeout=grace)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
 
     async def _worker(self, work: Callable[[K], Awaitable[float | None]]) -> None:
-        while True:
+        while not self._stopping:
             key = await self._next()
             begun = time.monotonic()
             error: Exception | None = None

@@ -42,6 +42,7 @@ CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 EVENTS = Resource("", "v1", "events", "Event")
 POD_GROUPS = Resource("scheduling.k8s.io", "v1beta1", "podgroups", "PodGroup")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 BY_KIND = {resource.kind: resource for resource in (PODS, SERVICES, CONFIG_MAPS, SECRETS, POD_GROUPS)}
 """The kinds of a job's children."""
@@ -152,6 +153,9 @@ class Api(Protocol):
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> Manifest:
         """DELETE; returns its last state or a `Status`. Raises `NotFound`, or `Conflict` if it has another uid."""
+
+    async def replace(self, resource: Resource, namespace: str, name: str, manifest: Manifest) -> Manifest:
+        """PUT; `metadata.resourceVersion` is a precondition (`Conflict`)."""
 
     async def merge_patch(self, resource: Resource, namespace: str, name: str, patch: Manifest) -> Manifest:
         """PATCH with a JSON merge patch; `metadata.uid` in it is a precondition (`Conflict`)."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 
 from .api import (
     ApiError,
@@ -34,22 +35,41 @@ Observer = Callable[[str, str, int, float], None]
 """Called after each request: verb, resource, HTTP code (0 when there was no answer), seconds."""
 
 
+Guard = Callable[[], None]
+"""Called just before a write leaves the process; it raises, or never returns, if the write must not."""
+
+
 def _ignore(verb: str, resource: str, code: int, seconds: float) -> None:
     """Observes nothing."""
 
 
-class Client:
-    """Implements `kube.api.Api`. An async context manager: its connections are closed at the end of the block."""
+def allow() -> None:
+    """Lets every write pass."""
 
-    def __init__(self, connection: Connection, observe: Observer = _ignore) -> None:
+
+class Client:
+    """Implements `kube.api.Api`. An async context manager: its connections are closed at the end of the block.
+
+    timeout: seconds for each request but watches.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        observe: Observer = _ignore,
+        guard: Guard = allow,
+        timeout: float = REQUEST_TIMEOUT_SECONDS,
+    ) -> None:
         self._connection = connection
         self._observe = observe
+        self._guard = guard
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._connection.ssl_context(), limit=0),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS),
+            timeout=self._timeout,
             headers={"Accept": "application/json", "User-Agent": "trainingjob-operator"},
             proxy=self._connection.proxy,
         )
@@ -140,6 +160,10 @@ class Client:
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         return await self._request("delete", resource, resource.path(namespace, name), body=options)
 
+    async def replace(self, resource: Resource, namespace: str, name: str, manifest: Manifest) -> Manifest:
+        """PUT."""
+        return await self._request("update", resource, resource.path(namespace, name), body=manifest)
+
     async def merge_patch(self, resource: Resource, namespace: str, name: str, patch: Manifest) -> Manifest:
         """PATCH with a JSON merge patch."""
         return await self._request("patch", resource, resource.path(namespace, name), body=patch)
@@ -159,7 +183,7 @@ class Client:
     async def review_access(self, review: Manifest) -> Manifest:
         """What we may do: a SelfSubjectAccessReview, which stores nothing and which everyone may create."""
         reviews = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
-        return await self._request("create", reviews, reviews.path(), body=review)
+        return await self._request("create", reviews, reviews.path(), body=review, guard=allow)
 
     async def _request(
         self,
@@ -168,11 +192,13 @@ class Client:
         path: str,
         params: dict[str, str] | None = None,
         body: Manifest | None = None,
+        guard: Guard | None = None,
     ) -> Manifest:
         begun = time.monotonic()
         code = 0
         try:
-            async with self._open(_METHODS[verb], path, params=params, body=body, patch=verb == "patch") as response:
+            data = None if body is None else _GuardedBody(body, guard or self._guard)
+            async with self._open(_METHODS[verb], path, params=params, data=data, patch=verb == "patch") as response:
                 code = response.status
                 if code >= 400:
                     raise await _error(response)
@@ -190,7 +216,7 @@ class Client:
         path: str,
         *,
         params: dict[str, str] | None = None,
-        body: Manifest | None = None,
+        data: aiohttp.BytesPayload | None = None,
         patch: bool = False,
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> Any:
@@ -205,9 +231,22 @@ class Client:
             self._connection.server + path,
             params=params,
             headers=headers,
-            data=None if body is None else json.dumps(body).encode(),
-            timeout=timeout if timeout is not None else aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS),
+            data=data,
+            timeout=timeout if timeout is not None else self._timeout,
         )
+
+
+class _GuardedBody(aiohttp.BytesPayload):
+    """A write's body. aiohttp keeps the headers until it writes the body: here, after every wait for a connection."""
+
+    def __init__(self, body: Manifest, guard: Guard) -> None:
+        super().__init__(json.dumps(body).encode(), content_type="application/json")
+        self._guard = guard
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Nothing is awaited between the guard and the socket's write."""
+        self._guard()
+        await super().write_with_length(writer, content_length)
 
 
 _DISCOVERY = Resource("", "", "discovery", "APIResourceList")

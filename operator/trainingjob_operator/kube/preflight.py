@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .api import (
     CONFIG_MAPS,
     EVENTS,
+    LEASES,
     POD_GROUPS,
     PODS,
     SECRETS,
@@ -30,19 +31,24 @@ RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
     (SECRETS, None, ("create",)),
     (EVENTS, None, ("list", "create", "patch")),
 )
-"""All that the operator ever does, by resource and subresource. On Secrets it may only create."""
+"""All that the operator ever does for jobs, by resource and subresource. On Secrets it may only create."""
 OPTIONAL_RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
     (POD_GROUPS, None, ("get", "create", "patch", "delete")),
 )
 """And where the API server serves these resources."""
+LEASE_RIGHTS = ("get", "create", "update")
+"""What it does to its own lease, in its own namespace."""
 
 
 class StartProblem(Exception):
     """Why the operator cannot start, and what to do about it."""
 
 
-async def check(client: Client, namespaces: Sequence[str | None]) -> None:
-    """Raise `StartProblem` unless the CRD is installed and all rights are granted in the namespaces (None: in all)."""
+async def check(client: Client, namespaces: Sequence[str | None], lease: tuple[str, str] | None) -> None:
+    """Raise `StartProblem` unless the CRD is installed and all rights are granted.
+
+    namespaces: where jobs are worked on (None: in all). lease: namespace and name of the lease, if one is used.
+    """
     try:
         await client.list_page(TRAINING_JOBS, namespaces[0], "", limit=1)
     except NotFound:
@@ -57,11 +63,15 @@ async def check(client: Client, namespaces: Sequence[str | None]) -> None:
     try:
         optional = [right for right in OPTIONAL_RIGHTS if await client.serves(right[0])]
         questions = [
-            _lacks(client, resource, subresource, verb, namespace)
+            _lacks(client, resource, verb, namespace, subresource)
             for namespace in namespaces
             for resource, subresource, verbs in (*RIGHTS, *optional)
             for verb in verbs
         ]
+        if lease is not None:
+            # What may be created cannot be named in a role.
+            names = [("" if verb == "create" else lease[1], verb) for verb in LEASE_RIGHTS]
+            questions += [_lacks(client, LEASES, verb, lease[0], name=name) for name, verb in names]
         missing = [lack for lack in await asyncio.gather(*questions) if lack]
     except ApiError as error:
         raise StartProblem(f"cannot ask for the operator's rights: {error}") from error
@@ -73,13 +83,10 @@ async def check(client: Client, namespaces: Sequence[str | None]) -> None:
 
 
 async def _lacks(
-    client: Client, resource: Resource, subresource: str | None, verb: str, namespace: str | None
+    client: Client, resource: Resource, verb: str, namespace: str | None, subresource: str | None = None, name: str = ""
 ) -> str | None:
     attributes = {"group": resource.group, "version": resource.version, "resource": resource.plural, "verb": verb}
-    if subresource is not None:
-        attributes["subresource"] = subresource
-    if namespace is not None:
-        attributes["namespace"] = namespace
+    attributes |= {"namespace": namespace or "", "subresource": subresource or "", "name": name}
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",

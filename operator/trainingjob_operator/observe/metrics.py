@@ -53,6 +53,11 @@ class OperatorMetrics:
             ["resource", "reason"],
             registry=self.registry,
         )
+        self.leader = Gauge(
+            "trainingjob_operator_leader",
+            "1 for the operator that leads, 0 for a standby.",
+            registry=self.registry,
+        )
         self.loop_lag = Gauge(
             "trainingjob_operator_event_loop_lag_seconds",
             "How much later than asked for the event loop came back, the last time.",

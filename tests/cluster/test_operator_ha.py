@@ -1,0 +1,149 @@
+"""Two operators at the real API server: one leads, the other takes over, and never do both write."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.operator_process import Operator
+from support.played import PlayedJob
+from support.runs import wait_until
+
+if TYPE_CHECKING:
+    from trainingjob_local.cluster import LocalCluster
+
+MakeJob = Callable[..., PlayedJob]
+Request = dict[str, Any]
+WRITES = {"create", "update", "patch", "delete", "deletecollection"}
+NOT_OF_JOBS = {"leases", "selfsubjectaccessreviews"}
+AFTER_SIGTERM, AFTER_SIGKILL = 3.0, 20.0
+"""Seconds within which the other one must work on jobs."""
+
+
+class Pair:
+    """Two operators, each with a log-in of its own, by which the audit log tells them apart."""
+
+    def __init__(self, cluster: LocalCluster, namespace: str, directory: Path) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self.users: dict[Operator, str] = {}
+        flags = ("--namespace", namespace, "--lease-namespace", namespace)
+        for letter in "ab":
+            user = f"operator-{letter}-{namespace}"
+            kubeconfig = cluster.control_plane.client_kubeconfig(user, "system:masters")
+            self.users[Operator(kubeconfig, directory / f"{letter}.log", *flags, elect=True)] = user
+
+    def start(self) -> tuple[Operator, Operator]:
+        """The leader and the standby."""
+        leader, standby = self.users
+        leader.start()
+        wait_until("the first one leads", lambda: leads(leader), 5)
+        standby.start()
+        return leader, standby
+
+    def holder(self) -> str:
+        """Who holds the lease."""
+        lease = self._cluster.kubectl("-n", self._namespace, "get", "lease", "trainingjob-operator", "-o", "json")
+        return str(json.loads(lease)["spec"]["holderIdentity"])
+
+    def writes(self, operator: Operator) -> list[Request]:
+        """What an operator has written of jobs, in the words of the API server's audit log."""
+        assert self._cluster.control_plane.audit_log is not None
+        entries = map(json.loads, self._cluster.control_plane.audit_log.read_text().splitlines())
+        return [
+            entry
+            for entry in entries
+            if entry["user"]["username"] == self.users[operator]
+            and entry["verb"] in WRITES
+            and entry["objectRef"]["resource"] not in NOT_OF_JOBS
+        ]
+
+
+def leads(operator: Operator) -> bool:
+    return "trainingjob_operator_leader 1.0" in operator.metrics()
+
+
+@pytest.fixture
+def pair(cluster: LocalCluster, namespace: str, tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(cluster, namespace, tmp_path)
+    try:
+        yield made
+    finally:
+        for operator in made.users:
+            operator.stop()
+
+
+def suspended_jobs(played: MakeJob, count: int) -> list[PlayedJob]:
+    """So many jobs that want no pods, settled."""
+    jobs = [played(f"idle-{number}", runPolicy={"suspend": True}) for number in range(count)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(PlayedJob.create, jobs))
+    jobs[-1].wait_phase("Suspended", seconds=120)
+    return jobs
+
+
+def seconds_until_worked_on(job: PlayedJob, since: float, limit: float) -> float:
+    """Seconds from `since` (monotonic) until a new job has its first pod."""
+    job.create()
+    wait_until("the new leader works", lambda: job.uids(), limit, every=0.02)
+    return time.monotonic() - since
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_leader_that_is_told_to_end_hands_over_at_once(pair: Pair, played: MakeJob, count: int) -> None:
+    leader, standby = pair.start()
+    suspended_jobs(played, count)
+    assert pair.writes(standby) == []
+    told = time.monotonic()
+    leader.stop()
+    assert seconds_until_worked_on(played("new"), told, AFTER_SIGTERM) < AFTER_SIGTERM
+    assert "the lease is released" in leader.log.read_text()
+    touched = {write["objectRef"].get("name", "") for write in pair.writes(standby)}
+    assert [name for name in touched if name.startswith("idle")] == [], "jobs that need nothing are written"
+
+
+@pytest.mark.slow
+def test_a_killed_leader_is_replaced_when_its_lease_has_expired(pair: Pair, played: MakeJob) -> None:
+    leader, _ = pair.start()
+    suspended_jobs(played, 1000)
+    killed = time.monotonic()
+    leader.kill()
+    assert seconds_until_worked_on(played("new"), killed, AFTER_SIGKILL) < AFTER_SIGKILL
+
+
+def test_a_leader_that_was_frozen_past_its_lease_ends_without_a_write(pair: Pair, played: MakeJob) -> None:
+    leader, standby = pair.start()
+    suspended_jobs(played, 20)
+    frozen = time.monotonic()
+    os.kill(leader.pid, signal.SIGSTOP)
+    taken = seconds_until_worked_on(played("new"), frozen, AFTER_SIGKILL)
+    assert taken < AFTER_SIGKILL
+    # What it would do at once if it still led: it has heard of nothing for so long.
+    played("newer").create()
+    os.kill(leader.pid, signal.SIGCONT)
+    assert leader.wait_for_its_end(5) == 1
+    assert "no longer leads" in leader.log.read_text()
+    first = min(write["requestReceivedTimestamp"] for write in pair.writes(standby))
+    assert max(write["requestReceivedTimestamp"] for write in pair.writes(leader)) < first
+
+
+def test_a_standby_is_ready_writes_nothing_and_tells_of_no_job(pair: Pair, played: MakeJob) -> None:
+    leader, standby = pair.start()
+    job = played()
+    job.apply()
+    job.run_to_training()
+    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    assert standby.is_ready()
+    assert leads(leader)
+    assert not leads(standby)
+    assert 'trainingjob_phase{name="gpt"' in leader.metrics()
+    assert 'trainingjob_phase{name="gpt"' not in standby.metrics()
+    assert pair.writes(leader) != []
+    assert pair.writes(standby) == []
