@@ -178,9 +178,9 @@ async def test_when_it_is_cancelled_the_work_at_hand_is_finished_and_no_other_be
         seen.append(key)
 
     queue.add("a")
-    running = await run_until_it_works(queue, work, 60, started)
+    running = await run_until_it_works(queue, work, 5, started)
     running.cancel()
-    await asyncio.sleep(0)
+    assert not (await asyncio.wait([running], timeout=0.05))[0]
     queue.add("b")
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
