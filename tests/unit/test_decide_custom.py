@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from support.play import Play, custom
 
+EVALUATION = {"split": "validation", "step": 70, "metrics": {"loss": 2.5}}
+
 
 @pytest.fixture
 def started() -> Play:
@@ -160,11 +162,24 @@ def test_successors_wait_longer_each_time_and_all_of_them(running: Play) -> None
 
 
 def test_index_0_ends_the_run_and_the_rest_is_drained(running: Play) -> None:
-    running.end("gpt-train-0-1", 0, {"outcome": "Finished", "step": 7})
+    result = {"progress": {"step": 70, "steps": 100, "loss": 2.25, "etaSeconds": 9}, "evaluation": EVALUATION}
+    running.end("gpt-train-0-1", 0, {"outcome": "Finished", "step": 70, "result": result})
+    running.step(1)
+    assert (running.status.phase, running.status.message) == ("Succeeded", "Finished at step 70.")
+    assert running.status.result is None
+    assert running.status.progress is not None
+    assert (running.status.progress.summary, running.status.progress.loss) == ("70/100 (70%)", 2.25)
+    assert running.status.progress.eta is None
+    assert running.status.evaluation is not None
+    assert running.status.evaluation.metrics == {"loss": 2.5}
+    assert running.deleted == ["gpt-train-1-1"]
+
+
+def test_a_command_that_said_nothing_has_finished_all_the_same(running: Play) -> None:
+    running.end("gpt-train-0-1", 0, {"outcome": "Finished", "result": {}})
     running.step(1)
     assert (running.status.phase, running.status.message) == ("Succeeded", "Finished.")
-    assert running.status.result is None
-    assert running.deleted == ["gpt-train-1-1"]
+    assert running.status.progress is None
 
 
 def test_a_worker_that_is_done_with_its_part_is_no_failure(running: Play) -> None:

@@ -97,6 +97,7 @@ def environment(directory: Path) -> dict[str, str]:
         "TRAININGJOB_JOB_UID": "job-uid",
         "TRAININGJOB_ROLE": "train",
         "TRAININGJOB_INDEX": "0",
+        "TRAININGJOB_INCARNATION": "1",
         "TRAININGJOB_REPLICAS": "1",
         "TRAININGJOB_HEAD": "localhost",
         "TRAININGJOB_TERMINATION_LOG": str(directory / "termination-log"),

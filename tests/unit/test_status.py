@@ -46,7 +46,9 @@ def test_metrics_fit_the_status_whatever_the_trainer_says(metrics: dict[str, obj
     TrainingJobStatus.model_validate({"evaluation": {"split": "test", "step": 1, "metrics": numbers}})
 
 
-@pytest.mark.parametrize("result", [{}, {"step": "x", "evaluation": 3}, {"evaluation": {"step": -1}}, {"modelUri": 7}])
+@pytest.mark.parametrize(
+    "result", [{}, {"step": "x", "evaluation": 3}, {"evaluation": {"step": -1}}, {"modelUri": 7}, {"progress": 3}]
+)
 def test_a_malformed_result_is_no_error(result: dict[str, object]) -> None:
     status = merge_result(TrainingJobStatus(), result, 100, NOW)
     assert status.evaluation is None

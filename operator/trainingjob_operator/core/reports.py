@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainingjob_operator.api.status import CheckpointStatus, EvaluationStatus, Progress, Result, TrainingJobStatus
-from trainingjob_operator.core.facts import ProgressReport
+from trainingjob_operator.core.facts import ProgressReport, ReportedProgress
 
 
 def merge_report(
@@ -21,23 +21,7 @@ def merge_report(
     said = report.progress
     progress = status.progress
     if said is not None or (progress is None and steps):
-        done = said.step if said is not None else 0
-        total = said.steps if said is not None and said.steps else steps
-        share = said.percent if said is not None and said.percent is not None else percent(done, total)
-        progress = Progress(
-            step=done,
-            steps=total,
-            percent=share,
-            summary=_summary(done, total, share),
-            samples=said.samples if said else None,
-            tokens=said.tokens if said else None,
-            loss=_rounded(said.loss if said else None, 4),
-            learning_rate=_rounded(said.learning_rate if said else None, 8),
-            tokens_per_second=_rounded(said.tokens_per_second if said else None, 1),
-            eta=duration(said.eta_seconds) if said else None,
-            metrics=scalar_metrics(said.metrics) if said else {},
-            updated_at=fetched_at,
-        )
+        progress = _progress(said or ReportedProgress(), steps, fetched_at)
     update: dict[str, Any] = {"progress": progress}
     if report.checkpoint is not None and report.checkpoint.latest_step is not None:
         update["checkpoint"] = CheckpointStatus(
@@ -60,6 +44,10 @@ def merge_result(status: TrainingJobStatus, result: Mapping[str, Any], steps: in
     model_uri, report_uri = _text(result.get("modelUri")), _text(result.get("reportUri"))
     if model_uri or report_uri:
         update["result"] = Result(model_uri=model_uri, report_uri=report_uri)
+    if "progress" in result:  # of a custom command; the trainer's own results have a step
+        with suppress(ValidationError):
+            last = ReportedProgress.model_validate(result["progress"])
+            update["progress"] = _progress(last, steps, now).model_copy(update={"eta": None})
     step = result.get("step")
     if isinstance(step, int) and step >= 0:
         before = status.progress or Progress()
@@ -94,6 +82,25 @@ def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 def percent(step: int, steps: int) -> int:
     """Share of the steps in whole percent, 0 to 100, rounded down."""
     return min(100, 100 * step // steps) if steps else 0
+
+
+def _progress(said: ReportedProgress, steps: int, at: datetime) -> Progress:
+    total = said.steps or steps
+    share = percent(said.step, total) if said.percent is None else said.percent
+    return Progress(
+        step=said.step,
+        steps=total,
+        percent=share,
+        summary=_summary(said.step, total, share),
+        samples=said.samples,
+        tokens=said.tokens,
+        loss=_rounded(said.loss, 4),
+        learning_rate=_rounded(said.learning_rate, 8),
+        tokens_per_second=_rounded(said.tokens_per_second, 1),
+        eta=duration(said.eta_seconds),
+        metrics=scalar_metrics(said.metrics),
+        updated_at=at,
+    )
 
 
 def _summary(step: int, steps: int, share: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import JobConfig
+from ..config import JobConfig, PodConfig
 
 AGENT_PORT = 8080
 
@@ -19,6 +19,7 @@ class Pod:
     job_uid: str
     role: str
     index: int
+    incarnation: int
     replicas: int
     head: str
     name: str
@@ -37,6 +38,7 @@ class Pod:
             job_uid=env["TRAININGJOB_JOB_UID"],
             role=env["TRAININGJOB_ROLE"],
             index=int(env["TRAININGJOB_INDEX"]),
+            incarnation=int(env["TRAININGJOB_INCARNATION"]),
             replicas=int(env["TRAININGJOB_REPLICAS"]),
             head=env["TRAININGJOB_HEAD"],
             name=env["POD_NAME"],
@@ -63,10 +65,19 @@ class Pod:
         return self.work / "outcome.json"
 
     @property
+    def kubeflow_token(self) -> Path:
+        """The token that a custom command must show to report its progress; new in every pod."""
+        return self.work / "kubeflow-token"
+
+    @property
     def ranks(self) -> Path:
         """Directory with one file, named by its pid, for each rank that trains in this pod."""
         return self.work / "ranks"
 
     def config(self) -> JobConfig:
-        """What the job trains."""
+        """What the job trains, if it is one of the trainer's own tasks."""
         return JobConfig.model_validate_json(self.config_path.read_bytes())
+
+    def any_config(self) -> PodConfig:
+        """What the job trains, of whatever kind it is."""
+        return PodConfig.model_validate_json(self.config_path.read_bytes())

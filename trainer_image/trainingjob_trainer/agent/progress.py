@@ -24,6 +24,8 @@ class Steps(Config):
     loss: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
+    percent: int | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class CheckpointState(Config):

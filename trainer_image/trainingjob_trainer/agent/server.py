@@ -16,6 +16,12 @@ from .progress import Progress, Report
 MAX_REPORT = 64 * 1024  # bytes
 
 
+def bears(request: web.Request, token: str) -> bool:
+    """Whether the request comes with this token. The empty one opens nothing."""
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return bool(token) and hmac.compare_digest(given.encode(), token.encode())
+
+
 class Server:
     """Serves a pod's progress on all its addresses."""
 
@@ -27,10 +33,11 @@ class Server:
         self._left: set[str] = set()
         self._another_left = asyncio.Condition()
         app = web.Application(client_max_size=MAX_REPORT)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/progress", self._get_progress)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_post("/report", self._report)
+        self.routes = app.router
+        self.routes.add_get("/healthz", self._healthz)
+        self.routes.add_get("/progress", self._get_progress)
+        self.routes.add_get("/metrics", self._metrics)
+        self.routes.add_post("/report", self._report)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
 
     async def start(self, host: str, port: int) -> None:
@@ -61,8 +68,7 @@ class Server:
         return web.Response(body=generate_latest(self._registry), content_type="text/plain", charset="utf-8")
 
     async def _report(self, request: web.Request) -> web.Response:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not self._token or not hmac.compare_digest(given.encode(), self._token.encode()):
+        if not bears(request, self._token):
             return web.Response(status=401, text="The bearer token of this gang is required.")
         try:
             self._progress.take(Report.model_validate_json(await request.read()))
