@@ -67,7 +67,7 @@ class Operator:
         self._jobs = JobStore(self._cache, self._enqueue)
         pods = PodStore(self._cache, self._enqueue)
         self._informers = [
-            Informer(self._client, PODS, pods, namespace, LABEL_JOB_UID, self._pods_watch_restarted)
+            Informer(self._client, PODS, pods, namespace, LABEL_JOB_UID, self._pods_watch_restarted, options.resync)
             for namespace in self._namespaces
         ]
         self._executor = Executor(

@@ -18,9 +18,9 @@ class Options:
     """How one operator runs. Times are in seconds.
 
     namespaces: those it works in; empty: all. trainer_image: of jobs that name none. progress_interval: least time
-    between two status writes of a job that carry nothing but progress. resync: time after which all jobs are listed
-    and decided anew although nothing was heard. lease: namespace and name of the lease that the leader holds; None: it
-    leads without one. metrics_host: empty: all addresses.
+    between two status writes of a job that carry nothing but progress. resync: time after which all jobs and pods are
+    listed and decided anew although nothing was heard. lease: namespace and name of the lease that the leader holds;
+    None: it leads without one. metrics_host: empty: all addresses.
     """
 
     namespaces: tuple[str, ...]
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         type=_positive,
         default=600.0,
         metavar="SECONDS",
-        help="list and decide all jobs anew after this time, although nothing was heard",
+        help="list all jobs and pods and decide anew after this time, although nothing was heard",
     )
     add(
         "--leader-elect",

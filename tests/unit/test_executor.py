@@ -304,3 +304,19 @@ async def test_events_are_told_only_after_the_status_is_written() -> None:
     world.api.before = lambda verb, plural, name: None
     await world.executor.reconcile(KEY)
     assert world.told.events == ["Started"]
+
+
+async def test_a_pod_is_not_deleted_for_a_job_that_was_only_watched() -> None:
+    suspended, resumed = TrainingJobStatus(phase="Suspended"), TrainingJobStatus(phase="Running")
+
+    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
+        unwanted = [PodRef(known.name, known.uid) for known in pods if job.status == suspended]
+        return Plan(delete_pods=tuple(unwanted))
+
+    world = World(think)
+    world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "status": suspended.wire()})
+    world.see()
+    world.cache.put_pod(world.api.put(PODS, pod()))
+    world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "status": resumed.wire()})
+    await world.executor.reconcile(KEY)
+    assert world.api.writes() == []

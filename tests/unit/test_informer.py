@@ -125,3 +125,20 @@ async def test_a_failed_list_is_tried_again() -> None:
 async def test_a_continue_token_that_expires_during_a_list_leads_to_a_new_list() -> None:
     api = ScriptedApi([Gone(410, "Expired", "continue token"), listed(10, "a")], [])
     assert await follow(api) == {"a"}
+
+
+async def test_a_watch_that_hangs_is_given_up_for_a_new_list_in_time() -> None:
+    api = ScriptedApi([listed(10, "a", "gone"), listed(20, "a", "lost")], [])
+    found = asyncio.Event()
+
+    class Seeing(Names):
+        def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
+            super().replace(namespace, bodies, version)
+            if self.names == {"a", "lost"}:
+                found.set()
+
+    task = asyncio.create_task(Informer(api, PODS, Seeing(), relist=0.05).run())
+    async with asyncio.timeout(5):
+        await found.wait()
+    task.cancel()
+    await asyncio.wait([task])

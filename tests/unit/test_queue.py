@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from trainingjob_operator.core.queue import Retry, WorkQueue
+from trainingjob_operator.core.queue import Retry, ServerTrouble, WorkQueue
 
 
 @contextlib.asynccontextmanager
@@ -201,3 +201,54 @@ async def test_work_that_takes_longer_than_the_grace_is_cut_off() -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(running, 5)
+
+
+async def test_while_the_server_is_in_trouble_one_key_at_a_time_is_tried_and_afterwards_all_at_once() -> None:
+    queue: WorkQueue[int] = WorkQueue()
+    loop = asyncio.get_running_loop()
+    down, tries, done = True, 0, set[int]()
+    active, most = 0, 0
+    all_done = asyncio.Event()
+
+    async def work(key: int) -> None:
+        nonlocal tries, active, most
+        tries += 1
+        await asyncio.sleep(0)
+        if down:
+            raise ServerTrouble("no answer")
+        active += 1
+        most = max(most, active)
+        await asyncio.sleep(0.01)
+        active -= 1
+        done.add(key)
+        if len(done) == 100:
+            all_done.set()
+
+    for key in range(100):
+        queue.add(key)
+    async with working(queue, work, workers=4), asyncio.timeout(20):
+        await asyncio.sleep(1.5)
+        assert 4 < tries < 12
+        down, begun = False, loop.time()
+        await all_done.wait()
+    assert loop.time() - begun < 5
+    assert most == 4
+
+
+async def test_a_server_is_left_alone_for_as_long_as_it_asks() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    loop = asyncio.get_running_loop()
+    times: list[float] = []
+    twice = asyncio.Event()
+
+    async def work(key: str) -> None:
+        times.append(loop.time())
+        if len(times) > 1:
+            twice.set()
+            return
+        raise ServerTrouble("too many requests", after=0.5)
+
+    queue.add("a")
+    async with working(queue, work), asyncio.timeout(5):
+        await twice.wait()
+    assert times[1] - times[0] >= 0.5

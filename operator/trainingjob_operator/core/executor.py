@@ -43,11 +43,13 @@ from .manifests import differs_for_good, leads_elsewhere
 from .names import LABEL_JOB_UID, LABEL_MEMBER
 from .obstacle import Look, Obstacle, foreign, newest_warning, refused, told
 from .plan import EventFact, ObjectRef, Plan, PodRef, Settings
-from .queue import Retry
+from .queue import Retry, ServerTrouble
 
 DECISIONS_PER_RUN = 6
 """A job that still asks for another decision after so many waits for its turn again."""
 POD_WRITES_AT_ONCE = 16
+SERVER_IN_TROUBLE = (0, 429, 502, 503, 504)
+"""Answers that are not about the request: none at all, too many, a gateway's. A 500 may well be: a webhook's."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +141,8 @@ class Executor:
                     logger.debug("decide again: %s", why, extra={"job": str(key)})
             return 1.0
         except ApiError as error:
+            if error.status in SERVER_IN_TROUBLE:
+                raise ServerTrouble(str(error), error.retry_after) from error
             raise Retry(str(error)) from error
 
     async def _reconcile_once(self, key: Key) -> float | None:
@@ -157,9 +161,9 @@ class Executor:
             return self._labels.wait(job)
         if plan.status is not None:
             await self._write_status(job, plan.status, memory)
-        elif plan.create_pods and memory.licence != job.resource_version:
+        elif (plan.create_pods or plan.delete_pods) and memory.licence != job.resource_version:
             await self._read_quorum(job, memory)
-            raise _DecideAgain("pods are created only for a job that was read or written by this process")
+            raise _DecideAgain("pods come and go only for a job that was read or written by this process")
         self._progress.follow(key, job.uid, plan.wants_progress)
         try:
             await self._act(job, plan, memory)

@@ -7,12 +7,17 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
 logger = logging.getLogger(__name__)
+
+
+FIRST_PAUSE_SECONDS = 0.2
+LAST_PAUSE_SECONDS = 5.0
 
 
 class Retry(Exception):
@@ -26,11 +31,25 @@ class Retry(Exception):
         self.within = within
 
 
+class ServerTrouble(Retry):
+    """The server does not answer, or asks for less: a reason for all work to slow down.
+
+    after: seconds that the server wants to be left alone, if it said so.
+    """
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after or 0.0
+
+
 class WorkQueue(Generic[K]):
     """Deduplicating queue of keys with delays and, after errors, exponential backoff per key.
 
     A key that is added while it is worked on is worked on again afterwards: no change is missed, and none is
     handled twice at a time.
+
+    While the server is in trouble, one key at a time is tried, with growing pauses: however many keys wait, it gets
+    little to do; and as soon as it answers, none has to wait any longer.
 
     first_retry, last_retry: seconds before the first retry after an error, and the most that doubling leads to.
     on_done: told after each piece of work how many seconds it took, and the error, if it failed.
@@ -53,6 +72,9 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._idle_workers: deque[asyncio.Future[None]] = deque()
         self._stopping = False
+        self._troubles = 0
+        self._resume_at = 0.0
+        self._probe = asyncio.Lock()
 
     def __len__(self) -> int:
         """Keys that could be worked on now and are not."""
@@ -117,13 +139,22 @@ class WorkQueue(Generic[K]):
             begun = time.monotonic()
             error: Exception | None = None
             try:
-                again_after = await work(key)
+                async with self._turn():
+                    if self._stopping:
+                        return
+                    begun = time.monotonic()
+                    again_after = await work(key)
                 self._failures.pop(key, None)
+                self._troubles = 0
                 if again_after is not None:
                     self.add_after(key, again_after)
             except Exception as caught:
                 error = caught
-                seconds = self._backoff(key)
+                if isinstance(caught, ServerTrouble):
+                    seconds = self._pause(caught)
+                else:
+                    self._troubles = 0
+                    seconds = self._backoff(key)
                 expected = isinstance(caught, Retry)
                 if isinstance(caught, Retry) and caught.within is not None:
                     seconds = min(seconds, caught.within)
@@ -160,6 +191,26 @@ class WorkQueue(Generic[K]):
             if not idle.done():
                 idle.set_result(None)
                 return
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """In times of trouble: alone, and not before the pause is over."""
+        if not self._troubles:
+            yield
+            return
+        async with self._probe:
+            await asyncio.sleep(self._resume_at - asyncio.get_running_loop().time())
+            yield
+
+    def _pause(self, trouble: ServerTrouble) -> float:
+        """Seconds until the next try of any key."""
+        now = asyncio.get_running_loop().time()
+        if now < self._resume_at:  # One of several that were on their way when the trouble began.
+            return self._resume_at - now
+        seconds = min(LAST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._troubles, 32))
+        self._troubles += 1
+        self._resume_at = now + max(seconds, trouble.after)
+        return self._resume_at - now
 
     def _backoff(self, key: K) -> float:
         failures = self._failures.get(key, 0)

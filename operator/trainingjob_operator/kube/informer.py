@@ -36,8 +36,9 @@ class Informer:
     """Keeps a store in step with one collection of the API server.
 
     `synced` is set after the first LIST. A LIST is repeated when the server no longer knows the version to go on from
-    (410); after any other interruption the watch goes on where it stopped. on_restart: told the reason ("expired",
-    "error", "refused") each time a watch did not end as the server promised.
+    (410), and `relist` seconds after the last one in any case, should the watch have lost something or hang. After any
+    other interruption the watch goes on where it stopped. on_restart: told the reason ("expired", "error", "refused")
+    each time a watch did not end as the server promised.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Informer:
         namespace: str | None = None,
         label_selector: str = "",
         on_restart: Callable[[str], None] = lambda reason: None,
+        relist: float = 600.0,
     ) -> None:
         self.synced = asyncio.Event()
         self._api = api
@@ -56,6 +58,8 @@ class Informer:
         self._namespace = namespace
         self._selector = label_selector
         self._on_restart = on_restart
+        self._relist = relist
+        self._relist_at = 0.0
         self._version = ""
         self._failures = 0
 
@@ -65,7 +69,10 @@ class Informer:
             try:
                 if not self._version:
                     await self._list()
-                await self._watch()
+                async with asyncio.timeout_at(self._relist_at):
+                    await self._watch()
+            except TimeoutError:
+                self._version = ""
             except Gone:
                 self._version = ""
                 self._on_restart("expired")
@@ -78,6 +85,7 @@ class Informer:
 
     async def _list(self) -> None:
         listed = await self._api.list(self._resource, self._namespace, self._selector)
+        self._relist_at = asyncio.get_running_loop().time() + self._relist
         self._store.replace(self._namespace, listed.items, listed.resource_version)
         self._version = listed.resource_version
         self._failures = 0
