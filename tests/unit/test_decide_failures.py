@@ -166,7 +166,7 @@ def test_what_no_retry_cures_fails_at_once(
     assert training.deleted == ["gpt-train-1-1"], "a failed job runs nothing"
     assert status.history[-1].class_ == class_
     if message and message.get("nextStep"):
-        assert status.message == "UserError: bucket models does not exist. Create it."
+        assert status.message == "UserError: bucket models does not exist (step 20). Create it."
 
 
 def test_repeated_failures_without_a_checkpoint_wait_longer_and_end_the_job(training: Play) -> None:
@@ -341,7 +341,7 @@ def test_ranks_that_die_again_and_again_without_a_checkpoint_end_the_job(trainin
         training.step(20)
         assert training.status.restarts.without_progress == attempt
     assert training.status.phase == "Failed"
-    assert training.status.message.startswith("WorkerLost: rank 1. The job is given up after 4 failures")
+    assert training.status.message.startswith("WorkerLost: rank 1 (rank 1 in pod gpt-train-1-1, step 21). The job is")
 
 
 def test_a_driver_that_gives_up_is_not_counted_twice(training: Play) -> None:

@@ -22,7 +22,7 @@ def errors(kind: type[TrainerError]) -> set[str]:
 
 def test_every_reason_of_an_event_is_documented_and_no_other() -> None:
     documented = set(re.findall(r"^\| `(\w+)` \|", (DOCS / "events.md").read_text(), re.MULTILINE))
-    phases = {*events.TOLD.values(), "Failed"}
+    phases = {*events.TOLD.values(), "Failed", "NodeUsedAgain"}
     obstacles = set(REASONS)
     classes = {*failures.DISRUPTIONS.values(), *failures.POD_REASONS.values(), *failures.EXIT_CODES.values()}
     others = {"Killed", "Crashed", "Deleted", "DeadlineExceeded", "StartDeadlineExceeded"}

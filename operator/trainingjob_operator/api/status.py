@@ -140,8 +140,17 @@ class Member(StatusModel):
     not_before: Time | None = Field(None, description="Back-off: the pod is not created before.")
 
 
+class AvoidedNode(StatusModel):
+    """A node that has ended pods of the run twice."""
+
+    name: Word = Field(description="Name of the node.")
+    required: bool = Field(
+        description="Whether pods must not run there. False: there was no other place, so that others are preferred."
+    )
+
+
 class Resolved(StatusModel):
-    """Facts that the run was started with, kept until it ends or is suspended."""
+    """What the run's pods are made of: as the run was started, until it ends or is suspended."""
 
     image: Annotated[str, Field(max_length=1024)] = Field(description="Trainer image.")
     template_version: int = Field(ge=1, description="Version of the pod template.")
@@ -149,6 +158,9 @@ class Resolved(StatusModel):
     replicas: int = Field(ge=1, description="Worker pods.")
     ranks_per_pod: int = Field(ge=1, description="Ranks in each worker pod.")
     world_size: int = Field(ge=1, description="Ranks.")
+    avoided_nodes: Annotated[tuple[AvoidedNode, ...], Field(max_length=16)] = Field(
+        (), description="Nodes that the run's pods stay off since those ended pods of it twice."
+    )
     pod_group: Word | None = Field(
         None, description="PodGroup of the worker pods. Absent: the scheduler places them one by one."
     )

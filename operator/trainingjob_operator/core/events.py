@@ -28,7 +28,17 @@ def events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventFact, .
             told.append(EventFact("Warning", "Failed", new.message))
         elif new.phase in TOLD:
             told.append(EventFact("Normal", TOLD[new.phase], new.message))
+    yielded = _required(old) - _required(new) if new.resolved is not None else set()
+    if yielded:
+        message = f"No other node takes the pods: {', '.join(sorted(yielded))} may run them again."
+        told.append(EventFact("Normal", "NodeUsedAgain", message))
     before, now = obstacle.told(old), obstacle.told(new)
     if now is not None and (before is None or before.reason != now.reason):
         told.append(EventFact("Warning", now.reason, now.message))
     return tuple(told)
+
+
+def _required(status: TrainingJobStatus) -> set[str]:
+    """Nodes on which no pod of the run may run."""
+    nodes = status.resolved.avoided_nodes if status.resolved is not None else ()
+    return {node.name for node in nodes if node.required}

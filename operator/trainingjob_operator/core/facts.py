@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from trainingjob_operator.api.spec import GROUP, KIND, TrainingJobSpec
 from trainingjob_operator.api.status import Role, Stage, TrainingJobStatus
+from trainingjob_operator.core.affinity import required_elsewhere
 from trainingjob_operator.core.names import CONTAINER, LABEL_MEMBER, job_labels, parse_pod_name, place_labels
 
 
@@ -82,12 +83,27 @@ Sentence = Annotated[str, _cut(1024)]
 Address = Annotated[str, _cut(2048)]
 
 
-class TerminationMessage(Report):
+class Told(Report):
+    """A failure as the trainer tells it: a sentence, and below it the last lines of a traceback, if there is one."""
+
+    cause: Annotated[str, _cut(4096)] = ""
+
+    @property
+    def sentence(self) -> str:
+        """What happened."""
+        return self.cause.strip().partition("\n")[0].strip()[:1024]
+
+    @property
+    def traceback(self) -> tuple[str, ...]:
+        """The last lines of the traceback."""
+        return tuple(self.cause.strip().splitlines()[1:])
+
+
+class TerminationMessage(Told):
     """What the agent left in `/dev/termination-log` (docs/contracts.md §3)."""
 
     outcome: Literal["Train", "PrepareData", "Finished"] | None = None
     class_: Annotated[str, _cut(64)] | None = Field(None, alias="class")
-    cause: Sentence = ""
     next_step: Sentence = ""
     step: int | None = Field(None, ge=0)
     attempt: int | None = None
@@ -128,12 +144,11 @@ class ReportedEvaluation(Report):
     metrics: dict[str, Any] = Field(default_factory=dict)
 
 
-class ReportedIncident(Report):
+class ReportedIncident(Told):
     """An interruption that the driver survived or found."""
 
     attempt: int
     class_: Annotated[str, _cut(64)] = Field(alias="class")
-    cause: Sentence = ""
     rank: int | None = None
     step: int | None = Field(None, ge=0)
     time: datetime
@@ -203,6 +218,9 @@ class PodFacts:
     waiting_message: str = ""
     unschedulable: str | None = None  # message of a false PodScheduled condition
     finished_at: datetime | None = None
+    memory_limit: str | None = None
+    gated: bool = False  # held back by its scheduling gates, so that no scheduler has looked at it
+    kept_off: bool = False  # its affinity forbids it some node
     pod_group: str | None = None  # the gang that the scheduler sees it in
 
     @property
@@ -250,6 +268,9 @@ class PodFacts:
             waiting_message=waiting.get("message") or "",
             unschedulable=_part(conditions, "PodScheduled", "False", "message"),
             finished_at=parse_time(ended.get("finishedAt")),
+            memory_limit=_memory_limit(body.get("spec") or {}),
+            gated=_part(conditions, "PodScheduled", "False", "reason") == "SchedulingGated",
+            kept_off=required_elsewhere(body.get("spec") or {}),
             pod_group=((body.get("spec") or {}).get("schedulingGroup") or {}).get("podGroupName"),
         )
 
@@ -266,6 +287,12 @@ def _part(conditions: Mapping[str, Mapping[str, Any]], name: str, status: str, p
     """`part` of the condition `name` if it has `status`, else None."""
     condition = conditions.get(name, {})
     return str(condition.get(part) or "") if condition.get("status") == status else None
+
+
+def _memory_limit(spec: Mapping[str, Any]) -> str | None:
+    containers = [c for c in spec.get("containers") or () if c.get("name") == CONTAINER]
+    limits = (containers[0].get("resources") or {}).get("limits") or {} if containers else {}
+    return limits.get("memory")
 
 
 def _termination(text: str) -> TerminationMessage | None:

@@ -32,7 +32,8 @@ UNCOUNTED = frozenset({"Preempted", "NodeLost", "Evicted", "Drained", "Deleted"}
 FATAL = frozenset({"UserError", "DataError", "OutOfMemory"})
 
 NEXT_STEPS = {
-    "OutOfMemory": "raise the memory of the pod, or lower training.microBatchSize",
+    "OutOfMemory": "lower spec.training.microBatchSize or raise spec.workers.resources.memory, in a new TrainingJob "
+    "with the same outputUri, which goes on from the last checkpoint",
     "Hang": "look at the log of the pod for the collective that did not return",
     "Fenced": "another run writes to the same outputUri: stop it, or give this job its own",
     "Killed": "look at the node: something outside the job killed the pod's first process",
@@ -40,18 +41,21 @@ NEXT_STEPS = {
     "Internal": "look at the log of the pod",
     "Rejected": "look at the events of the pod: its node refused it",
 }
+KILLED = (137, 143)  # by SIGKILL, SIGTERM
 OVERDUE = timedelta(seconds=30)
+LAST_WORDS = 7  # lines of a log
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a pod ended that should not have ended."""
+    """How a pod ended that should not have ended. cause: a sentence; last_words: the end of a traceback or log."""
 
     class_: str
     cause: str
     next_step: str = ""
     step: int | None = None
     rank: int | None = None
+    last_words: tuple[str, ...] = ()
 
     @property
     def counted(self) -> bool:
@@ -60,12 +64,6 @@ class Failure:
     @property
     def fatal(self) -> bool:
         return self.class_ in FATAL
-
-    @property
-    def sentence(self) -> str:
-        """Class, cause and next step, for the status."""
-        parts = [f"{self.class_}: {self.cause}".rstrip(" .")]
-        return ". ".join([*parts, _capital(self.next_step)]) if self.next_step else parts[0] + "."
 
 
 def over(pod: PodFacts, now: datetime) -> bool:
@@ -78,25 +76,47 @@ def over(pod: PodFacts, now: datetime) -> bool:
     return node_lost or (pod.deletion_due is not None and now > pod.deletion_due + OVERDUE)
 
 
-def vanished(name: str, last: PodFacts | None) -> Failure:
+def vanished(name: str, last: PodFacts | None, ranks: str) -> Failure:
     """A pod that was there and is not any more. last: the last that was seen of it, if that says how it came."""
     if last is not None and (last.phase == "Failed" or last.disruption in DISRUPTIONS):
-        return classify(last)
+        return classify(last, ranks)
     return Failure("Deleted", f"pod {name} was deleted")
 
 
-def classify(pod: PodFacts) -> Failure:
-    """Why `pod`, which is over, did not end as it should. What Kubernetes says comes before what the pod says."""
+def classify(pod: PodFacts, ranks: str) -> Failure:
+    """Why `pod`, which is over, did not end as it should. What Kubernetes says comes before what the pod says.
+
+    ranks: those of the pod, in words; empty: it has none.
+    """
     class_ = _class(pod)
     message = pod.termination or TerminationMessage()
-    said = message.class_ == class_
+    said = message if message.class_ == class_ else TerminationMessage()
     return Failure(
         class_=class_,
-        cause=(message.cause if said else "") or _cause(pod, class_),
-        next_step=(message.next_step if said else "") or NEXT_STEPS.get(class_, ""),
+        cause=said.sentence or (_out_of_memory(pod, ranks) if class_ == "OutOfMemory" else _cause(pod, class_)),
+        next_step=said.next_step or _next_step(pod, class_),
         step=message.step,
         rank=message.rank,
+        last_words=said.traceback or _log(pod)[-LAST_WORDS:],
     )
+
+
+def _next_step(pod: PodFacts, class_: str) -> str:
+    if class_ == "OutOfMemory" and pod.role == "prepare":
+        return "raise spec.data.prepare.memory in a new TrainingJob with the same outputUri"
+    return NEXT_STEPS.get(class_, "")
+
+
+def _out_of_memory(pod: PodFacts, ranks: str) -> str:
+    who = f"pod {pod.name}" + (f" ({ranks})" if ranks else "")
+    return f"{who} used more than its memory limit of {pod.memory_limit}" if pod.memory_limit else f"{who} is too large"
+
+
+def _log(pod: PodFacts) -> tuple[str, ...]:
+    """The end of the log, which a kubelet gives for a message. What a killed process logged last is not why it died."""
+    if pod.termination is not None or pod.exit_code in KILLED:
+        return ()
+    return tuple(pod.termination_text.strip().splitlines())
 
 
 def _class(pod: PodFacts) -> str:
@@ -114,7 +134,7 @@ def _class(pod: PodFacts) -> str:
         return "Deleted"
     if pod.exit_code in EXIT_CODES:
         return EXIT_CODES[pod.exit_code]
-    if pod.exit_code in (137, 143):
+    if pod.exit_code in KILLED:
         return "Killed"
     return "Internal" if pod.exit_code == 0 else "Crashed"
 
@@ -129,10 +149,5 @@ def _cause(pod: PodFacts, class_: str) -> str:
     if pod.exit_code == 0:
         return f"pod {pod.name} ended without a result"
     ended = f"pod {pod.name} ended with exit code {pod.exit_code}"
-    detail = pod.termination_text.strip().splitlines()[-1:] if pod.termination is None else []
-    return f"{ended}: {detail[0][:300]}" if detail else ended
-
-
-def _capital(text: str) -> str:
-    text = text.rstrip(" .") + "."
-    return text[:1].upper() + text[1:]
+    detail = _log(pod)[-1:]
+    return f"{ended}: {detail[0].strip()[:300]}" if detail else ended

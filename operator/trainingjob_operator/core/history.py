@@ -105,7 +105,7 @@ def _incident(said: ReportedIncident) -> Incident:
         {
             "time": said.time,
             "class": said.class_,
-            "cause": said.cause,
+            "cause": said.sentence,
             "rank": said.rank,
             "attempt": said.attempt,
             "step": said.step,

@@ -9,6 +9,7 @@ from typing import Any
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import Resolved, Role, Stage
 from trainingjob_operator.core import names
+from trainingjob_operator.core.affinity import affinity
 from trainingjob_operator.core.stages import role_of
 
 Json = dict[str, Any]
@@ -88,7 +89,7 @@ def version_1(job_name: str, job_uid: str, spec: TrainingJobSpec, resolved: Reso
             priorityClassName=template.priority_class_name,
             runtimeClassName=template.runtime_class_name,
             nodeSelector=template.node_selector if worker else None,
-            affinity=template.affinity if worker else None,
+            affinity=affinity(template.affinity if worker else None, resolved.avoided_nodes),
             tolerations=_tolerations() + [t.wire() for t in template.tolerations],
             imagePullSecrets=[s.wire() for s in template.image_pull_secrets],
             securityContext={
@@ -120,7 +121,12 @@ def _container(job_name: str, job_uid: str, spec: TrainingJobSpec, resolved: Res
         ],
         env=[e for e in own_env if e["name"] not in overridden] + user_env,
         ports=[{"name": "http", "containerPort": HTTP_PORT}],
-        readinessProbe={"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 2, "failureThreshold": 5},
+        readinessProbe={
+            "httpGet": {"path": "/healthz", "port": "http"},
+            "initialDelaySeconds": 5,  # A kubelet tells each failed probe as an event, and the agent needs a moment.
+            "periodSeconds": 2,
+            "failureThreshold": 5,
+        },
         resources=_resources(spec, place),
         terminationMessagePolicy="FallbackToLogsOnError",
         securityContext={

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from trainingjob_operator.api.status import Incident, Member, Stage, TrainingJobStatus
-from trainingjob_operator.core import failures, history, names, restarts
+from trainingjob_operator.core import avoidance, failures, history, names, restarts, verdict
 from trainingjob_operator.core.facts import PodFacts, ProgressReport, TerminationMessage
 from trainingjob_operator.core.failures import Failure
 from trainingjob_operator.core.manifests import resolve
@@ -71,8 +71,18 @@ def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
         if incident.pod is None and incident.attempt not in known and incident.class_ not in failures.UNCOUNTED:
             counted = restarts.count(counted, committed_step(here, status), here.now)
     told = history.recover(told, report, status.start_time or here.now)
+    told = tuple(_placed(here, status, incident) for incident in told)
     status = status.model_copy(update={"history": told, "restarts": counted})
     return merge_report(status, report, fetched_at, here.spec.steps)
+
+
+def _placed(here: Situation, status: TrainingJobStatus, incident: Incident) -> Incident:
+    """`incident` with the node of the rank that failed, if the driver told of it during this run."""
+    if incident.pod is not None or incident.node is not None or incident.rank is None:
+        return incident
+    pod = here.pod_of_rank(status, incident.rank)
+    fits = pod is not None and pod.created_at <= incident.time
+    return incident.model_copy(update={"node": pod.node}) if pod is not None and fits else incident
 
 
 def outcome(here: Situation, status: TrainingJobStatus) -> TerminationMessage | None:
@@ -86,12 +96,12 @@ def outcome(here: Situation, status: TrainingJobStatus) -> TerminationMessage | 
 
 def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[TrainingJobStatus, str | None]:
     """`status` with an incident and a successor for every pod that failed, and why the run is given up, if it is."""
-    verdict = _verdict_on_ranks(here, status)
+    given_up = verdict.on_ranks(here, status)
     report, committed = here.report(status), committed_step(here, status)
     fallen: dict[Member, float] = {}  # and the seconds until their successors come
     for member in here.gang(status):
         pod = here.pod_of(member)
-        failure = _failure(here, member, pod)
+        failure = _failure(here, status, member, pod)
         if failure is None:
             continue
         pod = pod or here.last_state(member)
@@ -100,13 +110,13 @@ def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[Training
             counted = restarts.count(status.restarts, committed, here.now)
             status = status.model_copy(update={"restarts": counted})
         status = status.model_copy(update={"history": history.record(status.history, incident)})
-        verdict = verdict or _verdict(here, status, failure)
+        given_up = given_up or verdict.on_pod(here, status, failure, incident)
         in_a_row = status.restarts.without_progress if failure.counted else 0
         fallen[member] = restarts.delay(max(in_a_row, _ends_in_a_row(here, status, member)))
     status = _replaced(here, status, fallen)
-    if verdict is None:
-        status = _revive_done(here, status)
-    return status, verdict
+    if given_up is None:
+        status = _placed_again(here, avoidance.strike(_revive_done(here, status)))
+    return status, given_up
 
 
 def committed_step(here: Situation, status: TrainingJobStatus) -> int:
@@ -129,11 +139,12 @@ def all_at_work(here: Situation, status: TrainingJobStatus) -> bool:
     return status.stage == "Train" and all(p is not None and ((p.ready and not p.deleting) or done(p)) for p in pods)
 
 
-def _failure(here: Situation, member: Member, pod: PodFacts | None) -> Failure | None:
+def _failure(here: Situation, status: TrainingJobStatus, member: Member, pod: PodFacts | None) -> Failure | None:
+    ranks = here.ranks_of(status, member)
     if pod is None:
         name = names.pod_name(here.job.name, member.role, member.index, member.incarnation)
-        return failures.vanished(name, here.last_state(member)) if member.uid is not None else None
-    return failures.classify(pod) if failures.over(pod, here.now) and not done(pod) else None
+        return failures.vanished(name, here.last_state(member), ranks) if member.uid is not None else None
+    return failures.classify(pod, ranks) if failures.over(pod, here.now) and not done(pod) else None
 
 
 def _counted_before(here: Situation, status: TrainingJobStatus, incident: Incident, pod: PodFacts | None) -> bool:
@@ -141,26 +152,6 @@ def _counted_before(here: Situation, status: TrainingJobStatus, incident: Incide
     if history.told_by_driver(status.history, incident) is not None:
         return True
     return pod is not None and restarts.same_blow(status.restarts, pod.created_at, here.now)
-
-
-def _verdict(here: Situation, status: TrainingJobStatus, failure: Failure) -> str | None:
-    if failure.fatal:
-        return failure.sentence
-    return _given_up(here, status, failure.sentence) if failure.counted else None
-
-
-def _verdict_on_ranks(here: Situation, status: TrainingJobStatus) -> str | None:
-    """Why the run is given up for ranks that failed in pods that stand."""
-    if status.restarts == here.job.status.restarts or not status.history:
-        return None
-    newest = status.history[-1]
-    return _given_up(here, status, Failure(newest.class_, newest.cause).sentence)
-
-
-def _given_up(here: Situation, status: TrainingJobStatus, sentence: str) -> str | None:
-    max_restarts, max_total = here.spec.run_policy.max_restarts, here.settings.max_total_restarts
-    why = restarts.exhausted(status.restarts, max_restarts, max_total)
-    return None if why is None else f"{sentence} The job is {why}."
 
 
 def _incident(
@@ -212,6 +203,20 @@ def _succeeded_by(here: Situation, status: TrainingJobStatus, member: Member, de
     )
     pods = tuple(successor if (m.role, m.index) == (member.role, member.index) else m for m in status.pods)
     return status.model_copy(update={"pods": pods})
+
+
+def _placed_again(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """`status` with successors for pods that find no place because they keep off nodes: rather there than nowhere."""
+    assert status.resolved is not None
+    strict = any(node.required for node in status.resolved.avoided_nodes)
+    waiting = [(member, here.pod_of(member)) for member in here.gang(status)]
+    kept_off = [(m, pod) for m, pod in waiting if pod is not None and pod.kept_off and pod.node is None]
+    if not strict or not any(pod.unschedulable is not None and not pod.gated for _, pod in kept_off):
+        return status
+    status = avoidance.yielding(status)
+    for member, _ in kept_off:
+        status = _succeeded_by(here, status, member, 0.0)
+    return status
 
 
 def _revive_done(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:

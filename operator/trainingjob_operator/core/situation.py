@@ -70,6 +70,21 @@ class Situation:
         gang = self.gang(status)
         return self.pod_of(gang[0]) if gang else None
 
+    def pod_of_rank(self, status: TrainingJobStatus, rank: int) -> PodFacts | None:
+        """The pod that a rank of training runs in."""
+        if status.stage != "Train" or status.resolved is None:
+            return None
+        index = rank // status.resolved.ranks_per_pod
+        return next((pod for pod in self.gang_pods(status) if pod.index == index), None)
+
+    def ranks_of(self, status: TrainingJobStatus, member: Member) -> str:
+        """The ranks of a pod, in words; empty for a pod that prepares."""
+        if member.role != "train" or status.resolved is None:
+            return ""
+        each = status.resolved.ranks_per_pod
+        first = member.index * each
+        return f"rank {first}" if each == 1 else f"ranks {first} to {first + each - 1}"
+
     def next_incarnation(self, status: TrainingJobStatus, role: Role, index: int) -> int:
         """Above all that the status or a pod bears."""
         licensed = [m.incarnation for m in status.pods if (m.role, m.index) == (role, index)]
