@@ -21,7 +21,7 @@ heading = @printf '\n\033[1m== %s\033[0m\n' $(1)
 
 .PHONY: help
 help: ## What can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: .venv/.complete ## Install the locked dependencies into .venv (once)
@@ -51,14 +51,21 @@ test: SELECTED := -m "not slow"
 test: on-cluster ## Everything but what takes many minutes
 
 .PHONY: test-all
+test-all: PROGRAMS := --all
 test-all: on-cluster ## Everything
 
 .PHONY: on-cluster
 on-cluster: lint unit
 	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else 5 to 15 minutes)')
-	$(BIN)/python -m trainingjob_local.binaries
+	$(BIN)/python -m trainingjob_local.binaries $(PROGRAMS)
 	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (10 to 20 minutes)')
 	$(SANDBOXED) $(SELECTED)
+
+.PHONY: bench-operator
+bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK plays (N=500, SUSPENDED=10000)
+	@$(BIN)/python -m trainingjob_local.binaries --all
+	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.operator_scale \
+	  $(if $(N),--jobs $(N)) $(if $(SUSPENDED),--suspended $(SUSPENDED))
 
 .PHONY: unit
 unit: setup ## Unit tests

@@ -1,7 +1,8 @@
 """Find or make the programs that the local cluster is made of.
 
 In this order: the directory that KUBEBUILDER_ASSETS names, PATH if the version fits, the cache, a verified official
-download, and a build with Go from the modules that `gobuild/` pins. `python -m trainingjob_local.binaries` fetches all.
+download, and a build with Go from the modules that `gobuild/` pins. `python -m trainingjob_local.binaries` fetches all
+that the demo and most tests need; `--all` also KWOK, for the benchmark.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 KUBERNETES = "v1.37.2"
 ETCD = "v3.7.0"
 HELM = "v4.3.1"
+KWOK = "v0.8.0"
 
 _GOBUILD = Path(__file__).parent / "gobuild"
 _GO_SERIES = (1, 26)
@@ -39,12 +41,12 @@ class BinaryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Program:
-    """A program: its pinned version, where it is published, and how it is built."""
+    """A program: its pinned version, where it is published (if with checksums), and how it is built."""
 
     name: str
     version: str
     version_args: tuple[str, ...]
-    url: str
+    url: str | None  # None: it is always built
     member: str | None  # path inside the archive that `url` leads to; None: `url` is the program itself
     checksum_url: str
     module: str  # directory below gobuild/ whose go.mod pins the build
@@ -86,10 +88,15 @@ def _helm() -> Program:
     )
 
 
+def _kwok() -> Program:
+    """Published without checksums, so it is built."""
+    return Program("kwok", KWOK, ("--version",), None, None, "", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "")
+
+
 def programs() -> dict[str, Program]:
     """All programs by name."""
     names = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-    return {p.name: p for p in (_etcd(), *map(_kubernetes, names), _helm())}
+    return {p.name: p for p in (_etcd(), *map(_kubernetes, names), _helm(), _kwok())}
 
 
 def ensure(names: Iterable[str], say: Say | None = None) -> dict[str, Path]:
@@ -149,48 +156,49 @@ def _in_path(program: Program) -> Path | None:
 
 
 def _obtain(program: Program, target: Path, say: Say) -> str:
-    try:
-        _download(program, target, say)
-    except OSError as error:
-        say(f"{program.name} {program.version}: no official download here ({_reason(error)}); building it with Go")
-        _build(program, target, say)
-        return "built"
-    return "downloaded and verified"
+    if program.url is not None:
+        try:
+            _download(program, program.url, target, say)
+            return "downloaded and verified"
+        except OSError as error:
+            say(f"{program.name} {program.version}: no official download here ({_reason(error)}); building it with Go")
+    _build(program, target, say)
+    return "built"
 
 
 def _reason(error: OSError) -> str:
     return str(error.reason) if isinstance(error, urllib.error.URLError) else str(error)
 
 
-def _download(program: Program, target: Path, say: Say) -> None:
+def _download(program: Program, url: str, target: Path, say: Say) -> None:
     """Fetch and verify by sha256; OSError if it can't be reached, BinaryError if the sum differs."""
     with urllib.request.urlopen(program.checksum_url, timeout=_DOWNLOAD_TIMEOUT) as answer:
         sums = answer.read().decode()
-    file = program.url.rpartition("/")[2]
+    file = url.rpartition("/")[2]
     expected = next((line.split()[0] for line in sums.splitlines() if file in line), sums.split()[0])
     say(f"{program.name} {program.version}: official download, some tens of seconds")
     archive = target.with_suffix(".download")
     digest = hashlib.sha256()
-    with urllib.request.urlopen(program.url, timeout=30) as answer, archive.open("wb") as out:
+    with urllib.request.urlopen(url, timeout=30) as answer, archive.open("wb") as out:
         while chunk := answer.read(1 << 20):
             digest.update(chunk)
             out.write(chunk)
     if digest.hexdigest() != expected:
-        raise BinaryError(f"{program.url} has sha256 {digest.hexdigest()}, published is {expected}: not used")
+        raise BinaryError(f"{url} has sha256 {digest.hexdigest()}, published is {expected}: not used")
     if program.member is None:
         archive.replace(target)
         return
     with tarfile.open(archive) as tar:
         source = tar.extractfile(program.member)
         if source is None:
-            raise BinaryError(f"{program.url} holds no {program.member}")
+            raise BinaryError(f"{url} holds no {program.member}")
         with target.open("wb") as out:
             shutil.copyfileobj(source, out)
 
 
 def _build(program: Program, target: Path, say: Say) -> None:
     go = _go(say)
-    say(f"{program.name} {program.version}: go build, 1 to 5 minutes on 2 cores (the first one is the longest)")
+    say(f"{program.name} {program.version}: go build, 1 to 5 minutes on 2 idle cores (the first is the longest)")
     environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     command = [go, "build", "-trimpath", "-ldflags", f"-s -w {program.ldflags}", "-o", target, program.package]
     done = subprocess.run(
@@ -252,8 +260,10 @@ def _to_stderr(line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: have all programs, or the named ones, ready."""
     parser = argparse.ArgumentParser(prog="python -m trainingjob_local.binaries", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"programs (default: all of {', '.join(programs())})")
-    names = parser.parse_args(arguments).names or list(programs())
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(programs())} (default: all but kwok)")
+    parser.add_argument("--all", action="store_true", help="kwok too")
+    given = parser.parse_args(arguments)
+    names = given.names or [name for name in programs() if given.all or name != "kwok"]
     unknown = [name for name in names if name not in programs()]
     if unknown:
         parser.error(f"unknown program {unknown[0]}; there are {', '.join(programs())}")

@@ -84,3 +84,20 @@ def test_a_download_with_a_wrong_checksum_is_refused_and_not_kept(
     with pytest.raises(BinaryError, match="not used"):
         ensure(monkeypatch, pinned)
     assert not [file for file in (tmp_path / "cache").rglob("etcd*") if file.is_file()]
+
+
+def test_what_is_published_without_checksums_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kwok = binaries.programs()["kwok"]
+    assert (kwok.url, kwok.checksum_url) == (None, "")
+    # Stands for the compiler: it says what it was asked to build, and where.
+    go = tmp_path / "path" / "go"
+    go.parent.mkdir()
+    go.write_text(
+        '#!/bin/sh\n[ "$1" = env ] && echo go1.26.0 && exit\n'
+        'for last; do previous=$target; target=$last; done\necho "$PWD $last" > "$previous"\n'
+    )
+    go.chmod(0o755)
+    assert ensure(monkeypatch, kwok).read_text().split() == [
+        str(Path(binaries.__file__).parent / "gobuild" / "kwok"),
+        "sigs.k8s.io/kwok/cmd/kwok",
+    ]

@@ -50,7 +50,7 @@ def allow() -> None:
 class Client:
     """Implements `kube.api.Api`. An async context manager: its connections are closed at the end of the block.
 
-    timeout: seconds for each request but watches.
+    timeout: seconds for each request but watches. user_agent: how the API server's audit log knows the caller.
     """
 
     def __init__(
@@ -59,8 +59,10 @@ class Client:
         observe: Observer = _ignore,
         guard: Guard = allow,
         timeout: float = REQUEST_TIMEOUT_SECONDS,
+        user_agent: str = "trainingjob-operator",
     ) -> None:
         self._connection = connection
+        self._user_agent = user_agent
         self._observe = observe
         self._guard = guard
         self._timeout = aiohttp.ClientTimeout(total=timeout)
@@ -70,7 +72,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._connection.ssl_context(), limit=0),
             timeout=self._timeout,
-            headers={"Accept": "application/json", "User-Agent": "trainingjob-operator"},
+            headers={"Accept": "application/json", "User-Agent": self._user_agent},
             proxy=self._connection.proxy,
         )
         return self

@@ -1,0 +1,188 @@
+"""The measured run: the floor, the operator with as many jobs, then its rest, its restart and the jobs' end."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trainingjob_operator.kube.api import TRAINING_JOBS
+from trainingjob_operator.kube.client import Client
+from trainingjob_operator.kube.connection import connect
+
+from benchmarks.operator_scale.audit import AuditLog
+from benchmarks.operator_scale.jobs import PODS_PER_JOB, delete_all, each, manifest
+from benchmarks.operator_scale.lab import Lab
+from benchmarks.operator_scale.processes import Floor, Operator, cpu_seconds, memory_mib
+from benchmarks.operator_scale.timeline import Timeline
+
+WARM_UP_JOBS = 5
+SETTLE_SECONDS = 75
+"""KWOK's pods answer no poll, which the operator says in the status once, after a minute. Then it is at rest."""
+IDLE_SECONDS = 60
+RESTART_SECONDS = 15
+"""For how long after a restart writes are looked for."""
+LIMIT_SECONDS = 600
+
+Figures = dict[str, Any]
+Say = Callable[[str], None]
+
+
+class Measurement:
+    """One lab, measured."""
+
+    def __init__(self, lab: Lab, client: Client, say: Say) -> None:
+        self._lab = lab
+        self._client = client
+        self._say = say
+        self._audit = AuditLog(lab.audit_log)
+        self._operator = Operator(lab.operator, lab.directory / "operator.log")
+
+    async def floor(self, jobs: int) -> Figures:
+        """The bare script, after a few jobs to warm up."""
+        await self._floor("warm-up", WARM_UP_JOBS)
+        self._say(f"floor: a bare script creates {jobs} jobs' objects")
+        created, ready = await self._floor("floor", jobs)
+        return {"floor_created_s": created, "floor_all_ready_s": ready}
+
+    async def scale(self, jobs: int) -> Figures:
+        """The operator with `jobs` jobs, from their creation to their deletion."""
+        namespace = self._lab.namespace("scale")
+        await self._operator.start()
+        try:
+            self._say(f"operator: {jobs} jobs")
+            figures = await self._grow(namespace, jobs)
+            self._say(f"idle for {IDLE_SECONDS} s")
+            figures |= await self._idle(IDLE_SECONDS)
+            self._say("restart")
+            figures |= await self._restart(jobs)
+            self._say("delete all jobs")
+            figures |= await self._delete(namespace, jobs)
+        finally:
+            self._operator.stop()
+        return figures
+
+    async def suspended(self, jobs: int) -> Figures:
+        """Memory with `jobs` suspended jobs, and what a restart with them costs."""
+        self._say(f"operator: {jobs} suspended jobs")
+        namespace = self._lab.namespace("suspended")
+        await self._operator.start()
+        try:
+            async with Timeline(self._client, namespace) as timeline:
+                begun = time.monotonic()
+                await self._create(namespace, jobs, suspend=True)
+                told = await timeline.reached(timeline.told, jobs, LIMIT_SECONDS)
+            figures = {
+                "jobs": jobs,
+                "all_suspended_s": told - begun,
+                "rss_mib": memory_mib(self._operator.pid),
+                "peak_rss_mib": memory_mib(self._operator.pid, "VmHWM"),
+            }
+            return figures | await self._restart(jobs)
+        finally:
+            self._operator.stop()
+
+    async def _floor(self, namespace: str, jobs: int) -> tuple[float, float]:
+        """Seconds until the script had created everything, and until all pods were ready."""
+        self._lab.namespace(namespace)
+        script = Floor(self._lab.admin, namespace, jobs)
+        async with Timeline(self._client, namespace) as timeline:
+            begun = time.monotonic()
+            await script.go()
+            created = time.monotonic()
+            ready = await timeline.reached(timeline.ready, jobs, LIMIT_SECONDS)
+        await delete_all(self._client, namespace)
+        return created - begun, ready - begun
+
+    async def _create(self, namespace: str, jobs: int, suspend: bool = False) -> dict[str, float]:
+        """When each job was applied: monotonic seconds, by name."""
+        applied: dict[str, float] = {}
+
+        async def one(index: int) -> None:
+            body = manifest(namespace, index, suspend)
+            applied[body["metadata"]["name"]] = time.monotonic()
+            await self._client.create(TRAINING_JOBS, namespace, body)
+
+        await each(one, range(jobs))
+        return applied
+
+    async def _grow(self, namespace: str, jobs: int) -> Figures:
+        pid, mark, cpu = self._operator.pid, self._audit.mark(), cpu_seconds(self._operator.pid)
+        async with Timeline(self._client, namespace) as timeline:
+            begun = time.monotonic()
+            applied = await self._create(namespace, jobs)
+            created = time.monotonic()
+            ready = await timeline.reached(timeline.ready, jobs, LIMIT_SECONDS)
+            told = await timeline.reached(timeline.told, jobs, LIMIT_SECONDS)
+            used = cpu_seconds(pid) - cpu
+        await asyncio.sleep(SETTLE_SECONDS)
+        requests = self._audit.since(mark)
+        return {
+            "create_s": created - begun,
+            "pods_ready_s": ready - begun,
+            "all_ready_s": told - begun,
+            "apply_to_pods_created_s": _quantiles(applied, timeline.created),
+            "apply_to_running_s": _quantiles(applied, timeline.told),
+            "operator_cpu_ms_per_job": 1000 * used / jobs,
+            "operator_settle_cpu_ms_per_job": 1000 * (cpu_seconds(pid) - cpu - used) / jobs,
+            "operator_writes_per_job": requests.writes / jobs,
+            "operator_reads_per_job": requests.reads / jobs,
+            "operator_requests": requests.wire(),
+            "operator_rss_mib": memory_mib(pid, "VmHWM"),
+        }
+
+    async def _idle(self, seconds: float) -> Figures:
+        pid, mark, cpu = self._operator.pid, self._audit.mark(), cpu_seconds(self._operator.pid)
+        await asyncio.sleep(seconds)
+        requests = self._audit.since(mark)
+        return {
+            "idle_s": seconds,
+            "idle_cpu_percent": 100 * (cpu_seconds(pid) - cpu) / seconds,
+            "idle_writes_60s": requests.writes,
+            "idle_reads_60s": requests.reads,
+        }
+
+    async def _restart(self, jobs: int) -> Figures:
+        mark = self._audit.mark()
+        self._operator.stop()
+        seconds = await self._operator.start(jobs)
+        cpu = cpu_seconds(self._operator.pid)
+        await asyncio.sleep(RESTART_SECONDS)
+        requests = self._audit.since(mark)
+        return {
+            "restart_s": seconds,
+            "restart_cpu_s": cpu,
+            "restart_writes": requests.writes,
+            "restart_reads": requests.reads,
+            "restart_peak_rss_mib": memory_mib(self._operator.pid, "VmHWM"),
+        }
+
+    async def _delete(self, namespace: str, jobs: int) -> Figures:
+        pid, mark, cpu = self._operator.pid, self._audit.mark(), cpu_seconds(self._operator.pid)
+        begun = time.monotonic()
+        await delete_all(self._client, namespace)
+        return {
+            "delete_s": time.monotonic() - begun,
+            "delete_cpu_ms_per_job": 1000 * (cpu_seconds(pid) - cpu) / jobs,
+            "delete_writes": self._audit.since(mark).writes,
+        }
+
+
+async def measure(lab: Lab, jobs: int, suspended: int, say: Say) -> Figures:
+    """All figures of one lab."""
+    async with Client(connect(lab.admin), user_agent="benchmark") as client:
+        measurement = Measurement(lab, client, say)
+        figures: Figures = {"n": jobs, "pods_per_job": PODS_PER_JOB}
+        figures |= await measurement.floor(jobs)
+        figures |= await measurement.scale(jobs)
+        figures["ratio_to_floor"] = figures["all_ready_s"] / figures["floor_all_ready_s"]
+        if suspended:
+            figures["suspended"] = await measurement.suspended(suspended)
+    return figures
+
+
+def _quantiles(begun: Mapping[str, float], reached: Mapping[str, float]) -> dict[str, float]:
+    """Of the seconds from one instant of each job to another."""
+    seconds = sorted(reached[name] - instant for name, instant in begun.items())
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else seconds * 99
+    return {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]}

@@ -1,0 +1,97 @@
+"""The operator and the bare script as processes, and what they cost."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+from trainingjob_local.process import Component
+
+METRICS = "127.0.0.1:18080"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, user and system (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def memory_mib(pid: int, field: str = "VmRSS") -> float:
+    """Resident memory; `VmHWM` is its peak."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
+class Operator:
+    """`python -m trainingjob_operator`, unmodified, with the options that a user gets by default."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *flags: str) -> None:
+        own = ["--kubeconfig", str(kubeconfig), "--metrics-address", METRICS, *flags]
+        self._command = [sys.executable, "-m", "trainingjob_operator", *own]
+        self._log = log
+        self._process: Component | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the operator is not running"
+        return self._process.pid
+
+    async def start(self, jobs: int = 0) -> float:
+        """Start it; seconds until it is ready, has decided `jobs` jobs, and has nothing left to do."""
+        begun = time.monotonic()
+        self._process = Component("operator", self._command, self._log)
+        async with asyncio.timeout(120), aiohttp.ClientSession() as session:
+            while not await self._settled(session, jobs):
+                await asyncio.sleep(0.05)
+        return time.monotonic() - begun
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        if self._process is not None:
+            self._process.stop(30)
+            self._process = None
+
+    async def _settled(self, session: aiohttp.ClientSession, jobs: int) -> bool:
+        assert self._process is not None
+        assert self._process.alive, f"the operator ended; see {self._log}"
+        try:
+            async with session.get(f"http://{METRICS}/readyz") as answer:
+                if answer.status != 200 or not jobs:
+                    return answer.status == 200
+            async with session.get(f"http://{METRICS}/metrics") as answer:
+                return _has_decided(await answer.text(), jobs)
+        except aiohttp.ClientError:
+            return False
+
+
+class Floor:
+    """The bare script, held until `go`."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, jobs: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.operator_scale.floor", str(kubeconfig), namespace, str(jobs)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"the bare script ended with code {self._process.wait()}")
+
+    async def go(self) -> None:
+        """Let it work, until it is done."""
+        await asyncio.to_thread(self._process.communicate, "go\n")
+        if self._process.returncode:
+            raise RuntimeError(f"the bare script ended with code {self._process.returncode}")
+
+
+def _has_decided(metrics: str, jobs: int) -> bool:
+    """Whether /metrics tells of at least `jobs` decisions and an empty queue."""
+    lines = [line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith("trainingjob_operator_")]
+
+    def total(name: str) -> float:
+        return sum(float(value) for series, value in lines if series.partition("{")[0] == name)
+
+    decided = total("trainingjob_operator_reconcile_duration_seconds_count")
+    return decided >= jobs and total("trainingjob_operator_queue_depth") == 0

@@ -1,0 +1,91 @@
+"""The figures as a table for people and as JSON for programs."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainingjob_local.binaries import programs
+
+OUT = Path("benchmarks/out/operator_scale.json")
+_ROWS = (
+    ("create all jobs", "create_s", "s", None),
+    ("floor: bare script, all pods ready", "floor_all_ready_s", "s", None),
+    ("operator: all pods ready", "pods_ready_s", "s", None),
+    ("operator: all ready, and said so", "all_ready_s", "s", None),
+    ("ratio to the floor", "ratio_to_floor", "", 1.3),
+    ("operator CPU per job until then", "operator_cpu_ms_per_job", "ms", 12),
+    ("operator writes per job", "operator_writes_per_job", "", 11),
+    ("operator reads per job", "operator_reads_per_job", "", None),
+    ("operator memory, peak", "operator_rss_mib", "MiB", None),
+    ("idle: CPU of one core", "idle_cpu_percent", "%", None),
+    ("idle: writes in 60 s", "idle_writes_60s", "", 0),
+    ("restart: ready and all decided", "restart_s", "s", 10),
+    ("restart: CPU", "restart_cpu_s", "s", None),
+    ("restart: writes", "restart_writes", "", 0),
+    ("delete all jobs, everything gone", "delete_s", "s", None),
+    ("delete: operator CPU per job", "delete_cpu_ms_per_job", "ms", None),
+    ("delete: operator writes", "delete_writes", "", None),
+)
+
+
+def about() -> dict[str, Any]:
+    """When and on what it was measured."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = ("trainingjob", "kopf", "aiohttp", "pydantic")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpus": os.cpu_count(), "memory_gib": round(memory), "kernel": platform.release()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+            **{p.name: p.version for p in programs().values() if p.name in ("kube-apiserver", "etcd", "kwok")},
+        },
+    }
+
+
+def write(figures: Mapping[str, Any], out: Path) -> None:
+    """Leave the figures in a file, with when and on what they were measured."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(_rounded({**about(), **figures}), indent=2) + "\n")
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures in lines, with the targets that are set."""
+    lines = [f"{figures['n']} jobs of {figures['pods_per_job']} pods", ""]
+    for label, name, unit, target in _ROWS:
+        lines.append(_row(label, figures[name], unit, target))
+        if name == "all_ready_s":
+            for what in ("apply_to_pods_created_s", "apply_to_running_s"):
+                cuts = "  ".join(f"{cut} {seconds:.2f} s" for cut, seconds in figures[what].items())
+                lines.append(f"  {what.removesuffix('_s').replace('_', ' '):<36} {cuts}")
+    if "polling" in figures:
+        polling = figures["polling"]
+        lines.append(_row(f"polling {polling['heads']} heads: CPU per poll", polling["cpu_ms_per_poll"], "ms", None))
+    if "suspended" in figures:
+        many = figures["suspended"]
+        lines += [
+            _row(f"{many['jobs']} suspended jobs: memory, peak", many["peak_rss_mib"], "MiB", 500),
+            _row("  restart with them", many["restart_s"], "s", None),
+            _row("  CPU of it", many["restart_cpu_s"], "s", 60),
+            _row("  memory after it, peak", many["restart_peak_rss_mib"], "MiB", 500),
+            _row("  writes of it", many["restart_writes"], "", 0),
+        ]
+    return "\n".join(lines)
+
+
+def _row(label: str, value: float, unit: str, target: float | None) -> str:
+    aim = "" if target is None else f"  (target {'' if target == 0 else 'at most '}{target:g})"
+    return f"  {label:<36} {value:>9.2f} {unit:<3}{aim}".rstrip()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return value
