@@ -76,7 +76,7 @@ def test_a_missing_service_account_is_named_and_waited_for(operator: Operator, p
     job = played(storage={"serviceAccountName": "trainer"})
     job.apply()
     status = blocked(job, "MissingReference", 'serviceaccount "trainer" not found')
-    assert status["phase"] == "Pending"
+    assert status["phase"] == "Starting"
     assert "create the ServiceAccount" in status["message"]
     assert holding(status) == {"Reconciling"}
     job.cluster.kubectl("-n", job.namespace, "create", "serviceaccount", "trainer")
@@ -164,6 +164,55 @@ def test_workers_that_no_node_can_take_are_queued_until_one_can(
     job.run("train-0-1", "train-1-1")
     status = job.wait("both are ready", lambda status: status["workers"]["ready"] == 2)
     assert (status["phase"], status["history"]) == ("Starting", [])
+
+
+def test_a_run_that_does_not_start_in_time_fails_with_what_it_waited_for(operator: Operator, played: MakeJob) -> None:
+    job = played(runPolicy={"startDeadlineSeconds": 6}, workers={"replicas": 1})
+    job.manifest["spec"]["data"]["prepare"] = {"cpu": "1000"}
+    job.apply()
+    blocked(job, "Unschedulable", "2 Insufficient cpu")
+    operator.kill()
+    operator.start()
+    status = job.wait_phase("Failed", seconds=30)
+    words = "StartDeadlineExceeded: the workers did not all run after 6 seconds (runPolicy.startDeadlineSeconds): "
+    assert status["message"].startswith(f"{words}Pod gpt-prepare-0-1 finds no node: 0/2 nodes are available: 2 ")
+    assert [incident["class"] for incident in status["history"]] == ["StartDeadlineExceeded"]
+    assert holding(status) == {"Stalled"}
+    wait_until("no pod is left", lambda: not job.uids(), 20)
+
+
+@pytest.mark.parametrize("another_place", [True, False])
+def test_a_node_that_kills_twice_is_avoided_while_there_is_another(
+    operator: Operator, played: MakeJob, nodes: None, another_place: bool
+) -> None:
+    job = played(workers={"replicas": 1, "resources": {"gpus": 8}})
+    give_gpus(job.cluster, "played-1", 0)
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    job.run("prepare-0-1")
+    job.end("prepare-0-1", outcome="Train")
+    for worker in ("train-0-1", "train-0-2"):
+        wait_until("the worker is placed", lambda worker=worker: node_of(job, worker) == "played-0", 20)
+        job.run(worker)
+        if worker == "train-0-2" and another_place:
+            give_gpus(job.cluster, "played-1", 8)
+        job.end(worker, 137)
+    last = "train-0-3" if another_place else "train-0-4"
+    job.wait_pods(last)
+    wait_until("the worker is placed", lambda: node_of(job, last), 20)
+    assert node_of(job, last) == ("played-1" if another_place else "played-0")
+    status = job.status()
+    assert status["history"][-1]["cause"].endswith("; later pods avoid node played-0")
+    assert status["resolved"]["avoidedNodes"] == [{"name": "played-0", "required": another_place}]
+    kinds = set(job.pods()[f"gpt-{last}"]["spec"]["affinity"]["nodeAffinity"])
+    assert kinds == {f"{'required' if another_place else 'preferred'}DuringSchedulingIgnoredDuringExecution"}
+    assert len(job.events("NodeUsedAgain")) == (not another_place)
+
+
+def node_of(job: PlayedJob, name: str) -> str | None:
+    """The node that the scheduler has bound this pod to."""
+    pod = job.pods().get(f"{job.name}-{name}")
+    return pod["spec"].get("nodeName") if pod is not None else None
 
 
 def waiting(job: PlayedJob) -> str:

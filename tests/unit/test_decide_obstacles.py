@@ -69,6 +69,7 @@ def test_the_message_says_in_one_sentence_why_a_pod_does_not_start(
     play.settle()
     assert play.status.message == message
     assert {c.reason for c in play.status.conditions} == {reason}
+    assert play.status.phase == {"Pending": "Pending", "Unschedulable": "Queued"}.get(reason, "Starting")
     assert [e.reason for e in play.events] == ([] if reason == "Pending" else [reason])
 
 

@@ -40,8 +40,11 @@ def appraise(here: Situation, status: TrainingJobStatus) -> Appraisal:
     obstacle = _obstacle(here, status)
     if obstacle is None:
         return Appraisal(phase, phase, _message(here, status, phase))
+    head = here.head(status)
     if obstacle.room and not any(_in_place(pod) for pod in here.gang_pods(status)):
         phase = "Queued"
+    elif phase in ("Pending", "Preparing") and (head is None or head.phase == "Pending"):
+        phase = "Starting"
     return Appraisal(phase, obstacle.reason, obstacle.message, obstacle.stalled)
 
 

@@ -23,16 +23,16 @@ def events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventFact, .
         for i in new.history
         if (i.time, i.pod, i.attempt) not in known
     ]
+    before, now = obstacle.told(old), obstacle.told(new)
     if new.phase != old.phase and new.phase is not None:
         if new.phase == "Failed":
             told.append(EventFact("Warning", "Failed", new.message))
-        elif new.phase in TOLD:
+        elif new.phase in TOLD and (new.phase != "Starting" or now is None):
             told.append(EventFact("Normal", TOLD[new.phase], new.message))
     yielded = _required(old) - _required(new) if new.resolved is not None else set()
     if yielded:
         message = f"No other node takes the pods: {', '.join(sorted(yielded))} may run them again."
         told.append(EventFact("Normal", "NodeUsedAgain", message))
-    before, now = obstacle.told(old), obstacle.told(new)
     if now is not None and (before is None or before.reason != now.reason):
         told.append(EventFact("Warning", now.reason, now.message))
     return tuple(told)
