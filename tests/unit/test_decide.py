@@ -255,6 +255,7 @@ def test_a_job_that_has_started_may_restart_for_longer_than_its_start_deadline()
     play.change("gpt-train-1-2", unschedulable="no room")
     play.step(1000)
     assert play.status.phase == "Restarting"
+    assert play.deleted == []
 
 
 def test_a_resume_starts_the_start_deadline_anew() -> None:
