@@ -130,6 +130,9 @@ class Operator:
         for informer in self._informers:
             await informer.synced.wait()
         logger.info("caches are filled: %d TrainingJobs", sum(1 for _ in self._cache.jobs()))
+        for key, uid in self._cache.orphans():
+            self._executor.remember(key, uid)
+            self._queue.add(key)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resync())
             group.create_task(self._lead())
@@ -172,13 +175,19 @@ class Operator:
         for namespace in self._namespaces:
             while True:
                 try:
-                    self._pod_groups = await self._client.serves(POD_GROUPS)
+                    await self._discover()
                     listed = await self._client.list(TRAINING_JOBS, namespace)
                     break
                 except ApiError as error:
                     logger.warning("cannot list TrainingJobs: %s", error)
                     await asyncio.sleep(RELIST_DELAY_SECONDS)
             self._jobs.replace(namespace, listed.items, listed.resource_version)
+
+    async def _discover(self) -> None:
+        served = await self._client.serves(POD_GROUPS)
+        if served != self._pod_groups:
+            logger.info("PodGroups are %s", "served: new runs are scheduled as gangs" if served else "no longer served")
+        self._pod_groups = served
 
     def _missing(self) -> str:
         """What is not there yet, for /readyz."""

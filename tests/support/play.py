@@ -63,18 +63,22 @@ class Play:
     statuses: list[TrainingJobStatus] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    manifests: list[dict[str, Any]] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     settings: Settings = SETTINGS
+    uid: str = "job-uid"
+    created_at: datetime = START
 
     @property
     def job(self) -> Job:
         return Job(
             name="gpt",
             namespace="research",
-            uid="job-uid",
+            uid=self.uid,
             generation=self.generation,
             resource_version=str(len(self.statuses)),
-            created_at=START,
+            created_at=self.created_at,
             deleting=self.deleting,
             spec=TrainingJobSpec.model_validate(self.spec),
             status=self.status,
@@ -98,6 +102,11 @@ class Play:
             self.change(wanted.pod.name, member=True, mislabelled=False)
         for manifest in plan.create_pods:
             self._create(manifest)
+        for ref in plan.give_up:
+            queued = self.pod(ref.name).queued
+            assert queued is not None
+            self.given_up.append(ref.name)
+            self.change(ref.name, queued=replace(queued, given_up=True))
         for pod_ref in plan.delete_pods:
             pod = self.pod(pod_ref.name)
             assert pod.uid == pod_ref.uid
@@ -112,7 +121,8 @@ class Play:
         """Steps without time passing until the operator wants nothing more."""
         for _ in range(rounds):
             plan = self.step()
-            if plan.status is None and not any((plan.create_pods, plan.delete_pods, plan.drop_member, plan.relabel)):
+            changes = (plan.create_pods, plan.delete_pods, plan.drop_member, plan.relabel, plan.give_up)
+            if plan.status is None and not any(changes):
                 return plan
         raise AssertionError(f"the operator does not come to rest: {plan}")
 
@@ -132,6 +142,7 @@ class Play:
         self.gone.pop((created.role, created.index), None)
         self.pods.append(created)
         self.created.append(name)
+        self.manifests.append(manifest)
 
     def pod(self, name: str) -> PodFacts:
         return next(p for p in self.pods if p.name == name)

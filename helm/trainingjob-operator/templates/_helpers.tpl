@@ -66,4 +66,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [scheduling.k8s.io]
   resources: [podgroups]
   verbs: [get, create, patch, delete]
+# Where Kueue is: why it does not admit a job yet.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [get]
 {{- end }}

@@ -59,7 +59,16 @@ ROOT_RULES = (
 
 
 # Of the fields below and what they lie in: those that may be absent even after defaulting; a test compares.
-OPTIONAL = ("image", "outputUri", "task.custom", "data", "model", "training", "training.microBatchSize")
+OPTIONAL = (
+    "image",
+    "outputUri",
+    "task.custom",
+    "data",
+    "model",
+    "training",
+    "training.microBatchSize",
+    "runPolicy.queueName",
+)
 
 
 def _same(path: str) -> str:
@@ -154,6 +163,7 @@ WHILE_SUSPENDED = (
     "training.deterministic",
     "training.logEvery",
     "runPolicy.onExistingRun",
+    "runPolicy.queueName",
 )
 
 REQUIRED_BY_SOME = tuple(dict.fromkeys(part for parts in config.REQUIRED.values() for part in parts))

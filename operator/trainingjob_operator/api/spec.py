@@ -61,6 +61,9 @@ class RunPolicy(Config):
         alias="podsTTLSecondsAfterFinished",
         description="Seconds after the end at which pods, Service and ConfigMap are removed; the TrainingJob stays.",
     )
+    queue_name: Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")] | None = Field(
+        None, description="LocalQueue of Kueue that admits the pods. Absent: they are in no queue."
+    )
     on_existing_run: Literal["Resume", "Overwrite"] = Field(
         "Resume", description="What becomes of another run's state in `outputUri`."
     )

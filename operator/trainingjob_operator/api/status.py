@@ -193,6 +193,8 @@ class TrainingJobStatus(StatusModel):
     pods: Annotated[tuple[Member, ...], Field(max_length=8192)] = Field(
         (), description="Current pod of each role and index."
     )
+    admissions: int = Field(0, ge=0, description="Groups of pods that have been put into the queue.")
+    given_way: int = Field(0, ge=0, description="Times in a row that the workers gave their nodes to an older job.")
     resolved: Resolved | None = Field(None, description="Facts that the run was started with.")
     result: Result | None = Field(None, description="What the run left.")
     start_time: Time | None = Field(None, description="When the run was started, or resumed.")

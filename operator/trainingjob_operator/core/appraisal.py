@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainingjob_operator.api.status import Member, Phase, TrainingJobStatus
+from trainingjob_operator.core import contention
 from trainingjob_operator.core.conditions import Note
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.history import interrupted
-from trainingjob_operator.core.obstacle import Obstacle
+from trainingjob_operator.core.obstacle import Obstacle, gave_way
 from trainingjob_operator.core.run import all_at_work, done
 from trainingjob_operator.core.situation import Situation
 
@@ -114,6 +115,9 @@ def _obstacle(here: Situation, status: TrainingJobStatus) -> Obstacle | None:
     """What keeps a pod of the gang from being created, or from running."""
     if here.findings.refusal is not None:
         return here.findings.refusal
+    until = contention.pausing(here, status)
+    if until is not None:
+        return gave_way(until)
     found = (here.findings.obstacle(pod) for pod in here.gang_pods(status))
     return next((obstacle for obstacle in found if obstacle is not None), None)
 

@@ -98,6 +98,15 @@ class Cache:
                 changed.add(key)
         return changed
 
+    def orphans(self) -> Iterator[tuple[Key, str]]:
+        """Keys and uids of jobs that are gone while a queue still holds pods of theirs."""
+        for uid, pods in self._pods.items():
+            for pod in pods.values():
+                job = self._jobs.get(pod.key)
+                if pod.facts.queued is not None and pod.facts.queued.held and (job is None or job.uid != uid):
+                    yield pod.key, uid
+                    break
+
     def gone_pods(self, job_uid: str) -> list[PodFacts]:
         """The last state of each pod of one job that is gone and has no successor yet."""
         return list(self._gone.get(job_uid, {}).values())

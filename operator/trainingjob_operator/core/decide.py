@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from trainingjob_operator.api.status import Phase, TrainingJobStatus, Workers
-from trainingjob_operator.core import deadlines, run, upkeep
+from trainingjob_operator.core import contention, deadlines, run, upkeep
 from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, ready_pods
 from trainingjob_operator.core.conditions import FINISHED, Note, conditions, observed
 from trainingjob_operator.core.deadlines import Deadline
@@ -64,6 +64,7 @@ def decide(
         status, verdict = run.replace_failed(here, status)
         if verdict is not None:
             return _fail(here, status, verdict)
+        status = contention.give_way(here, status)
     return _go_on(here, status)
 
 
@@ -175,7 +176,15 @@ def _plan(
     workers = Workers(desired=len(here.gang(status)), ready=ready_pods(here, status)) if deeds.ensure else Workers()
     status = status.model_copy(update={"workers": workers})
     waits = [deeds.wait, *_timers(here, status)] if status.phase not in FINISHED else [_ttl(here)]
-    return _finish(here, status, deeds, requeue_after=_soonest(waits), wants_progress=wants_progress, look_at=look_at)
+    return _finish(
+        here,
+        status,
+        deeds,
+        requeue_after=_soonest(waits),
+        wants_progress=wants_progress,
+        claim=contention.claim(here, status),
+        look_at=look_at,
+    )
 
 
 def _finish(here: Situation, status: TrainingJobStatus, deeds: Upkeep, **rest: Any) -> Plan:
@@ -193,6 +202,7 @@ def _finish(here: Situation, status: TrainingJobStatus, deeds: Upkeep, **rest: A
         relabel=deeds.relabel,
         create_pods=deeds.create_pods,
         delete_pods=deeds.delete_pods,
+        give_up=deeds.give_up,
         events=events(here.job.status, status) if written else (),
         **rest,
     )
@@ -213,6 +223,7 @@ def _timers(here: Situation, status: TrainingJobStatus) -> list[float]:
         silent = timedelta(seconds=here.settings.unreachable_after)
         instants.append(here.progress.unreachable_since + silent)
     instants += [at for at, _ in _looks(here, status)]
+    instants += [at for at in (contention.next_look(here, status), contention.pausing(here, status)) if at is not None]
     instants += [p.deletion_due + timedelta(seconds=31) for p in here.unfinished if p.deleting and p.deletion_due]
     waits = [(instant - here.now).total_seconds() for instant in instants]
     return [w for w in waits if w > 0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from trainingjob_operator.kube.api import (
     SECRETS,
     SERVICES,
     TRAINING_JOBS,
+    WORKLOADS,
     AlreadyExists,
     Api,
     ApiError,
@@ -37,13 +39,15 @@ from trainingjob_operator.kube.api import (
 
 from .cache import Cache, Key
 from .facts import Job, PodFacts, ProgressFacts, controlling_job
-from .findings import Findings
+from .findings import Claim, Findings
+from .kueue import RETRIABLE
 from .labels import LabelRepair
 from .manifests import differs_for_good, leads_elsewhere
 from .names import LABEL_JOB_UID, LABEL_MEMBER
-from .obstacle import Look, Obstacle, foreign, newest_warning, refused, told
+from .obstacle import Look, Obstacle, foreign, newest_warning, refused, told, unmet
 from .plan import EventFact, ObjectRef, Plan, PodRef, Settings
 from .queue import Retry, ServerTrouble
+from .queueing import to_give_up
 
 DECISIONS_PER_RUN = 6
 """A job that still asks for another decision after so many waits for its turn again."""
@@ -127,6 +131,8 @@ class Executor:
         self._ensure_interval = ensure_interval
         self._labels = LabelRepair(api, cache)
         self._memories: dict[Key, _Memory] = {}
+        self._claims: dict[str, Claim] = {}
+        """Jobs that hold nodes without being able to run, by uid."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Decide and act for one job. Returns after how many seconds to do so again at the latest.
@@ -146,13 +152,16 @@ class Executor:
             raise Retry(str(error)) from error
 
     async def _reconcile_once(self, key: Key) -> float | None:
-        job = self._cache.job(key)
-        if job is None or job.deleting:
+        job, memory = self._cache.job(key), self._memories.get(key)
+        here = job.uid if job is not None and not job.deleting else None
+        for uid in {known.uid for known in (memory, job) if known is not None} - {here}:
+            await self._let_go(key, uid)
+        if memory is not None and memory.uid != here:
             self._forget(key)
+            memory = None
+        if job is None or here is None:
             return None
-        memory = self._memories.get(key)
-        if memory is None or memory.uid != job.uid:
-            self._forget(key)
+        if memory is None:
             # What the process before told of stands until this one has tried: a restart is no news.
             memory = self._memories[key] = _Memory(job.uid, refusal=told(job.status))
         plan = self._think(job, memory)
@@ -186,24 +195,49 @@ class Executor:
         pending = {pod.uid for pod in pods if pod.phase == "Pending"}
         memory.looks = {uid: look for uid, look in memory.looks.items() if uid in pending}
         progress = replace(self._progress.facts(job.uid), status_written_at=memory.written_at)
-        findings = Findings(memory.refusal, memory.looks)
-        return self._decide(job, pods, progress, self._now(), self._settings(), findings)
+        oldest = min((claim for uid, claim in self._claims.items() if uid != job.uid), default=None)
+        findings = Findings(memory.refusal, memory.looks, oldest)
+        plan = self._decide(job, pods, progress, self._now(), self._settings(), findings)
+        self._claims.pop(job.uid, None)
+        if plan.claim is not None:
+            self._claims[job.uid] = plan.claim
+        return plan
 
     async def _look(self, job: Job, pod: PodFacts, memory: _Memory) -> None:
-        """Read a pod's events. If that fails, the next look may do better: nothing depends on it but a message."""
+        """Ask why a pod waits. If that fails, the next look may do better: nothing depends on it but a message."""
         warning = None
         try:
-            found = await self._api.list(EVENTS, job.namespace, field_selector=f"involvedObject.uid={pod.uid}")
-            warning = newest_warning(found.items)
+            warning = await self._why(job, pod)
+        except NotFound:
+            memory.ensured_at = -math.inf  # A PodGroup that somebody deleted is made again.
         except ApiError as error:
-            logger.warning("cannot read the events of pod %s: %s", pod.name, error, extra=_about(job))
+            logger.warning("cannot find out why pod %s waits: %s", pod.name, error, extra=_about(job))
         before = memory.looks.get(pod.uid)
         memory.looks[pod.uid] = Look(self._now(), before.count + 1 if before is not None else 1, warning)
+
+    async def _why(self, job: Job, pod: PodFacts) -> tuple[str, str] | None:
+        """What the events of a pod say, or the group that it waits in."""
+        if pod.queued is not None and pod.queued.gated:
+            return unmet(await self._api.get(WORKLOADS, job.namespace, pod.queued.group), "QuotaReserved")
+        if pod.waits_as_group and pod.pod_group is not None:
+            return unmet(await self._api.get(POD_GROUPS, job.namespace, pod.pod_group), "PodGroupInitiallyScheduled")
+        found = await self._api.list(EVENTS, job.namespace, field_selector=f"involvedObject.uid={pod.uid}")
+        return newest_warning(found.items)
+
+    def remember(self, key: Key, job_uid: str) -> None:
+        """A job that went while no operator was there has left pods: the next `reconcile` lets go of them."""
+        self._memories.setdefault(key, _Memory(job_uid))
+
+    async def _let_go(self, key: Key, job_uid: str) -> None:
+        """Give up the groups in the queue of a job that is going or gone: else their pods would stay for ever."""
+        pods = to_give_up(self._cache.pods(job_uid), None)
+        await _each(self._give_up(key.namespace, PodRef(pod.name, pod.uid)) for pod in pods)
 
     def _forget(self, key: Key) -> None:
         memory = self._memories.pop(key, None)
         if memory is not None:
             self._progress.forget(memory.uid)
+            self._claims.pop(memory.uid, None)
             self._labels.forget(memory.uid)
 
     # Status
@@ -276,6 +310,7 @@ class Executor:
         except Unreachable:
             memory.licence = ""  # The request may still be on its way: look before asking again.
             raise
+        await _each(self._give_up(job.namespace, pod) for pod in plan.give_up)
         await _each(self._delete_pod(job, pod) for pod in plan.delete_pods)
         await _each(self._delete_child(job, child) for child in plan.delete_children)
 
@@ -360,6 +395,13 @@ class Executor:
             self._cache.put_pod(await self._api.merge_patch(PODS, job.namespace, pod.name, patch))
         except (NotFound, Conflict):
             logger.debug("pod %s is gone already", pod.name, extra=_about(job))
+
+    async def _give_up(self, namespace: str, pod: PodRef) -> None:
+        patch = {"metadata": {"uid": pod.uid, "annotations": {RETRIABLE: "false"}}}
+        try:
+            self._cache.put_pod(await self._api.merge_patch(PODS, namespace, pod.name, patch))
+        except (NotFound, Conflict):
+            logger.debug("pod %s is gone already", pod.name)
 
     async def _delete_pod(self, job: Job, pod: PodRef) -> None:
         try:

@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from trainingjob_operator.api.spec import GROUP, KIND, TrainingJobSpec
 from trainingjob_operator.api.status import Role, Stage, TrainingJobStatus
 from trainingjob_operator.core.affinity import required_elsewhere
+from trainingjob_operator.core.kueue import Queued
 from trainingjob_operator.core.names import CONTAINER, LABEL_MEMBER, job_labels, parse_pod_name, place_labels
 
 
@@ -222,11 +223,18 @@ class PodFacts:
     gated: bool = False  # held back by its scheduling gates, so that no scheduler has looked at it
     kept_off: bool = False  # its affinity forbids it some node
     pod_group: str | None = None  # the gang that the scheduler sees it in
+    queued: Queued | None = None  # None: it is in no queue
+
+    @property
+    def waits_as_group(self) -> bool:
+        """Whether the scheduler or a queue does not look at this pod alone, so that its group knows more than it."""
+        return self.node is None and (self.pod_group is not None or (self.queued is not None and self.queued.gated))
 
     @property
     def finished(self) -> bool:
-        """Whether the pod's processes have ended for good."""
-        return self.phase in ("Succeeded", "Failed")
+        """Whether the pod's processes have ended for good, or it can get no more: it was deleted without a node."""
+        held = self.deleting and self.node is None and self.queued is not None and self.queued.held
+        return self.phase in ("Succeeded", "Failed") or held
 
     @classmethod
     def from_object(cls, body: Mapping[str, Any]) -> PodFacts:
@@ -272,6 +280,7 @@ class PodFacts:
             gated=_part(conditions, "PodScheduled", "False", "reason") == "SchedulingGated",
             kept_off=required_elsewhere(body.get("spec") or {}),
             pod_group=((body.get("spec") or {}).get("schedulingGroup") or {}).get("podGroupName"),
+            queued=Queued.from_pod(body),
         )
 
 

@@ -11,6 +11,7 @@ from trainingjob_operator.api.spec import API_VERSION, KIND, TrainingJobSpec
 from trainingjob_operator.api.status import Resolved
 from trainingjob_operator.core import names
 from trainingjob_operator.core.facts import Job
+from trainingjob_operator.core.kueue import Membership
 from trainingjob_operator.core.plan import Manifest, Settings
 from trainingjob_operator.core.pod_template import BUILDERS, NEWEST, Place
 from trainingjob_operator.kube.api import POD_GROUPS
@@ -125,8 +126,8 @@ def leads_elsewhere(found: Manifest, wanted: Manifest) -> bool:
     return any(found["spec"].get(part) != wanted["spec"][part] for part in parts)
 
 
-def pod(job: Job, spec: TrainingJobSpec, resolved: Resolved, place: Place) -> Manifest:
-    """The pod of `place`, as the template version says that the run was started with.
+def pod(job: Job, spec: TrainingJobSpec, resolved: Resolved, place: Place, group: Membership | None = None) -> Manifest:
+    """The pod of `place`, as the template version says that the run was started with. group: that it joins in a queue.
 
     A version that this operator no longer builds is replaced by the newest: a run that goes on is better than none.
     """
@@ -134,9 +135,12 @@ def pod(job: Job, spec: TrainingJobSpec, resolved: Resolved, place: Place) -> Ma
     template = build(job.name, job.uid, spec, resolved, place)
     own = metadata(job, names.pod_name(job.name, place.role, place.index, place.incarnation))
     labels = {**template["metadata"]["labels"], **own["labels"]}
+    annotations = template["metadata"]["annotations"]
+    if group is not None:
+        labels, annotations = {**labels, **group.labels}, {**annotations, **group.annotations}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {**own, **template["metadata"], "labels": labels},
+        "metadata": {**own, "labels": labels, "annotations": annotations},
         "spec": template["spec"],
     }

@@ -66,6 +66,10 @@ def secret_name(job: str, uid: str) -> str:
     return f"{job}-tj-{uid}"
 
 
+def group_name(job: str, role: Role, admission: int) -> str:
+    return f"{job}-{role}-{admission}"
+
+
 def pod_group_name(job: str) -> str:
     return f"{job}-tj"
 

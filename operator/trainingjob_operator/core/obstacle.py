@@ -21,7 +21,7 @@ from trainingjob_operator.kube.api import ApiError, Forbidden, Invalid
 LONGEST_REASON = 1024
 MISSING = ("not found", "couldn't find key", "references non-existent")
 # Of what the scheduler says only why there is no room, not what preemption would bring.
-_PREEMPTION = re.compile(r"\.? *(no new claims to deallocate, )?preemption: .*", re.DOTALL)
+_PREEMPTION = re.compile(r"[.,]? *(no new claims to deallocate, |pod group )?preemption: .*", re.DOTALL)
 _IS_FORBIDDEN = re.compile(r'^\S+ "[^"]*" is (forbidden|invalid): ')
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": \w+: ')
 
@@ -43,8 +43,8 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Look:
-    """What the events of a pod said. at: when they were read; count: how often so far; warning: the newest event, if it
-    is a warning, as reason and message."""
+    """What the events of a pod said, or the group that it waits in. at: when they were read; count: how often so far;
+    warning: the newest event, if it is a warning, or the group's condition, as reason and message."""
 
     at: datetime
     count: int
@@ -53,6 +53,8 @@ class Look:
 
 REASONS: Mapping[str, tuple[bool, bool]] = {
     "Unschedulable": (True, False),
+    "AwaitingAdmission": (True, False),
+    "GaveWay": (True, False),
     "QuotaExceeded": (True, False),
     "ImagePull": (False, False),
     "MissingReference": (False, False),
@@ -105,8 +107,13 @@ def of_pod(pod: PodFacts, look: Look | None) -> Obstacle | None:
     """What keeps a pending pod from running, as scheduler and kubelet say it in its status, or else in its events."""
     if pod.phase != "Pending":
         return None
+    if pod.queued is not None and pod.queued.gated:
+        why = look.warning[1] if look is not None and look.warning is not None else "its turn has not come"
+        what = f"Group {pod.queued.group} waits for its admission by Kueue"
+        return _obstacle("AwaitingAdmission", what, why, "it starts by itself when the queue has room")
     if pod.unschedulable is not None:
-        why = _PREEMPTION.sub("", pod.unschedulable) or "the scheduler gives no reason"
+        found = look.warning[1] if look is not None and look.warning is not None else pod.unschedulable
+        why = _PREEMPTION.sub("", found) or "the scheduler gives no reason"
         less = "spec.workers.resources, nodeSelector" if pod.role == "train" else "spec.data.prepare"
         next_step = f"ask for less ({less}), or add nodes"
         return _obstacle("Unschedulable", f"Pod {pod.name} finds no node", why, next_step)
@@ -115,6 +122,12 @@ def of_pod(pod: PodFacts, look: Look | None) -> Obstacle | None:
     if look is not None and look.warning is not None:
         return _warned(pod, *look.warning)
     return None
+
+
+def gave_way(until: datetime) -> Obstacle:
+    """The job has let an older one have its nodes."""
+    what = "The workers gave their nodes to an older job that could not start without them"
+    return _obstacle("GaveWay", what, f"they are tried again at {until:%H:%M:%S} UTC", "add nodes to run both")
 
 
 # Reasons of waiting containers that people have to do something about.
@@ -161,6 +174,13 @@ def newest_warning(events: list[dict[str, Any]]) -> tuple[str, str] | None:
     if newest.get("type") != "Warning":
         return None
     return str(newest.get("reason") or "Unknown"), str(newest.get("message") or "")
+
+
+def unmet(group: Mapping[str, Any], condition: str) -> tuple[str, str] | None:
+    """Reason and message of a group's condition that does not hold."""
+    conditions = (group.get("status") or {}).get("conditions") or ()
+    found = [c for c in conditions if c["type"] == condition and c["status"] != "True"]
+    return (str(found[0].get("reason") or "Unknown"), str(found[0].get("message") or "")) if found else None
 
 
 def _time(event: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.facts import PodFacts
+from trainingjob_operator.core.findings import Claim
 from trainingjob_operator.core.pod_template import NEWEST
 
 Manifest = dict[str, Any]
@@ -60,10 +61,12 @@ class Plan:
     relabel: pods whose labels were changed or removed by hand: put right at once the first time, then now and then.
     create_pods: licensed by the status that this plan writes or was decided on.
     delete_pods: graceful, with uid precondition.
+    give_up: pods that tell Kueue that their group is over when its pods have ended.
     delete_children: objects that go with the TTL.
     events: sent only after the status was written, at most once each.
     requeue_after: seconds after which to decide again at the latest; None: only when something happens.
     wants_progress: the head pod whose `/progress` is to be polled; None: nobody's.
+    claim: what the job holds without being able to run.
     look_at: pending pods whose events are to be read, because their own status does not say why.
     """
 
@@ -74,10 +77,12 @@ class Plan:
     relabel: tuple[Relabel, ...] = ()
     create_pods: tuple[Manifest, ...] = ()
     delete_pods: tuple[PodRef, ...] = ()
+    give_up: tuple[PodRef, ...] = ()
     delete_children: tuple[ObjectRef, ...] = ()
     events: tuple[EventFact, ...] = ()
     requeue_after: float | None = None
     wants_progress: PodFacts | None = None
+    claim: Claim | None = None
     look_at: tuple[PodFacts, ...] = ()
 
 

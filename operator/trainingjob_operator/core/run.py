@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from trainingjob_operator.api.status import Incident, Member, Stage, TrainingJobStatus
-from trainingjob_operator.core import avoidance, failures, history, names, restarts, verdict
+from trainingjob_operator.core import avoidance, failures, history, names, queueing, restarts, verdict
 from trainingjob_operator.core.facts import PodFacts, ProgressReport, TerminationMessage
 from trainingjob_operator.core.failures import Failure
 from trainingjob_operator.core.manifests import resolve
@@ -22,6 +22,7 @@ def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
         update={
             "resolved": resolved,
             "selector": names.worker_selector(here.job.name),
+            "given_way": 0,
             "start_time": here.now,  # as with a Job, time spent suspended does not count
             "training_start_time": None,
         }
@@ -29,8 +30,13 @@ def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     return enter(here, begun, first_stage(here.spec))
 
 
-def enter(here: Situation, status: TrainingJobStatus, stage: Stage, delay: float = 0.0) -> TrainingJobStatus:
-    """The first status of `stage`: its gang is licensed, every pod in a new incarnation, after `delay` seconds."""
+def enter(
+    here: Situation, status: TrainingJobStatus, stage: Stage, delay: float = 0.0, same_group: bool = False
+) -> TrainingJobStatus:
+    """The first status of `stage`: its gang is licensed, every pod in a new incarnation, after `delay` seconds.
+
+    same_group: in a queue, the pods take the places of those that were admitted.
+    """
     assert status.resolved is not None
     role, size = role_of(stage), gang_size(stage, here.spec, status.resolved)
     incarnations = [here.next_incarnation(status, role, index) for index in range(size)]
@@ -43,7 +49,8 @@ def enter(here: Situation, status: TrainingJobStatus, stage: Stage, delay: float
         for index, incarnation in enumerate(incarnations)
     )
     others = tuple(m for m in status.pods if m.role != role or m.index >= size)
-    return status.model_copy(update={"stage": stage, "pods": (*others, *gang)})
+    admissions = status.admissions + (here.spec.run_policy.queue_name is not None and not same_group)
+    return status.model_copy(update={"stage": stage, "pods": (*others, *gang), "admissions": admissions})
 
 
 def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
@@ -96,6 +103,9 @@ def outcome(here: Situation, status: TrainingJobStatus) -> TerminationMessage | 
 
 def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[TrainingJobStatus, str | None]:
     """`status` with an incident and a successor for every pod that failed, and why the run is given up, if it is."""
+    stopped = queueing.stopped(here, status)
+    if stopped is not None:
+        return _evicted(here, status, *stopped), None
     given_up = verdict.on_ranks(here, status)
     report, committed = here.report(status), committed_step(here, status)
     fallen: dict[Member, float] = {}  # and the seconds until their successors come
@@ -116,6 +126,8 @@ def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[Training
     status = _replaced(here, status, fallen)
     if given_up is None:
         status = _placed_again(here, avoidance.strike(_revive_done(here, status)))
+        if queueing.needs_readmission(here, status):
+            status = _readmit(here, status)
     return status, given_up
 
 
@@ -187,10 +199,25 @@ def _replaced(here: Situation, status: TrainingJobStatus, fallen: Mapping[Member
     they wait in collectives, or die, for the peer that is gone. So the whole gang starts anew.
     """
     if fallen and here.spec.custom:
-        return enter(here, status, "Train", max(fallen.values()))
+        return enter(here, status, "Train", max(fallen.values()), same_group=True)
     for member, delay in fallen.items():
         status = _succeeded_by(here, status, member, delay)
     return status
+
+
+def _evicted(here: Situation, status: TrainingJobStatus, member: Member, pod: PodFacts, why: str) -> TrainingJobStatus:
+    """`status` after Kueue has taken back the quota of the whole gang: it waits in the queue again."""
+    failure = Failure("Preempted", f"Kueue took back the quota of the gang: {why}")
+    incident = _incident(here, failure, member, pod, here.report(status))
+    return _readmit(here, status.model_copy(update={"history": history.record(status.history, incident)}))
+
+
+def _readmit(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """`status` with the whole gang in a new group, no earlier than successors that are licensed already."""
+    assert status.stage is not None
+    waits = [(m.not_before - here.now).total_seconds() for m in here.gang(status) if m.not_before is not None]
+    before = status.model_copy(update={"pods": here.job.status.pods})
+    return enter(here, before, status.stage, max(waits, default=0.0))
 
 
 def _succeeded_by(here: Situation, status: TrainingJobStatus, member: Member, delay: float) -> TrainingJobStatus:

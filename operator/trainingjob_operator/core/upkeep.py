@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from trainingjob_operator.api.status import Member, TrainingJobStatus
-from trainingjob_operator.core import names
+from trainingjob_operator.core import names, queueing
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.manifests import children, pod, pod_group
 from trainingjob_operator.core.plan import Manifest, ObjectRef, PodRef, Relabel
@@ -28,6 +28,7 @@ class Upkeep:
     relabel: tuple[Relabel, ...] = ()
     create_pods: tuple[Manifest, ...] = ()
     delete_pods: tuple[PodRef, ...] = ()
+    give_up: tuple[PodRef, ...] = ()
     wait: float | None = None
 
 
@@ -42,14 +43,17 @@ def keep_running(here: Situation, status: TrainingJobStatus) -> Upkeep:
     strangers = [p for p in here.unfinished if (p.role, p.index, p.incarnation) not in wanted]
     missing = [m for m in gang if here.pod_of(m) is None]
     due = [m for m in missing if m.not_before is None or m.not_before <= here.now]
+    due = [m for m in due if queueing.has_place(here, m)]
+    group = queueing.membership(here, status)
     return Upkeep(
         ensure=(*children(here.job, here.spec, resolved), *_gang(here, status)),
         drop_member=tuple(ref(p) for p in strangers if p.member and (p.role, p.index) in places),
         relabel=tuple(relabel(here, m, p.uid) for m in gang if (p := here.pod_of(m)) is not None and _unlabelled(p)),
         create_pods=tuple(
-            pod(here.job, here.spec, resolved, Place(stage, m.index, len(gang), m.incarnation)) for m in due
+            pod(here.job, here.spec, resolved, Place(stage, m.index, len(gang), m.incarnation), group) for m in due
         ),
         delete_pods=_deletions([*strangers, *_surplus(here.pods, wanted)]),
+        give_up=_given_up(here, queueing.group(here, status)),
         wait=_wait(here, missing),
     )
 
@@ -64,12 +68,14 @@ def _gang(here: Situation, status: TrainingJobStatus) -> tuple[Manifest, ...]:
 
 def drain(here: Situation) -> Upkeep:
     """No pod runs; those that ended stay."""
-    return Upkeep(delete_pods=_deletions([*here.unfinished, *_surplus(here.pods, set())]))
+    return Upkeep(
+        delete_pods=_deletions([*here.unfinished, *_surplus(here.pods, set())]), give_up=_given_up(here, None)
+    )
 
 
 def leave_nothing(here: Situation) -> Upkeep:
     """No pod is left."""
-    return Upkeep(delete_pods=_deletions(here.pods))
+    return Upkeep(delete_pods=_deletions(here.pods), give_up=_given_up(here, None))
 
 
 def relabel(here: Situation, member: Member, uid: str) -> Relabel:
@@ -108,6 +114,10 @@ def _surplus(pods: Sequence[PodFacts], wanted: Set[Key]) -> list[PodFacts]:
     return [
         p for group in ended.values() for p in sorted(group, key=lambda p: p.incarnation, reverse=True)[KEPT_PER_INDEX:]
     ]
+
+
+def _given_up(here: Situation, group: str | None) -> tuple[PodRef, ...]:
+    return tuple(ref(p) for p in queueing.to_give_up(here.pods, group))
 
 
 def _deletions(pods: Sequence[PodFacts]) -> tuple[PodRef, ...]:

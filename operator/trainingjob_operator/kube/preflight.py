@@ -14,6 +14,7 @@ from .api import (
     SECRETS,
     SERVICES,
     TRAINING_JOBS,
+    WORKLOADS,
     ApiError,
     Forbidden,
     NotFound,
@@ -34,6 +35,7 @@ RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
 """All that the operator ever does for jobs, by resource and subresource. On Secrets it may only create."""
 OPTIONAL_RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
     (POD_GROUPS, None, ("get", "create", "patch", "delete")),
+    (WORKLOADS, None, ("get",)),
 )
 """And where the API server serves these resources."""
 LEASE_RIGHTS = ("get", "create", "update")

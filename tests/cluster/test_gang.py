@@ -1,0 +1,189 @@
+"""Gangs on the real scheduler: with PodGroups, and without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.idle_nodes import IdleNodes, check, finish, idle_job, placed, wait_placed, workers
+from support.operator_process import Operator
+from support.played import Object, PlayedJob
+from support.runs import wait_until
+
+if TYPE_CHECKING:
+    from trainingjob_local.cluster import LocalCluster
+
+MakeGang = Callable[..., PlayedJob]
+SECONDS = 30.0
+
+
+@pytest.fixture
+def nodes(cluster: LocalCluster, namespace: str) -> Iterator[IdleNodes]:
+    with IdleNodes(cluster, namespace) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def gang(cluster: LocalCluster, namespace: str, nodes: IdleNodes) -> MakeGang:
+    def make(name: str, **template: Any) -> PlayedJob:
+        return idle_job(cluster, nodes, namespace, name, template)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def _gang_scheduling(cluster: LocalCluster) -> Iterator[None]:
+    cluster.control_plane.restart(gang_scheduling=True)
+    yield
+    cluster.control_plane.restart(gang_scheduling=False)
+
+
+def pod_group(job: PlayedJob) -> Object | None:
+    text = job.cluster.kubectl(
+        "-n", job.namespace, "get", "podgroups.scheduling.k8s.io", f"{job.name}-tj", "--ignore-not-found", "-o", "json"
+    )
+    return json.loads(text) if text else None
+
+
+def test_without_the_feature_gate_the_workers_have_no_pod_group(
+    operator: Operator, gang: MakeGang, nodes: IdleNodes
+) -> None:
+    nodes.add(3)
+    job = gang("plain")
+    job.apply()
+    check(job)
+    wait_placed(job, 3)
+    assert all("schedulingGroup" not in pod["spec"] for pod in workers(job).values())
+    assert "podGroup" not in job.status()["resolved"]
+
+
+def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way_and_comes_back(
+    operator: Operator, gang: MakeGang, nodes: IdleNodes
+) -> None:
+    """Each wants three of four nodes and holds two; without gang scheduling neither would ever get its third."""
+    nodes.add(2)
+    older, younger = gang("older"), gang("younger", tolerations=[{"key": "reserved", "operator": "Exists"}])
+    older.apply()
+    check(older)
+    wait_placed(older, 2)
+    reserved = nodes.add(2, taint="reserved")
+    younger.apply()
+    check(younger)
+    wait_placed(younger, 2)
+    nodes.untaint(reserved)
+    status = younger.wait_phase("Queued", seconds=60)
+    assert "older job" in status["message"]
+    assert status["restarts"]["total"] == 0
+    assert len(younger.events("GaveWay")) == 1
+    wait_placed(older, 3)
+    finish(older)
+    wait_placed(younger, 3, seconds=60)
+    finish(younger)
+
+
+# From here on the API server serves PodGroups.
+
+
+def test_the_operator_notices_that_the_cluster_schedules_gangs_now(
+    operator: Operator, gang: MakeGang, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("_gang_scheduling")
+    wait_until("the operator says so", lambda: "PodGroups are served" in operator.log.read_text(), SECONDS)
+    job = gang("later")
+    job.apply()
+    status = job.wait("it began", lambda status: "resolved" in status)
+    assert status["resolved"]["podGroup"] == "later-tj"
+
+
+@pytest.mark.usefixtures("_gang_scheduling")
+def test_two_gangs_that_do_not_fit_together_are_placed_one_after_the_other(
+    operator: Operator, gang: MakeGang, nodes: IdleNodes
+) -> None:
+    one, other = gang("one"), gang("other")
+    one.apply()
+    other.apply()
+    check(one, other)
+    wait_until("all workers wait", lambda: len(workers(one)) == len(workers(other)) == 3, SECONDS)
+    nodes.add(5)
+    wait_until("one gang is placed", lambda: 3 in (placed(one), placed(other)), SECONDS)
+    first, second = (one, other) if placed(one) == 3 else (other, one)
+    status = second.wait_phase("Queued")
+    assert "minCount (3) cannot be satisfied" in status["message"]
+    found = pod_group(second)
+    assert found is not None
+    (condition,) = found["status"]["conditions"]
+    assert condition["type"] == "PodGroupInitiallyScheduled"
+    said = condition["message"].partition(", pod group preemption")[0]
+    second.wait("the PodGroup's own words", lambda status: said in status["message"])
+    assert placed(second) == 0
+    finish(first)
+    wait_placed(second, 3)
+    found = pod_group(second)
+    assert found is not None
+    assert found["spec"]["schedulingPolicy"]["gang"]["minCount"] == 3
+    names = {pod["spec"]["schedulingGroup"]["podGroupName"] for pod in workers(second).values()}
+    assert names == {f"{second.name}-tj"}
+
+
+@pytest.mark.usefixtures("_gang_scheduling")
+def test_a_replacement_joins_its_gang(operator: Operator, gang: MakeGang, nodes: IdleNodes) -> None:
+    nodes.add(3)
+    job = gang("hurt")
+    job.apply()
+    check(job)
+    wait_placed(job, 3)
+    job.run("train-0-1", "train-1-1", "train-2-1")
+    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
+    job.remove_pod("train-1-1")
+    job.wait_pods("train-1-2")
+    wait_placed(job, 3)
+
+
+@pytest.mark.usefixtures("_gang_scheduling")
+def test_a_pod_group_that_was_deleted_or_is_outdated_is_made_anew(
+    operator: Operator, gang: MakeGang, nodes: IdleNodes
+) -> None:
+    nodes.add(3)
+    job = gang("again")
+    job.apply()
+    check(job)
+    wait_placed(job, 3)
+    job.patch({"runPolicy": {"suspend": True}})
+    job.wait_phase("Suspended")
+    before = pod_group(job)
+    assert before is not None
+    priority = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 9}
+    job.cluster.apply(priority)
+    job.patch({"workers": {"template": {"priorityClassName": "high"}}})
+    job.patch({"runPolicy": {"suspend": False}})
+    check(job, incarnation=2)
+    wait_placed(job, 3)
+    after = pod_group(job)
+    assert after is not None
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert after["spec"]["priority"] == 9
+
+
+@pytest.mark.usefixtures("_gang_scheduling")
+def test_a_foreign_pod_group_is_explained_and_not_touched(
+    cluster: LocalCluster, operator: Operator, gang: MakeGang, nodes: IdleNodes, namespace: str
+) -> None:
+    foreign = {
+        "apiVersion": "scheduling.k8s.io/v1beta1",
+        "kind": "PodGroup",
+        "metadata": {"name": "taken-tj", "namespace": namespace},
+        "spec": {"schedulingPolicy": {"basic": {}}},
+    }
+    cluster.apply(foreign)
+    job = gang("taken")
+    job.apply()
+    check(job)
+    status = job.wait("it is explained", lambda status: "PodGroup taken-tj exists" in status["message"])
+    assert status["phase"] != "Failed"
+    assert workers(job) == {}
+    found = pod_group(job)
+    assert found is not None
+    assert found["spec"]["schedulingPolicy"] == {"basic": {}}
+    assert "ownerReferences" not in found["metadata"]

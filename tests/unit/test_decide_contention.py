@@ -1,0 +1,148 @@
+"""Gangs that are placed pod by pod never wait for each other's nodes for ever."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.play import START, Play, spec
+from trainingjob_operator.core.findings import Claim
+
+OLDER = Claim(START - timedelta(hours=1), "older")
+
+
+def stuck(**workers: object) -> Play:
+    """A job of two workers of which one holds a node and the other finds none."""
+    play = Play(spec=spec(workers={"replicas": 2, **workers}))
+    play.to_workers()
+    play.change("gpt-train-0-1", node="node-1")
+    play.change("gpt-train-1-1", unschedulable="0/3 nodes are available")
+    play.settle()
+    return play
+
+
+def rival(play: Play, claim: Claim | None) -> None:
+    play.findings = type(play.findings)(play.findings.refusal, play.findings.looks, claim)
+
+
+def test_a_gang_that_is_placed_in_part_claims_its_nodes() -> None:
+    play = stuck()
+    assert play.plan.claim == Claim(START, "job-uid")
+    assert play.plan.requeue_after is not None
+    play.change("gpt-train-1-1", unschedulable=None, node="node-2")
+    play.settle()
+    assert play.plan.claim is None
+
+
+def test_it_gives_way_to_an_older_one_after_a_while_and_comes_back_later() -> None:
+    play = stuck()
+    rival(play, OLDER)
+    play.step(14)
+    assert play.deleted == []
+    play.step(1)
+    assert play.deleted == ["gpt-train-0-1", "gpt-train-1-1"]
+    assert play.status.phase == "Queued"
+    assert "older job" in play.status.message
+    assert play.status.restarts.total == 0
+    assert play.status.history == ()
+    for name in play.deleted:
+        play.vanish(name)
+    plan = play.settle()
+    assert plan.claim is None
+    assert plan.requeue_after is not None
+    assert 10 <= plan.requeue_after <= 20
+    play.step(plan.requeue_after)
+    assert play.created[-2:] == ["gpt-train-0-2", "gpt-train-1-2"]
+
+
+def test_the_pauses_grow_until_the_gang_is_placed() -> None:
+    play = stuck()
+    rival(play, OLDER)
+    pauses = []
+    for incarnation in (1, 2, 3):
+        play.change(f"gpt-train-0-{incarnation}", node="node-1")
+        play.change(f"gpt-train-1-{incarnation}", unschedulable="no node")
+        play.step()
+        play.step(15)
+        play.pods = [pod for pod in play.pods if pod.finished]
+        plan = play.settle()
+        assert plan.requeue_after is not None
+        pauses.append(plan.requeue_after)
+        play.step(plan.requeue_after)
+    assert pauses[0] < pauses[1] < pauses[2]
+    for index in (0, 1):
+        play.change(f"gpt-train-{index}-4", node=f"node-{index}")
+    play.settle()
+    assert play.status.given_way == 0
+
+
+def test_the_oldest_never_gives_way() -> None:
+    play = stuck()
+    rival(play, Claim(START + timedelta(seconds=1), "younger"))
+    play.step(1000)
+    assert play.deleted == []
+
+
+def test_other_schedulers_and_queues_see_to_it_themselves() -> None:
+    assert stuck(template={"schedulerName": "volcano"}).plan.claim is None
+    play = Play(spec=spec(runPolicy={"queueName": "team"}))
+    play.to_workers()
+    play.change("gpt-train-0-1", node="node-1")
+    play.change("gpt-train-1-1", unschedulable="0/3 nodes are available")
+    play.settle()
+    assert play.plan.claim is None
+
+
+class Cluster:
+    """Nodes that take one pod each, and a scheduler that places pods one by one, in any order."""
+
+    def __init__(self, nodes: int, gangs: list[int], draw: random.Random) -> None:
+        self.free = nodes
+        self.draw = draw
+        self.jobs = [
+            Play(
+                spec=spec(workers={"replicas": size}, training={"steps": 9}),
+                uid=f"job-{i}",
+                created_at=START + timedelta(seconds=i),
+            )
+            for i, size in enumerate(gangs)
+        ]
+        for job in self.jobs:
+            job.to_workers()
+
+    def round(self, seconds: float) -> None:
+        for job in self.draw.sample(self.jobs, len(self.jobs)):
+            claims = [other.plan.claim for other in self.jobs if other is not job and other.plan.claim is not None]
+            rival(job, min(claims, default=None))
+            job.step(seconds)
+            for pod in [pod for pod in job.pods if pod.deleting]:
+                self.free += pod.node is not None
+                job.vanish(pod.name)
+        waiting = [(job, p) for job in self.jobs for p in job.pods if p.role == "train" and p.node is None]
+        for job, pod in self.draw.sample(waiting, len(waiting)):
+            if self.free:
+                self.free -= 1
+                job.change(pod.name, node="node", unschedulable=None)
+            else:
+                job.change(pod.name, unschedulable="no node")
+        for job in list(self.jobs):
+            workers = [pod for pod in job.pods if pod.role == "train"]
+            if len(workers) == job.spec["workers"]["replicas"] and all(pod.node for pod in workers):
+                self.free += len(workers)  # it has trained
+                self.jobs.remove(job)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), nodes=st.integers(2, 5), draw=st.randoms(use_true_random=False))
+def test_every_gang_that_fits_into_the_cluster_is_placed_at_last(
+    data: st.DataObject, nodes: int, draw: random.Random
+) -> None:
+    gangs = data.draw(st.lists(st.integers(1, nodes), min_size=2, max_size=4))
+    cluster = Cluster(nodes, gangs, draw)
+    for _ in range(200):
+        cluster.round(10)
+        if not cluster.jobs:
+            return
+    raise AssertionError(f"gangs of {gangs} on {nodes} nodes: {len(cluster.jobs)} wait for ever")
