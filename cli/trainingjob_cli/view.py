@@ -59,7 +59,7 @@ def line(job: Job) -> str:
             facts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
         if progress.eta and not job.finished:
             facts.append(f"{progress.eta} left")
-    return "  ".join([f"{status.phase or 'Pending':<10}", *facts, status.message]).rstrip()
+    return "  ".join([f"{status.phase or 'Pending':<10}", *facts, status.message.partition("\n")[0]]).rstrip()
 
 
 def panel(job: Job, timeline: Timeline | None = None) -> RenderableType:

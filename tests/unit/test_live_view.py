@@ -81,6 +81,7 @@ def test_markup_in_a_message_is_shown_as_it_is() -> None:
 def test_a_line_tells_the_same_in_short() -> None:
     assert line(job(RUNNING)) == "Running     step 90/180  loss 4.500  5,120 tokens/s  41s left  Training."
     assert line(job({})) == "Pending"
+    assert line(job({"phase": "Failed", "message": "Internal: boom.\n  File x.py"})) == "Failed      Internal: boom."
 
 
 @pytest.mark.parametrize("terminal", [True, False])
