@@ -94,7 +94,7 @@ def test_a_pod_that_admission_refuses_stalls_the_job_until_the_policy_allows_it(
     job.cluster.kubectl("label", "namespace", job.namespace, f"{label}=baseline")
     job.apply()
     status = blocked(job, "CreateRefused", 'violates PodSecurity "baseline:latest": hostPath volumes (volume "data")')
-    assert "correct spec.workers.template" in status["message"]
+    assert "correct spec.workers" in status["message"]
     assert holding(status) == {"Stalled"}
     job.cluster.kubectl("label", "namespace", job.namespace, f"{label}-")
     job.wait("the pod is created", lambda status: job.uids(), 60)

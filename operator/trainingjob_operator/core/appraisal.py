@@ -38,7 +38,7 @@ class Appraisal:
 def appraise(here: Situation, status: TrainingJobStatus) -> Appraisal:
     """What to say about a run that is on."""
     phase = _phase(here, status)
-    obstacle = _obstacle(here, status)
+    obstacle = _obstacle(here, status, phase)
     if obstacle is None:
         return Appraisal(phase, phase, _message(here, status, phase))
     head = here.head(status)
@@ -111,9 +111,9 @@ def _under_way(here: Situation, status: TrainingJobStatus) -> bool:
     return report is not None and report.first_step_at is not None
 
 
-def _obstacle(here: Situation, status: TrainingJobStatus) -> Obstacle | None:
-    """What keeps a pod of the gang from being created, or from running."""
-    if here.findings.refusal is not None:
+def _obstacle(here: Situation, status: TrainingJobStatus, phase: Phase) -> Obstacle | None:
+    """What keeps a child of the job from being created, or a pod that the run waits for from running."""
+    if here.findings.refusal is not None or phase == "Running":
         return here.findings.refusal
     until = contention.pausing(here, status)
     if until is not None:

@@ -99,13 +99,13 @@ def refused(kind: str, name: str, error: ApiError) -> Obstacle | None:
     if "serviceaccount" in why and "not found" in why:
         next_step = "create the ServiceAccount, or correct spec.storage.serviceAccountName"
         return _obstacle("MissingReference", what, why, next_step)
-    next_step = "have the policy changed; or suspend the job, correct spec.workers.template, and resume it"
+    next_step = "have the policy changed; or suspend the job, correct spec.workers, and resume it"
     return _obstacle("CreateRefused", what, why, next_step)
 
 
 def of_pod(pod: PodFacts, look: Look | None) -> Obstacle | None:
     """What keeps a pending pod from running, as scheduler and kubelet say it in its status, or else in its events."""
-    if pod.phase != "Pending":
+    if pod.phase != "Pending" or pod.deleting:
         return None
     if pod.queued is not None and pod.queued.gated:
         why = look.warning[1] if look is not None and look.warning is not None else "its turn has not come"
