@@ -28,7 +28,7 @@ from trainingjob_operator.kube.informer import Informer
 from trainingjob_operator.kube.lease import REQUEST_TIMEOUT_SECONDS, LeaderElection
 from trainingjob_operator.kube.preflight import StartProblem, check
 from trainingjob_operator.observe.events import EventRecorder
-from trainingjob_operator.observe.jobs import JobCollector
+from trainingjob_operator.observe.jobs import JobMetrics
 from trainingjob_operator.observe.metrics import OperatorMetrics
 from trainingjob_operator.observe.progress import ProgressPoller
 from trainingjob_operator.observe.server import measure_lag, serve
@@ -55,7 +55,7 @@ class Operator:
         self._namespaces: tuple[str | None, ...] = options.namespaces or (None,)
         self._cache = Cache()
         self._queue: WorkQueue[Key] = WorkQueue(on_done=self._reconciled)
-        self._metrics = OperatorMetrics(self._queue.__len__)
+        self._metrics = OperatorMetrics(self._queue.__len__, self._queue.age)
         self._lease_client = Client(connection, self._metrics.requested, timeout=REQUEST_TIMEOUT_SECONDS)
         self._election: LeaderElection | None = None
         if options.lease is not None:
@@ -63,7 +63,7 @@ class Operator:
         guard = self._election.check if self._election else allow
         self._client = Client(connection, self._metrics.requested, guard)
         self._poller = ProgressPoller(self._queue.add_after, _now, options.progress_interval)
-        self._metrics.registry.register(JobCollector(self._led_jobs, self._poller.facts))
+        self._job_metrics = JobMetrics(self._led_jobs, self._poller.facts, self._cache.pods, _now)
         self._jobs = JobStore(self._cache, self._enqueue)
         pods = PodStore(self._cache, self._enqueue)
         self._informers = [
@@ -116,7 +116,7 @@ class Operator:
     async def _serve(self) -> None:
         host, port = self._options.metrics_host, self._options.metrics_port
         try:
-            async with serve(host, port, self._metrics.registry, self._missing) as bound:
+            async with serve(host, port, self._metrics.registry, self._job_metrics.text, self._missing) as bound:
                 logger.info("serving metrics and health on %s:%d", host or "*", bound)
                 await asyncio.Event().wait()
         except OSError as error:
@@ -165,13 +165,19 @@ class Operator:
             if begun_anew:
                 await asyncio.sleep(RELIST_DELAY_SECONDS)  # kopf's LIST goes on for a while: once is enough.
                 self._jobs.relist.clear()
-            await self._list_jobs()
+                self._metrics.watch_restarted(TRAINING_JOBS.plural, "listed")
+            news = await self._list_jobs()
             if not begun_anew:
+                self._metrics.missed(TRAINING_JOBS.plural, news)
                 for key, _ in self._cache.jobs():
                     self._enqueue(key)
 
-    async def _list_jobs(self) -> None:
-        """LIST all jobs, after a look at what the API server serves: it may have been started anew with other gates."""
+    async def _list_jobs(self) -> int:
+        """LIST all jobs, after a look at what the API server serves: it may have been started anew with other gates.
+
+        Returns of how many jobs that is news.
+        """
+        news = 0
         for namespace in self._namespaces:
             while True:
                 try:
@@ -181,7 +187,8 @@ class Operator:
                 except ApiError as error:
                     logger.warning("cannot list TrainingJobs: %s", error)
                     await asyncio.sleep(RELIST_DELAY_SECONDS)
-            self._jobs.replace(namespace, listed.items, listed.resource_version)
+            news += self._jobs.replace(namespace, listed.items, listed.resource_version)
+        return news
 
     async def _discover(self) -> None:
         served = await self._client.serves(POD_GROUPS)

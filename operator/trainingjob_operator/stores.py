@@ -56,7 +56,9 @@ class JobStore:
         if key is not None:
             self._enqueue(key)
 
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
-        """These are all TrainingJobs."""
-        for key in self._cache.replace_jobs(namespace, bodies, version):
+    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> int:
+        """These are all TrainingJobs. Returns of how many that is news."""
+        changed = self._cache.replace_jobs(namespace, bodies, version)
+        for key in changed:
             self._enqueue(key)
+        return len(changed)

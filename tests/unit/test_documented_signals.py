@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
 from trainingjob_operator.core import events, failures
-from trainingjob_operator.core.facts import ProgressFacts
 from trainingjob_operator.core.obstacle import REASONS
-from trainingjob_operator.observe.jobs import JobCollector
+from trainingjob_operator.observe.jobs import FAMILIES
 from trainingjob_operator.observe.metrics import OperatorMetrics
 from trainingjob_trainer.errors import TrainerError
 
@@ -29,10 +28,35 @@ def test_every_reason_of_an_event_is_documented_and_no_other() -> None:
     assert documented == phases | obstacles | classes | others | errors(TrainerError)
 
 
-def test_every_metric_is_documented() -> None:
+def test_every_metric_is_documented_with_its_labels_and_no_other() -> None:
     text = (DOCS / "metrics.md").read_text()
-    registry = CollectorRegistry()
-    registry.register(JobCollector(list, lambda uid: ProgressFacts()))
-    families = [*registry.collect(), *OperatorMetrics(lambda: 0).registry.collect()]
-    names = {family.name for family in families if family.name.startswith("trainingjob")}
-    assert {name for name in names if not re.search(rf"`{name}(_total|_info)?[`{{]", text)} == set()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `trainingjob")]
+    found = re.findall(r"`(\w+)(?:{([\w,]+)})?`", " ".join(rows))
+    documented = {name: tuple(labels.split(",")) if labels else () for name, labels in found}
+    assert len(found) == len(documented)
+    assert documented == {family.sample: family.labels for family in FAMILIES} | operators_own()
+
+
+def operators_own() -> dict[str, tuple[str, ...]]:
+    """Names as in a query, except that histograms have no suffix; and their labels."""
+    metrics = OperatorMetrics(lambda: 0, lambda: 0.0)
+    own = {}
+    for collector in vars(metrics).values():
+        if isinstance(collector, MetricWrapperBase):
+            (family,) = collector.collect()
+            suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+            own[family.name + suffix] = collector._labelnames
+    exported = {f.name for f in metrics.registry.collect() if f.name.startswith("trainingjob")}
+    assert len(own) == len(exported), "a metric is no attribute"
+    return own
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    families = [(f.name, f.kind, f.text) for f in FAMILIES]
+    registry = OperatorMetrics(lambda: 0, lambda: 0.0).registry
+    families += [(f.name, f.type, f.documentation) for f in registry.collect()]
+    for name, kind, text in families:
+        assert text.endswith("."), name
+        assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_info")), name
+        assert not re.search(r"_(milliseconds|minutes|ms|percent|kilobytes|mib)\b", name), name
+        assert kind != "histogram" or name.endswith("_seconds"), name

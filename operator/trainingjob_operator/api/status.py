@@ -93,6 +93,7 @@ class CheckpointStatus(StatusModel):
     """Committed checkpoints."""
 
     latest_step: Step | None = Field(None, description="Step of the newest committed checkpoint.")
+    latest_time: Time | None = Field(None, description="When the operator first heard of it.")
     latest_uri: Annotated[str, Field(max_length=2048)] | None = Field(None, description="Where it is.")
     best_step: Step | None = Field(None, description="Step of the best checkpoint by validation loss.")
     best_loss: float | None = Field(None, description="Its validation loss.")
@@ -113,6 +114,9 @@ class Restarts(StatusModel):
     without_progress: int = Field(0, ge=0, description="Counted failures since a new checkpoint was committed.")
     committed_step: int = Field(0, ge=0, description="Newest committed step at the last counted failure.")
     last_failure_time: Time | None = Field(None, description="When the last failure was counted.")
+    by_class: Annotated[dict[Annotated[str, Field(max_length=64)], int], Field(max_length=64)] = Field(
+        default_factory=dict, description="All interruptions by class, those that are not counted included."
+    )
 
 
 class Incident(StatusModel):
@@ -197,6 +201,11 @@ class TrainingJobStatus(StatusModel):
     given_way: int = Field(0, ge=0, description="Times in a row that the workers gave their nodes to an older job.")
     resolved: Resolved | None = Field(None, description="Facts that the run was started with.")
     result: Result | None = Field(None, description="What the run left.")
+    phase_time: Time | None = Field(None, description="When the phase began.")
+    waited: Annotated[dict[Annotated[str, Field(max_length=64)], int], Field(max_length=16)] = Field(
+        default_factory=dict,
+        description="Seconds spent in phases on the way to training, by phase, all starts together.",
+    )
     start_time: Time | None = Field(None, description="When the run was started, or resumed.")
     training_start_time: Time | None = Field(
         None, description="When all worker pods were ready, for the first time since the run was started or resumed."

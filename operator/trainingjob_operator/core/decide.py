@@ -12,6 +12,7 @@ from typing import Any
 from trainingjob_operator.api.status import Phase, TrainingJobStatus, Workers
 from trainingjob_operator.core import contention, deadlines, run, upkeep
 from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, ready_pods
+from trainingjob_operator.core.books import booked
 from trainingjob_operator.core.conditions import FINISHED, Note, conditions, observed
 from trainingjob_operator.core.deadlines import Deadline
 from trainingjob_operator.core.events import events
@@ -120,7 +121,7 @@ def _invalid(job: Job, spec: InvalidSpec, pods: Sequence[PodFacts], now: datetim
     status = job.status
     if status.phase not in FINISHED:
         status = _with(status, Appraisal("Failed", "UserError", message), (), job.generation, now)
-        status = status.model_copy(update={"completion_time": now})
+        status = booked(job.status, status.model_copy(update={"completion_time": now}), job.created_at, now)
     own = [p for p in pods if p.job_uid == job.uid and not p.gone]
     running = tuple(upkeep.ref(p) for p in own if not p.finished and not p.deleting)
     changed = status != job.status
@@ -189,6 +190,7 @@ def _plan(
 
 def _finish(here: Situation, status: TrainingJobStatus, deeds: Upkeep, **rest: Any) -> Plan:
     """The plan, with the status only if it is worth a write now."""
+    status = booked(here.job.status, status, here.job.created_at, here.now)
     changed = status != here.job.status
     wait = postponed(here, status) if changed else None
     if wait is not None:

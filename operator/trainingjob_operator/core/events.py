@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainingjob_operator.api.status import Phase, TrainingJobStatus
-from trainingjob_operator.core import obstacle
+from trainingjob_operator.core import history, obstacle
 from trainingjob_operator.core.plan import EventFact
 
 TOLD: dict[Phase, str] = {
@@ -17,11 +17,9 @@ TOLD: dict[Phase, str] = {
 
 def events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventFact, ...]:
     """New incidents, then the new phase, if it is one that is told, then what is newly in the way."""
-    known = {(i.time, i.pod, i.attempt) for i in old.history} | {(i.time, None, i.attempt) for i in old.history}
     told = [
         EventFact("Warning", i.class_, i.cause or f"{i.class_} of {i.pod or 'a rank'}")
-        for i in new.history
-        if (i.time, i.pod, i.attempt) not in known
+        for i in history.news(old.history, new.history)
     ]
     before, now = obstacle.told(old), obstacle.told(new)
     if new.phase != old.phase and new.phase is not None:

@@ -80,6 +80,12 @@ def interrupted(history: History, since: datetime) -> bool:
     return bool(history) and history[-1].time >= since and history[-1].seconds_to_recover is None
 
 
+def news(old: History, new: History) -> History:
+    """The incidents of `new` that `old` did not know, be it from the driver alone."""
+    known = {(i.time, i.pod, i.attempt) for i in old} | {(i.time, None, i.attempt) for i in old}
+    return tuple(i for i in new if (i.time, i.pod, i.attempt) not in known)
+
+
 def _same(known: Incident, said: ReportedIncident) -> bool:
     """Whether the driver speaks of an incident that is known, perhaps from its pod alone."""
     if known.attempt is None:

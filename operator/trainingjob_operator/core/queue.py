@@ -65,7 +65,7 @@ class WorkQueue(Generic[K]):
         self._last_retry = last_retry
         self._on_done = on_done
         self._ready: deque[K] = deque()
-        self._waiting: set[K] = set()
+        self._waiting: dict[K, float] = {}  # and since when (monotonic)
         self._working: set[K] = set()
         self._again: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
@@ -80,6 +80,10 @@ class WorkQueue(Generic[K]):
         """Keys that could be worked on now and are not."""
         return len(self._ready)
 
+    def age(self) -> float:
+        """Seconds that the key has waited whose turn is next."""
+        return time.monotonic() - self._waiting[self._ready[0]] if self._ready else 0.0
+
     def add(self, key: K) -> None:
         """Work on `key` as soon as a worker is free."""
         timer = self._timers.pop(key, None)
@@ -88,7 +92,7 @@ class WorkQueue(Generic[K]):
         if key in self._working:
             self._again.add(key)
         elif key not in self._waiting:
-            self._waiting.add(key)
+            self._waiting[key] = time.monotonic()
             self._ready.append(key)
             self._wake_one()
 
@@ -181,7 +185,7 @@ class WorkQueue(Generic[K]):
             self._idle_workers.append(idle)
             await idle
         key = self._ready.popleft()
-        self._waiting.discard(key)
+        del self._waiting[key]
         self._working.add(key)
         return key
 

@@ -24,8 +24,11 @@ def merge_report(
         progress = _progress(said or ReportedProgress(), steps, fetched_at)
     update: dict[str, Any] = {"progress": progress}
     if report.checkpoint is not None and report.checkpoint.latest_step is not None:
+        known = status.checkpoint
+        same = known is not None and known.latest_step == report.checkpoint.latest_step
         update["checkpoint"] = CheckpointStatus(
             latest_step=report.checkpoint.latest_step,
+            latest_time=known.latest_time if known is not None and same else fetched_at,
             latest_uri=report.checkpoint.latest_uri,
             best_step=report.checkpoint.best_step,
             best_loss=_finite(report.checkpoint.best_loss),

@@ -24,11 +24,13 @@ def same_blow(restarts: Restarts, pod_created_at: datetime, now: datetime) -> bo
 def count(restarts: Restarts, committed_step: int, now: datetime) -> Restarts:
     """`restarts` with one more failure; committed_step: the newest committed step now."""
     progressed = committed_step > restarts.committed_step
-    return Restarts(
-        total=restarts.total + 1,
-        without_progress=1 if progressed else restarts.without_progress + 1,
-        committed_step=max(committed_step, restarts.committed_step),
-        last_failure_time=now,
+    return restarts.model_copy(
+        update={
+            "total": restarts.total + 1,
+            "without_progress": 1 if progressed else restarts.without_progress + 1,
+            "committed_step": max(committed_step, restarts.committed_step),
+            "last_failure_time": now,
+        }
     )
 
 

@@ -15,13 +15,21 @@ SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0)
 class OperatorMetrics:
     """Counts what the operator does. Its registry is its own: two operators in one process do not mix."""
 
-    def __init__(self, queue_depth: Callable[[], int]) -> None:
+    def __init__(self, queue_depth: Callable[[], int], queue_age: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        build = Info("trainingjob_operator_build", "Version of the operator.", registry=self.registry)
-        build.info({"version": version("trainingjob")})
-        depth = Gauge("trainingjob_operator_queue_depth", "Jobs that wait for a worker.", registry=self.registry)
-        depth.set_function(queue_depth)
+        self._build = Info(
+            "trainingjob_operator_build", "Version of the operator.", ["version"], registry=self.registry
+        )
+        self._build.labels(version("trainingjob")).info({})
+        self._depth = Gauge("trainingjob_operator_queue_depth", "Jobs that wait for a worker.", registry=self.registry)
+        self._depth.set_function(queue_depth)
+        self._age = Gauge(
+            "trainingjob_operator_queue_age_seconds",
+            "Time that the job has waited for a worker whose turn is next.",
+            registry=self.registry,
+        )
+        self._age.set_function(queue_age)
         self._reconciles = Histogram(
             "trainingjob_operator_reconcile_duration_seconds",
             "Time to decide and act once for one job.",
@@ -53,6 +61,12 @@ class OperatorMetrics:
             ["resource", "reason"],
             registry=self.registry,
         )
+        self._missed = Counter(
+            "trainingjob_operator_missed_events",
+            "Objects that a resync found in another state than the watch had told.",
+            ["resource"],
+            registry=self.registry,
+        )
         self.leader = Gauge(
             "trainingjob_operator_leader",
             "1 for the operator that leads, 0 for a standby.",
@@ -79,3 +93,7 @@ class OperatorMetrics:
     def watch_restarted(self, resource: str, reason: str) -> None:
         """A watch broke off."""
         self._watches.labels(resource, reason).inc()
+
+    def missed(self, resource: str, objects: int) -> None:
+        """A resync found so many objects changed or gone of which the watch had told nothing."""
+        self._missed.labels(resource).inc(objects)

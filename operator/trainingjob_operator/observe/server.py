@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.aiohttp import make_aiohttp_handler
+
+from trainingjob_operator.observe.exposition import Text, metrics_handler
 
 BEAT_SECONDS = 1.0
 
@@ -23,8 +24,12 @@ async def measure_lag(lag: Gauge) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serve(host: str, port: int, registry: CollectorRegistry, missing: Callable[[], str]) -> AsyncIterator[int]:
+async def serve(
+    host: str, port: int, registry: CollectorRegistry, jobs: Text, missing: Callable[[], str]
+) -> AsyncIterator[int]:
     """Serve while in the block; yields the port (chosen by the system if `port` is 0). OSError: the address is taken.
+
+    registry: of the operator's own metrics; jobs: writes those of the jobs.
 
     `/livez` is answered by the event loop that does all the work: when it is stuck, the probe times out. `missing`
     says what the operator still waits for; `/readyz` is 200 when that is nothing.
@@ -38,7 +43,7 @@ async def serve(host: str, port: int, registry: CollectorRegistry, missing: Call
         return web.Response(text=f"waiting for {waits_for}\n", status=503) if waits_for else web.Response(text="ok\n")
 
     app = web.Application()
-    app.router.add_get("/metrics", make_aiohttp_handler(registry))
+    app.router.add_get("/metrics", metrics_handler(registry, jobs))
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
