@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from support.executing import KEY, NOW, Think, World, pod, start_one_pod
 from trainingjob_operator.api.status import Condition, TrainingJobStatus
-from trainingjob_operator.core.executor import POD_WRITES_AT_ONCE
 from trainingjob_operator.core.facts import Job, PodFacts
 from trainingjob_operator.core.obstacle import Look
 from trainingjob_operator.core.plan import EventFact, Plan
 from trainingjob_operator.core.queue import Retry
+from trainingjob_operator.core.writing import WRITES_AT_ONCE
 from trainingjob_operator.kube.api import (
     CONFIG_MAPS,
     EVENTS,
@@ -107,7 +107,7 @@ async def test_of_a_gang_that_is_refused_not_every_pod_is_asked_for() -> None:
     refuse_pods(world)
     with pytest.raises(Retry):
         await world.executor.reconcile(KEY)
-    assert len([call for call in world.api.calls if call[:2] == ("create", "pods")]) <= POD_WRITES_AT_ONCE
+    assert len([call for call in world.api.calls if call[:2] == ("create", "pods")]) <= WRITES_AT_ONCE
 
 
 async def test_the_events_that_a_plan_asks_for_are_read_and_decided_on() -> None:

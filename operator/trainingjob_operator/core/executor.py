@@ -7,25 +7,16 @@ decided again, because a POST has no precondition and a stale one would bring a 
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import logging
-import math
-import secrets
-import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
 from trainingjob_operator.kube.api import (
-    BY_KIND,
     EVENTS,
     POD_GROUPS,
     PODS,
-    SECRETS,
-    SERVICES,
     TRAINING_JOBS,
     WORKLOADS,
     AlreadyExists,
@@ -38,20 +29,20 @@ from trainingjob_operator.kube.api import (
 )
 
 from .cache import Cache, Key
+from .children import Children
 from .facts import Job, PodFacts, ProgressFacts, controlling_job
 from .findings import Claim, Findings
 from .kueue import RETRIABLE
 from .labels import LabelRepair
-from .manifests import differs_for_good, leads_elsewhere
 from .names import LABEL_JOB_UID, LABEL_MEMBER
-from .obstacle import Look, Obstacle, foreign, newest_warning, refused, told, unmet
-from .plan import EventFact, ObjectRef, Plan, PodRef, Settings
+from .obstacle import Look, Obstacle, foreign, newest_warning, told, unmet
+from .plan import EventFact, Plan, PodRef, Settings
 from .queue import Retry, ServerTrouble
 from .queueing import to_give_up
+from .writing import Obstructed, about, each, explained
 
 DECISIONS_PER_RUN = 6
 """A job that still asks for another decision after so many waits for its turn again."""
-POD_WRITES_AT_ONCE = 16
 SERVER_IN_TROUBLE = (0, 429, 502, 503, 504)
 """Answers that are not about the request: none at all, too many, a gateway's. A 500 may well be: a webhook's."""
 
@@ -89,18 +80,9 @@ class _Memory:
     """resourceVersion at which this process wrote the job's status, or read the job and its pods from the quorum."""
     written_at: datetime | None = None
     """When this process last wrote the job's status."""
-    ensured: set[tuple[str, str]] = field(default_factory=set)
-    ensured_at: float = field(default_factory=time.monotonic)
-    """When its children were last looked after (monotonic). A new process trusts the old one for a resync interval."""
     refusal: Obstacle | None = None
     looks: dict[str, Look] = field(default_factory=dict)
     """What the events of pending pods said, by the pods' uids."""
-
-
-class _Obstructed(Exception):
-    def __init__(self, obstacle: Obstacle) -> None:
-        super().__init__(obstacle.message)
-        self.obstacle = obstacle
 
 
 class _DecideAgain(Exception):
@@ -128,7 +110,7 @@ class Executor:
         self._progress = progress
         self._events = events
         self._now = now
-        self._ensure_interval = ensure_interval
+        self._children = Children(api, cache, ensure_interval)
         self._labels = LabelRepair(api, cache)
         self._memories: dict[Key, _Memory] = {}
         self._claims: dict[str, Claim] = {}
@@ -176,7 +158,7 @@ class Executor:
         self._progress.follow(key, job.uid, plan.wants_progress)
         try:
             await self._act(job, plan, memory)
-        except _Obstructed as obstructed:
+        except Obstructed as obstructed:
             await self._say(key, job, obstructed.obstacle, memory)
             raise Retry(obstructed.obstacle.message, within=plan.requeue_after) from None
         finally:
@@ -209,9 +191,9 @@ class Executor:
         try:
             warning = await self._why(job, pod)
         except NotFound:
-            memory.ensured_at = -math.inf  # A PodGroup that somebody deleted is made again.
+            self._children.distrust(job.uid)  # A PodGroup that somebody deleted is made again.
         except ApiError as error:
-            logger.warning("cannot find out why pod %s waits: %s", pod.name, error, extra=_about(job))
+            logger.warning("cannot find out why pod %s waits: %s", pod.name, error, extra=about(job))
         before = memory.looks.get(pod.uid)
         memory.looks[pod.uid] = Look(self._now(), before.count + 1 if before is not None else 1, warning)
 
@@ -231,7 +213,7 @@ class Executor:
     async def _let_go(self, key: Key, job_uid: str) -> None:
         """Give up the groups in the queue of a job that is going or gone: else their pods would stay for ever."""
         pods = to_give_up(self._cache.pods(job_uid), None)
-        await _each(self._give_up(key.namespace, PodRef(pod.name, pod.uid)) for pod in pods)
+        await each(self._give_up(key.namespace, PodRef(pod.name, pod.uid)) for pod in pods)
 
     def _forget(self, key: Key) -> None:
         memory = self._memories.pop(key, None)
@@ -239,6 +221,7 @@ class Executor:
             self._progress.forget(memory.uid)
             self._claims.pop(memory.uid, None)
             self._labels.forget(memory.uid)
+            self._children.forget(memory.uid)
 
     # Status
 
@@ -302,91 +285,27 @@ class Executor:
     # Everything else
 
     async def _act(self, job: Job, plan: Plan, memory: _Memory) -> None:
-        await self._ensure(job, plan.ensure, bool(plan.create_pods), memory)
-        await _each(self._drop_member(job, pod) for pod in plan.drop_member)
+        await self._children.ensure(job, plan.ensure, bool(plan.create_pods))
+        await each(self._drop_member(job, pod) for pod in plan.drop_member)
         await self._labels.put_right(job, plan.relabel)
         try:
-            await _each((self._create_pod(job, manifest) for manifest in plan.create_pods), until_refused=True)
+            await each((self._create_pod(job, manifest) for manifest in plan.create_pods), until_refused=True)
         except Unreachable:
             memory.licence = ""  # The request may still be on its way: look before asking again.
             raise
-        await _each(self._give_up(job.namespace, pod) for pod in plan.give_up)
-        await _each(self._delete_pod(job, pod) for pod in plan.delete_pods)
-        await _each(self._delete_child(job, child) for child in plan.delete_children)
-
-    async def _ensure(self, job: Job, manifests: Sequence[Manifest], creating: bool, memory: _Memory) -> None:
-        """Children exist when an attempt starts, and are looked after once in the resync interval.
-
-        A Secret may only be created, never read: without pods to come it is left alone.
-        """
-        if not creating and time.monotonic() - memory.ensured_at < self._ensure_interval:
-            return
-        await _each(self._ensure_child(job, manifest, creating, memory) for manifest in manifests)
-        memory.ensured_at = time.monotonic()
-
-    async def _ensure_child(self, job: Job, manifest: Manifest, creating: bool, memory: _Memory) -> None:
-        kind, name = manifest["kind"], manifest["metadata"]["name"]
-        if BY_KIND[kind] is SECRETS:
-            if creating:
-                await self._create_child(job, _with_token(manifest), readable=False)
-            return
-        # A new job's children are not there: ask once. Later they are: look first.
-        look_first = not creating or (kind, name) in memory.ensured
-        found = await self._find_ours(job, kind, name) if look_first else None
-        if found is None:
-            found = await self._create_child(job, manifest)
-        if kind == SERVICES.kind and found is not None and leads_elsewhere(found, manifest):
-            await self._api.delete(SERVICES, job.namespace, name, found["metadata"]["uid"])
-            await self._create_child(job, manifest)
-        if kind == POD_GROUPS.kind and found is not None:
-            await self._align(job, found, manifest)
-        memory.ensured.add((kind, name))
-
-    async def _align(self, job: Job, found: Manifest, wanted: Manifest) -> None:
-        """Make a PodGroup say what is wanted. What is immutable in it changes only while no pod runs."""
-        name, uid = found["metadata"]["name"], found["metadata"]["uid"]
-        if differs_for_good(found, wanted):
-            if any(pod.pod_group == name and not pod.finished for pod in self._cache.pods(job.uid)):
-                return
-            await self._api.delete(POD_GROUPS, job.namespace, name, uid)
-            raise Retry(f"PodGroup {name} is deleted, to be made anew with what has changed in the job")
-        policy = wanted["spec"]["schedulingPolicy"]
-        if found["spec"].get("schedulingPolicy") != policy:
-            patch = {"metadata": {"uid": uid}, "spec": {"schedulingPolicy": policy}}
-            await self._api.merge_patch(POD_GROUPS, job.namespace, name, patch)
-
-    async def _create_child(self, job: Job, manifest: Manifest, readable: bool = True) -> Manifest | None:
-        """The new child, or the one that is there already; None for a Secret, which may not be read."""
-        kind, name = manifest["kind"], manifest["metadata"]["name"]
-        try:
-            with _explained(kind, name):
-                return await self._api.create(BY_KIND[kind], job.namespace, manifest)
-        except AlreadyExists:
-            # The Secret's name carries the job's uid: nobody else's has it.
-            found = await self._find_ours(job, kind, name) if readable else None
-            if readable and found is None:
-                raise
-            return found
-
-    async def _find_ours(self, job: Job, kind: str, name: str) -> Manifest | None:
-        """None: there is none. Raises `_Obstructed` for one of somebody else."""
-        try:
-            found = await self._api.get(BY_KIND[kind], job.namespace, name)
-        except NotFound:
-            return None
-        if controlling_job(found) != job.uid:
-            raise _Obstructed(foreign(kind, name))
-        return found
+        await each(self._give_up(job.namespace, pod) for pod in plan.give_up)
+        await each(self._delete_pod(job, pod) for pod in plan.delete_pods)
+        await each(self._children.delete(job, child) for child in plan.delete_children)
 
     async def _create_pod(self, job: Job, manifest: Manifest) -> None:
         name = manifest["metadata"]["name"]
         try:
-            with _explained("Pod", name):
+            with explained("Pod", name):
                 answer = await self._api.create(PODS, job.namespace, manifest)
         except AlreadyExists:
             answer = await self._api.get(PODS, job.namespace, name)
             if controlling_job(answer) != job.uid:
-                raise _Obstructed(foreign("Pod", name)) from None
+                raise Obstructed(foreign("Pod", name)) from None
         self._cache.put_pod(answer)
 
     async def _drop_member(self, job: Job, pod: PodRef) -> None:
@@ -394,7 +313,7 @@ class Executor:
         try:
             self._cache.put_pod(await self._api.merge_patch(PODS, job.namespace, pod.name, patch))
         except (NotFound, Conflict):
-            logger.debug("pod %s is gone already", pod.name, extra=_about(job))
+            logger.debug("pod %s is gone already", pod.name, extra=about(job))
 
     async def _give_up(self, namespace: str, pod: PodRef) -> None:
         patch = {"metadata": {"uid": pod.uid, "annotations": {RETRIABLE: "false"}}}
@@ -407,61 +326,7 @@ class Executor:
         try:
             answer = await self._api.delete(PODS, job.namespace, pod.name, pod.uid)
         except (NotFound, Conflict):
-            logger.debug("pod %s is gone already", pod.name, extra=_about(job))
+            logger.debug("pod %s is gone already", pod.name, extra=about(job))
         else:
             if answer.get("kind") == PODS.kind:
                 self._cache.put_pod(answer)
-
-    async def _delete_child(self, job: Job, child: ObjectRef) -> None:
-        resource = BY_KIND[child.kind]
-        try:
-            found = await self._api.get(resource, job.namespace, child.name)
-            if controlling_job(found) == job.uid:
-                await self._api.delete(resource, job.namespace, child.name, found["metadata"]["uid"])
-        except (NotFound, Conflict):
-            logger.debug("%s %s is gone already", child.kind, child.name, extra=_about(job))
-
-
-def _with_token(manifest: Manifest) -> Manifest:
-    """A Secret with a fresh random Ray token of 256 bits."""
-    token = base64.b64encode(secrets.token_hex(32).encode()).decode()
-    return {**manifest, "data": {"token": token}}
-
-
-@contextmanager
-def _explained(kind: str, name: str) -> Iterator[None]:
-    """A refusal of the API server within becomes `_Obstructed`."""
-    try:
-        yield
-    except ApiError as error:
-        refusal = refused(kind, name, error)
-        if refusal is None:
-            raise
-        raise _Obstructed(refusal) from error
-
-
-def _about(job: Job) -> dict[str, str]:
-    return {"job": f"{job.namespace}/{job.name}"}
-
-
-async def _each(writes: Iterable[Coroutine[Any, Any, None]], until_refused: bool = False) -> None:
-    """All of them, some at once; then the first error, if there was one. until_refused: no more after an error."""
-    limit = asyncio.Semaphore(POD_WRITES_AT_ONCE)
-    failed = False
-
-    async def one(write: Coroutine[Any, Any, None]) -> None:
-        nonlocal failed
-        async with limit:
-            if failed and until_refused:
-                write.close()
-                return
-            try:
-                await write
-            except BaseException:
-                failed = True
-                raise
-
-    results = await asyncio.gather(*(one(write) for write in writes), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
