@@ -29,9 +29,10 @@ class _Store:
     def remove(self, body: Object) -> None:
         """Deletions are no part of a timeline."""
 
-    def replace(self, namespace: str | None, bodies: Sequence[Object], version: str) -> None:
+    def replace(self, namespace: str | None, bodies: Sequence[Object], version: str) -> int:
         for body in bodies:
             self._seen(body)
+        return len(bodies)
 
 
 class Timeline:

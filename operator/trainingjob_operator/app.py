@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from trainingjob_operator.core.cache import Cache, Key
@@ -67,7 +68,16 @@ class Operator:
         self._jobs = JobStore(self._cache, self._enqueue)
         pods = PodStore(self._cache, self._enqueue)
         self._informers = [
-            Informer(self._client, PODS, pods, namespace, LABEL_JOB_UID, self._pods_watch_restarted, options.resync)
+            Informer(
+                self._client,
+                PODS,
+                pods,
+                namespace,
+                LABEL_JOB_UID,
+                partial(self._metrics.watch_restarted, PODS.plural),
+                options.resync,
+                partial(self._metrics.missed, PODS.plural),
+            )
             for namespace in self._namespaces
         ]
         self._executor = Executor(
@@ -208,9 +218,6 @@ class Operator:
 
     def _reconciled(self, seconds: float, error: Exception | None) -> None:
         self._metrics.reconciled(seconds, error)
-
-    def _pods_watch_restarted(self, reason: str) -> None:
-        self._metrics.watch_restarted(PODS.plural, reason)
 
 
 async def run(options: Options) -> None:

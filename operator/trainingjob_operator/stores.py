@@ -30,10 +30,12 @@ class PodStore:
         """A pod was deleted."""
         self._changed(self._cache.remove_pod(body))
 
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
-        """These are all pods."""
-        for key in self._cache.replace_pods(namespace, bodies, version):
+    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> int:
+        """These are all pods. Returns for how many jobs that is news."""
+        changed = self._cache.replace_pods(namespace, bodies, version)
+        for key in changed:
             self._changed(key)
+        return len(changed)
 
     def _changed(self, key: Key | None) -> None:
         if key is not None and self._cache.job(key) is not None:

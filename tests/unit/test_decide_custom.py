@@ -113,6 +113,20 @@ def test_the_gang_has_one_incarnation_even_after_a_lost_status(running: Play) ->
     assert [(m.index, m.incarnation) for m in running.status.pods] == [(0, 3), (1, 3)]
 
 
+def test_a_pod_that_must_not_keep_off_a_node_any_more_takes_the_gang_along(running: Play) -> None:
+    """Whatever replaces one pod replaces all: a follower starts with the head of its own incarnation only."""
+    for incarnation in (1, 2):
+        running.run_pods()
+        running.change(f"gpt-train-1-{incarnation}", node="bad")
+        running.end(f"gpt-train-1-{incarnation}", 137, node="bad")
+        running.step(61)
+    running.step(11)
+    assert running.pod("gpt-train-1-3").kept_off
+    running.change("gpt-train-1-3", unschedulable="0/1 nodes are available: 1 node(s) didn't match.")
+    running.step(1)
+    assert {m.incarnation for m in running.status.pods} == {4}
+
+
 def test_evictions_start_it_anew_and_are_not_counted(running: Play) -> None:
     running.end("gpt-train-1-1", 30, {"class": "Drained"}, disruption="EvictionByEvictionAPI")
     running.step(1)

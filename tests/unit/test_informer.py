@@ -61,8 +61,9 @@ class Names:
     def remove(self, body: Mapping[str, Any]) -> None:
         self.names.discard(body["metadata"]["name"])
 
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
-        self.names = {body["metadata"]["name"] for body in bodies}
+    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> int:
+        before, self.names = self.names, {body["metadata"]["name"] for body in bodies}
+        return len(before ^ self.names)
 
 
 def listed(version: int, *names: str) -> ObjectList:
@@ -129,16 +130,18 @@ async def test_a_continue_token_that_expires_during_a_list_leads_to_a_new_list()
 
 async def test_a_watch_that_hangs_is_given_up_for_a_new_list_in_time() -> None:
     api = ScriptedApi([listed(10, "a", "gone"), listed(20, "a", "lost")], [])
-    found = asyncio.Event()
+    missed: list[int] = []
+    told = asyncio.Event()
 
-    class Seeing(Names):
-        def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
-            super().replace(namespace, bodies, version)
-            if self.names == {"a", "lost"}:
-                found.set()
+    def on_missed(objects: int) -> None:
+        missed.append(objects)
+        told.set()
 
-    task = asyncio.create_task(Informer(api, PODS, Seeing(), relist=0.05).run())
+    names = Names()
+    task = asyncio.create_task(Informer(api, PODS, names, relist=0.05, on_missed=on_missed).run())
     async with asyncio.timeout(5):
-        await found.wait()
+        await told.wait()
     task.cancel()
     await asyncio.wait([task])
+    assert names.names == {"a", "lost"}
+    assert missed == [2]

@@ -240,20 +240,20 @@ def _placed_again(here: Situation, status: TrainingJobStatus) -> TrainingJobStat
     kept_off = [(m, pod) for m, pod in waiting if pod is not None and pod.kept_off and pod.node is None]
     if not strict or not any(pod.unschedulable is not None and not pod.gated for _, pod in kept_off):
         return status
-    status = avoidance.yielding(status)
-    for member, _ in kept_off:
-        status = _succeeded_by(here, status, member, 0.0)
-    return status
+    return _replaced(here, avoidance.yielding(status), dict.fromkeys((member for member, _ in kept_off), 0.0))
 
 
 def _revive_done(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     """`status` with successors for pods that ended in peace with a head that has been replaced since."""
     gang = here.gang(status)
     head = here.pod_of(gang[0]) if gang else None
-    for member in gang[1:]:
-        pod = here.pod_of(member)
-        if pod is None or not done(pod):
-            continue
-        if head is None or (pod.finished_at is not None and head.created_at >= pod.finished_at):
-            status = _succeeded_by(here, status, member, 0.0)
-    return status
+    left = [(member, pod) for member in gang[1:] if (pod := here.pod_of(member)) is not None and done(pod)]
+    return _replaced(
+        here,
+        status,
+        {
+            member: 0.0
+            for member, pod in left
+            if head is None or (pod.finished_at is not None and head.created_at >= pod.finished_at)
+        },
+    )

@@ -28,8 +28,11 @@ class Store(Protocol):
     def remove(self, body: Mapping[str, Any]) -> None:
         """An object was deleted; this was its last state."""
 
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> None:
-        """These are all objects of the namespace (None: of the cluster) as of `version`; others have vanished."""
+    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> int:
+        """These are all objects of the namespace (None: of the cluster) as of `version`; others have vanished.
+
+        Returns of how many that is news.
+        """
 
 
 class Informer:
@@ -38,7 +41,8 @@ class Informer:
     `synced` is set after the first LIST. A LIST is repeated when the server no longer knows the version to go on from
     (410), and `relist` seconds after the last one in any case, should the watch have lost something or hang. After any
     other interruption the watch goes on where it stopped. on_restart: told the reason ("expired", "error", "refused")
-    each time a watch did not end as the server promised.
+    each time a watch did not end as the server promised. on_missed: told how many objects a LIST that was made only to
+    be sure found in another state than the watch had told.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Informer:
         label_selector: str = "",
         on_restart: Callable[[str], None] = lambda reason: None,
         relist: float = 600.0,
+        on_missed: Callable[[int], None] = lambda objects: None,
     ) -> None:
         self.synced = asyncio.Event()
         self._api = api
@@ -60,6 +65,8 @@ class Informer:
         self._on_restart = on_restart
         self._relist = relist
         self._relist_at = 0.0
+        self._on_missed = on_missed
+        self._to_be_sure = False
         self._version = ""
         self._failures = 0
 
@@ -73,6 +80,7 @@ class Informer:
                     await self._watch()
             except TimeoutError:
                 self._version = ""
+                self._to_be_sure = True
             except Gone:
                 self._version = ""
                 self._on_restart("expired")
@@ -86,7 +94,10 @@ class Informer:
     async def _list(self) -> None:
         listed = await self._api.list(self._resource, self._namespace, self._selector)
         self._relist_at = asyncio.get_running_loop().time() + self._relist
-        self._store.replace(self._namespace, listed.items, listed.resource_version)
+        news = self._store.replace(self._namespace, listed.items, listed.resource_version)
+        if self._to_be_sure:
+            self._on_missed(news)
+            self._to_be_sure = False
         self._version = listed.resource_version
         self._failures = 0
         self.synced.set()

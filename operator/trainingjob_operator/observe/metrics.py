@@ -63,7 +63,7 @@ class OperatorMetrics:
         )
         self._missed = Counter(
             "trainingjob_operator_missed_events",
-            "Objects that a resync found in another state than the watch had told.",
+            "Jobs of which a resync found something (the resource) in another state than the watch had told.",
             ["resource"],
             registry=self.registry,
         )
@@ -94,6 +94,6 @@ class OperatorMetrics:
         """A watch broke off."""
         self._watches.labels(resource, reason).inc()
 
-    def missed(self, resource: str, objects: int) -> None:
-        """A resync found so many objects changed or gone of which the watch had told nothing."""
-        self._missed.labels(resource).inc(objects)
+    def missed(self, resource: str, jobs: int) -> None:
+        """A resync found so many jobs, or jobs' pods, changed or gone of which the watch had told nothing."""
+        self._missed.labels(resource).inc(jobs)
