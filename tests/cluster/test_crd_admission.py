@@ -200,6 +200,15 @@ def test_kubectl_knows_the_resource(jobs: Jobs) -> None:
             "spec.task.custom.command: Invalid value: 0: spec.task.custom.command in body should have at least 1 items",
         ),
         (
+            {"workers": {"replicas": 2, "minReplicas": 3}},
+            "spec.workers.minReplicas: Invalid value: workers.minReplicas (3) must not be above workers.replicas (2)",
+        ),
+        ({"workers": {"minReplicas": 0}}, "should be greater than or equal to 1"),
+        (
+            {"workers": {"minReplicas": 1}, "runPolicy": {"queueName": "research"}},
+            "spec.workers.minReplicas: Forbidden: workers.minReplicas and runPolicy.queueName exclude each other",
+        ),
+        (
             {"workers": {"template": {"labels": {"trainingjob.io/member": "true"}}}},
             "spec.workers.template.labels: Invalid value: labels: trainingjob.io/* belongs to the operator",
         ),
@@ -264,7 +273,6 @@ def test_what_the_state_depends_on_never_changes(jobs: Jobs, changes: Json, fiel
     ("changes", "field"),
     [
         ({"image": "other:1"}, "image"),
-        ({"workers": {"replicas": 3}}, "workers.replicas"),
         ({"workers": {"resources": {"cpu": "2"}}}, "workers.resources"),
         ({"workers": {"template": {"affinity": {"nodeAffinity": {}}}}}, "workers.template"),
         ({"storage": {"region": "eu-west-1"}}, "storage"),
@@ -311,13 +319,55 @@ def test_limits_of_the_run_may_always_change(jobs: Jobs) -> None:
     assert jobs.get()["spec"]["runPolicy"] == {"maxRestarts": 9, "onExistingRun": "Resume"}
 
 
-def test_a_running_job_cannot_be_scaled_a_suspended_one_can(jobs: Jobs) -> None:
+NOT_ELASTIC = (
+    "spec.workers.replicas: Forbidden: workers.replicas can change while the job runs only if workers.minReplicas is "
+    "set, and it is not: set runPolicy.suspend to true, change it in a second step, then set suspend to false; or "
+    "create a new TrainingJob with workers.minReplicas"
+)
+
+
+def test_a_running_job_that_is_not_elastic_cannot_be_scaled_a_suspended_one_can(jobs: Jobs) -> None:
     jobs.apply()
-    said = jobs.refusal("scale", "tj", "gpt", "--replicas=3")
-    assert f"workers.replicas {SUSPEND_FIRST}" in said
+    assert NOT_ELASTIC in jobs.refusal("scale", "tj", "gpt", "--replicas=3")
+    assert NOT_ELASTIC in jobs.refusal(
+        "patch", "tj", "gpt", "--type=merge", "-p", '{"spec":{"workers":{"replicas":1}}}'
+    )
     jobs.patch({"runPolicy": {"suspend": True}})
     jobs.kubectl("scale", "tj", "gpt", "--replicas=3")
     assert jobs.get()["spec"]["workers"]["replicas"] == 3
+
+
+def test_an_elastic_job_can_be_scaled_within_its_limits(jobs: Jobs) -> None:
+    jobs.apply({"workers": {"minReplicas": 2}, "training": {"globalBatchSize": 8}})
+    jobs.kubectl("scale", "tj/gpt", "--replicas=8")
+    assert jobs.get()["spec"]["workers"]["replicas"] == 8
+    said = jobs.refusal("scale", "tj/gpt", "--replicas=1")
+    assert (
+        "spec.workers.minReplicas: Invalid value: workers.minReplicas (2) must not be above workers.replicas (1)"
+        in said
+    )
+    said = jobs.refusal("scale", "tj/gpt", "--replicas=9")
+    assert "training.globalBatchSize (8) is below the number of ranks (9): raise it or ask for fewer workers" in said
+
+
+@pytest.mark.parametrize(("least", "changed"), [(None, 1), (2, None)])
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_job_is_elastic_from_its_creation_or_never(
+    jobs: Jobs, least: int | None, changed: int | None, suspended: bool
+) -> None:
+    jobs.apply({"workers": {"minReplicas": least}, "runPolicy": {"suspend": suspended}})
+    patch = json.dumps({"spec": {"workers": {"minReplicas": changed}}})
+    said = jobs.refusal("patch", "tj", "gpt", "--type=merge", "-p", patch)
+    assert "spec.workers: Forbidden: workers.minReplicas cannot be added or removed" in said
+
+
+def test_the_least_number_of_workers_changes_only_while_suspended(jobs: Jobs) -> None:
+    jobs.apply({"workers": {"minReplicas": 2}})
+    patch = ("patch", "tj", "gpt", "--type=merge", "-p", '{"spec":{"workers":{"minReplicas":1}}}')
+    assert f"spec.workers.minReplicas: Forbidden: workers.minReplicas {SUSPEND_FIRST}" in jobs.refusal(*patch)
+    jobs.patch({"runPolicy": {"suspend": True}})
+    jobs.kubectl(*patch)
+    assert jobs.get()["spec"]["workers"]["minReplicas"] == 1
 
 
 def test_a_whole_status_is_accepted_as_it_is_written(jobs: Jobs) -> None:

@@ -33,7 +33,6 @@ sys.exit(asyncio.run(CustomAgent(Pod.of(os.environ), int(sys.argv[1])).run()))
 CONFIG = {
     "name": "job",
     "namespace": "default",
-    "replicas": 2,
     "ranksPerPod": 1,
     "maxRestarts": 3,
     "outputUri": "/out",

@@ -31,6 +31,18 @@ def language_job(name: str, bucket: str, endpoint: str) -> Object:
     }
 
 
+def elastic_job(name: str, bucket: str, endpoint: str) -> Object:
+    """The language model on three workers at best and one at least, for long enough to lose and to gain some."""
+    job = language_job(name, bucket, endpoint)
+    spec = job["spec"]
+    workers = {**spec["workers"], "replicas": 3, "minReplicas": 1}
+    data = {**spec["data"], "prepare": {**spec["data"]["prepare"], "replicas": 1}}
+    training = {**spec["training"], "steps": 2000, "globalBatchSize": 12}
+    checkpoint = {**spec["checkpoint"], "everySteps": 50}
+    changes = {"workers": workers, "data": data, "training": training, "checkpoint": checkpoint}
+    return job | {"spec": spec | changes | {"evaluation": {"everySteps": 1000}}}
+
+
 def digits_job(name: str, bucket: str, endpoint: str) -> Object:
     """A bidirectional encoder that learns scikit-learn's handwritten digits on two workers."""
     return _job(name, bucket, endpoint) | {

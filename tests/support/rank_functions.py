@@ -21,6 +21,7 @@ from trainingjob_trainer.optim import build_optimizer
 from trainingjob_trainer.parallel import World, pass_dtype, shard
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
+from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.tasks import IGNORE, build_task
 
 from support.training import VOCABULARY, Hooks, store_of
@@ -141,9 +142,15 @@ def _checkpointer(config: JobConfig, attempt: int, world: World) -> Checkpointer
     return Checkpointer(Attempt(attempt, store_of(config)), world, config.identity_hash(), config.checkpoint)
 
 
-def train_run(config: JobConfig, attempt: int, stop_after: int | None = None, kill_after: int | None = None) -> Any:
+def train_run(
+    config: JobConfig,
+    attempt: int,
+    stop_after: int | None = None,
+    kill_after: int | None = None,
+    stop: Stop = Stop.NOW,
+) -> Any:
     """The whole loop; gives the result and what was reported. Only the last rank is asked to stop, all are killed."""
     last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
-    hooks = Hooks(stop_after if last else None, kill_after)
+    hooks = Hooks(stop_after if last else None, kill_after, stop)
     result = train(config, Attempt(attempt, store_of(config)), hooks)
     return result, hooks.reports

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from trainingjob_trainer.config import JobConfig, Storage
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
+from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import Store, open_store
 
 VOCABULARY = 32
@@ -23,7 +24,6 @@ def job(directory: Path | str, **changes: Any) -> JobConfig:
     spec: dict[str, Any] = {
         "name": "tiny",
         "namespace": "default",
-        "replicas": 1,
         "ranksPerPod": 1,
         "maxRestarts": 3,
         "outputUri": str(directory),
@@ -96,15 +96,15 @@ def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -
 class Hooks:
     """Hooks that record, stop after some steps, or kill the process: no signal handler, no finally, nothing runs."""
 
-    def __init__(self, stop_after: int | None = None, kill_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, kill_after: int | None = None, stop: Stop = Stop.NOW) -> None:
         self.reports: list[Mapping[str, Any]] = []
-        self._stop_after, self._kill_after, self._asked = stop_after, kill_after, 0
+        self._stop_after, self._kill_after, self._stop, self._asked = stop_after, kill_after, stop, 0
 
     def report(self, fields: Mapping[str, Any]) -> None:
         self.reports.append(fields)
 
-    def stop_requested(self) -> bool:
+    def stop_requested(self) -> Stop:
         if self._kill_after is not None and self._asked >= self._kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         self._asked += 1
-        return self._stop_after is not None and self._asked >= self._stop_after
+        return self._stop if self._stop_after is not None and self._asked >= self._stop_after else Stop.NO

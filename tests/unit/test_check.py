@@ -160,7 +160,7 @@ def test_overwrite_deletes_commits_first(tmp_path: Path, monkeypatch: pytest.Mon
         ({"data": {"train": {"uri": "RAW", "field": "body"}}}, UserError, "no field 'body'; its fields are 'text'"),
         ({"data": {"train": {"uri": "RAW", "format": "parquet"}}}, DataError, "not readable as Parquet"),
         ({"data": {"train": {"uri": "RAW"}, "test": {"uri": "RAW.gone"}}}, DataError, r"There is no data at .*\.gone"),
-        ({"replicas": 6, "globalBatchSize": 5}, UserError, "less than one sample for each of the 6 ranks"),
+        ({"ranksPerPod": 6, "globalBatchSize": 5}, UserError, "less than one sample for each of 6 ranks"),
     ],
 )
 def test_a_job_that_cannot_run_is_refused_and_leaves_no_trace(

@@ -57,6 +57,13 @@ def test_it_gives_way_to_an_older_one_after_a_while_and_comes_back_later() -> No
     assert play.created[-2:] == ["gpt-train-0-2", "gpt-train-1-2"]
 
 
+def test_an_elastic_job_that_can_run_holds_no_nodes_in_vain() -> None:
+    play = stuck(minReplicas=1)
+    rival(play, OLDER)
+    play.step(3600)
+    assert (play.plan.claim, play.deleted) == (None, [])
+
+
 def test_the_pauses_grow_until_the_gang_is_placed() -> None:
     play = stuck()
     rival(play, OLDER)

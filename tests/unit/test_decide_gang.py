@@ -33,6 +33,16 @@ def test_the_workers_get_a_pod_group_of_their_number_and_the_pods_before_them_no
     assert play.condition("GangSchedulingUnavailable") is None
 
 
+def test_the_gang_of_an_elastic_job_is_what_it_cannot_do_without() -> None:
+    play = Play(spec=spec(workers={"replicas": 3, "minReplicas": 2}), settings=GANG)
+    play.to_training()
+    assert group(play)["spec"] == {  # type: ignore[index]
+        "schedulingPolicy": {"gang": {"minCount": 2}},
+        "disruptionMode": {"single": {}},
+    }
+    assert {pod.pod_group for pod in play.pods if pod.role == "train"} == {"gpt-tj"}
+
+
 def test_a_pod_group_has_the_priority_of_its_pods() -> None:
     play = Play(spec=spec(workers={"replicas": 2, "template": {"priorityClassName": "high"}}), settings=GANG)
     play.to_training()

@@ -34,11 +34,13 @@ class World(RuleBasedStateMachine):
         start=st.sampled_from([None, 50, 400]),
         ttl=st.sampled_from([None, 0, 100]),
         restarts=st.integers(0, 3),
+        elastic=st.booleans(),
     )
-    def begin(self, deadline: int | None, start: int | None, ttl: int | None, restarts: int) -> None:
+    def begin(self, deadline: int | None, start: int | None, ttl: int | None, restarts: int, elastic: bool) -> None:
         policy = {"activeDeadlineSeconds": deadline, "podsTTLSecondsAfterFinished": ttl, "maxRestarts": restarts}
         policy["startDeadlineSeconds"] = start
-        self.play = Play(spec=spec(runPolicy=policy))
+        workers = {"replicas": 2, "minReplicas": 1} if elastic else {"replicas": 2}
+        self.play = Play(spec=spec(runPolicy=policy, workers=workers))
         self.attempt = 0
         self.highest: dict[tuple[str, int], int] = {}
         self.ended = None
@@ -89,12 +91,13 @@ class World(RuleBasedStateMachine):
         self.play.progress = ProgressFacts()
         self.play.step(1)
 
-    @rule(commits=st.booleans())
-    def the_head_reports(self, commits: bool) -> None:
+    @rule(commits=st.booleans(), pods=st.sampled_from([[], [0], [0, 1]]))
+    def the_head_reports(self, commits: bool, pods: list[int]) -> None:
         head = self.play.head() if self.play.plan.wants_progress else None
         if head in self.play.names and "train" in head:
             self.attempt += 1
-            self.play.train(self.attempt, self.attempt, committed=self.attempt if commits else None)
+            committed = self.attempt if commits else None
+            self.play.train(self.attempt, self.attempt, committed=committed, pods=pods)
         self.play.step(1)
 
     @rule()
@@ -165,6 +168,22 @@ class World(RuleBasedStateMachine):
         told = len(self.play.events)
         self.play.step()
         assert len(self.play.events) == told, "an event with nothing having changed"
+
+    @precondition(lambda self: "minReplicas" in self.play.spec["workers"])
+    @rule(replicas=st.integers(1, 4))
+    def someone_scales(self, replicas: int) -> None:
+        self.play.spec = {**self.play.spec, "workers": {"replicas": replicas, "minReplicas": 1}}
+        self.play.generation += 1
+        self.play.step(1)
+
+    @invariant()
+    def the_gang_has_the_size_that_the_spec_wants(self) -> None:
+        status = self.play.status
+        if status.phase not in FINISHED and status.stage == "Train" and not self.play.job.spec.suspended:
+            gang = {m.index for m in status.pods if m.role == "train"}
+            assert set(range(self.play.spec["workers"]["replicas"])) <= gang
+            beyond = [p for p in self.play.pods if p.role == "train" and p.index >= status.workers.desired]
+            assert all(p.finished or p.deleting for p in beyond)
 
     @invariant()
     def the_conditions_agree_with_the_phase(self) -> None:

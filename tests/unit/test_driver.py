@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import Commit, publish
 from trainingjob_trainer.config import JobConfig, Storage
 from trainingjob_trainer.errors import Drained, Fenced, TrainerError, UserError, WorkerLost
+from trainingjob_trainer.ray_pods import PATIENCE, Gang, Node
 from trainingjob_trainer.records import Evaluation, Incident, RunResult, load_result
 from trainingjob_trainer.reporting import Reporter
 from trainingjob_trainer.storage import Store, open_store
 
 Play = Callable[[Attempt], dict[str, Any]]
+Train = Callable[..., RunResult]
 
 
 class Head:
@@ -57,10 +59,16 @@ class Head:
 
 
 class PlayedCluster:
-    """All pods are always there."""
+    """The pods that are there for each attempt in turn, the last ones from then on; and what the driver asked for."""
 
-    def wait_for_pods(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
-        return []
+    def __init__(self, *there: Sequence[int]) -> None:
+        self._there = list(there)
+        self.asked: list[Gang] = []
+
+    def wait_for(self, gang: Gang, pod: Pod, say: Callable[[str], None]) -> list[Node]:
+        self.asked.append(gang)
+        indexes = self._there.pop(0) if len(self._there) > 1 else self._there[0]
+        return [Node(f"node-{index}", index, "ready", slots=1, free=1, gpus=0) for index in indexes]
 
 
 @pytest.fixture
@@ -77,7 +85,6 @@ def pod(tmp_path: Path) -> Pod:
     config = {
         "name": "job",
         "namespace": "default",
-        "replicas": 1,
         "ranksPerPod": 1,
         "maxRestarts": 2,
         "outputUri": str(tmp_path / "run"),
@@ -127,13 +134,14 @@ def result(config: JobConfig, attempt: int = 1) -> RunResult:
 
 
 @pytest.fixture
-def train(pod: Pod, store: Store, head: Head, monkeypatch: pytest.MonkeyPatch) -> Callable[[Play], RunResult]:
+def train(pod: Pod, store: Store, head: Head, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train with a played `fit`."""
 
-    def train(play: Play) -> RunResult:
+    def train(play: Play, cluster: PlayedCluster | None = None, **config: Any) -> RunResult:
         monkeypatch.setattr(driver, "fit", lambda pod, config, attempt, nodes, url: play(attempt))
+        monkeypatch.setattr(driver, "wait_for", (cluster or PlayedCluster([0])).wait_for)
         with Reporter(head.url, pod.token) as reporter:
-            return driver.Training(pod, pod.config(), reporter, PlayedCluster(), store).run()  # type: ignore[arg-type]
+            return driver.Training(pod, pod.config().model_copy(update=config), reporter, store).run()
 
     return train
 
@@ -206,6 +214,46 @@ def test_a_drain_of_another_pod_leads_to_the_next_attempt(train: Any, pod: Pod, 
 
     assert train(play).attempt == 2
     assert incidents(store) == []
+
+
+def test_an_elastic_run_goes_on_with_the_pods_that_are_there(train: Any, pod: Pod, store: Store, head: Head) -> None:
+    """Three pods; one is lost, then its successor joins, then one is drained. No attempt waits longer than it must."""
+    cluster = PlayedCluster([0, 1, 2], [0, 2], [0, 1, 2], [0, 2])
+
+    def play(attempt: Attempt) -> dict[str, Any]:
+        commit(attempt, 10 * attempt.number)
+        if attempt.number == 1:
+            raise WorkerLost("Rank 1 was lost.", rank=1)
+        if attempt.number == 2:
+            pod.resize_flag.touch()
+        return {"drained": 10 * attempt.number} if attempt.number < 4 else {"result": result(pod.config(), 4).wire()}
+
+    assert train(play, cluster, min_replicas=2).attempt == 4
+    all_three, two = frozenset({0, 1, 2}), frozenset({0, 2})
+    waits = [(gang.wanted, gang.fewest, gang.patience) for gang in cluster.asked[1:]]
+    assert waits == [(all_three, 2, PATIENCE), (two, 2, 0.0), (all_three, 2, 0.0)]
+    ends = [(i.attempt, i.error_class, i.step) for i in sorted(incidents(store), key=lambda i: i.attempt)]
+    assert ends == [(1, "WorkerLost", 117), (2, "Resized", 20), (3, "Drained", 30)]
+    assert [report["pods"] for report in head.reports if "pods" in report][-1] == [0, 2]
+
+
+def test_changes_of_size_are_no_failures(train: Any, pod: Pod) -> None:
+    """More of them than failures are allowed, and none commits anything."""
+
+    def play(attempt: Attempt) -> dict[str, Any]:
+        return {"drained": 0} if attempt.number < 9 else {"result": result(pod.config(), 9).wire()}
+
+    assert train(play, PlayedCluster([0, 1]), min_replicas=1).attempt == 9
+
+
+def test_a_gang_of_fixed_size_is_asked_for_whole_after_a_drain_too(train: Any, pod: Pod) -> None:
+    cluster = PlayedCluster([0])
+
+    def play(attempt: Attempt) -> dict[str, Any]:
+        return {"drained": 120} if attempt.number == 1 else {"result": result(pod.config(), 2).wire()}
+
+    train(play, cluster)
+    assert cluster.asked == [Gang(frozenset({0}), 1)] * 2
 
 
 def test_a_result_is_replaced_only_by_one_of_another_plan(pod: Pod, store: Store) -> None:

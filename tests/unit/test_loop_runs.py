@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from support.rank_functions import train_run
 from support.ranks import run_ranks
-from support.training import VOCABULARY, job, put_tokens, store_of
+from support.training import VOCABULARY, job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
 from trainingjob_trainer.checkpoint.commits import Commit, commits, latest, read_verified
+from trainingjob_trainer.checkpoint.state import LoggedStep
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import Drained, UserError
+from trainingjob_trainer.stop import Stop
 
 
 def prepared(directory: Path, **changes: Any) -> JobConfig:
@@ -36,6 +38,11 @@ def contents(commit: Commit) -> dict[str, str]:
     return {name: digest for name, digest in names.items() if name != "index.json"}
 
 
+def history_of(config: JobConfig) -> list[LoggedStep]:
+    """What was logged of the run's steps, as its newest checkpoint has it."""
+    return read_progress(store_of(config), newest(config)).history
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, world_size: int) -> None:
     """40 steps, dropout on, against 20 + SIGKILL of all ranks three steps later + 20."""
@@ -49,8 +56,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, world_size: int) -> No
     (expected, _), (result, reports) = results[0], resumed[0]
     assert reports[0]["resumedFromStep"] == 20
     assert result.evaluation == expected.evaluation
-    history = read_progress(store_of(disturbed), newest(disturbed)).history
-    assert [logged.step for logged in history] == list(range(1, 41))
+    assert [logged.step for logged in history_of(disturbed)] == list(range(1, 41))
 
 
 def test_a_stop_request_on_one_rank_commits_on_all_at_the_next_boundary(tmp_path: Path) -> None:
@@ -59,6 +65,29 @@ def test_a_stop_request_on_one_rank_commits_on_all_at_the_next_boundary(tmp_path
         assert isinstance(error, Drained)
         assert error.step == 7
     assert newest(config).step == 7
+
+
+def test_a_wish_to_stop_at_a_checkpoint_waits_for_the_next_commit_and_costs_no_step(tmp_path: Path) -> None:
+    config = prepared(tmp_path, steps=10, checkpoint={"everySteps": 5})
+    for error in run_ranks(2, train_run, config, 1, 2, None, Stop.AT_CHECKPOINT):
+        assert isinstance(error, Drained)
+        assert error.step == 5
+    [(result, reports)] = run_ranks(1, train_run, config, 2, 3, None, Stop.AT_CHECKPOINT)
+    assert reports[0]["resumedFromStep"] == 5
+    assert result.step == 10, "the last step is committed too, but there is nothing to stop for"
+
+
+def test_the_losses_do_not_depend_on_when_the_world_changes_its_size(tmp_path: Path) -> None:
+    """20 steps on 2 ranks, against 3 ranks to a commit, 1 to a drain between commits, 2 to the end."""
+    changes: dict[str, Any] = {"model": without_dropout(), "steps": 20, "checkpoint": {"everySteps": 5}}
+    baseline, resized = prepared(tmp_path / "baseline", **changes), prepared(tmp_path / "resized", **changes)
+    run_ranks(2, train_run, baseline, 1)
+    ends = [run_ranks(3, train_run, resized, 1, 3, None, Stop.AT_CHECKPOINT), run_ranks(1, train_run, resized, 2, 3)]
+    assert [error.step for errors in ends for error in errors] == [5, 5, 5, 8]
+    run_ranks(2, train_run, resized, 3)
+    whole, pieces = history_of(baseline), history_of(resized)
+    assert [logged.step for logged in pieces] == list(range(1, 21)), "each step once"
+    assert [logged.loss for logged in pieces] == pytest.approx([logged.loss for logged in whole], abs=1e-5)
 
 
 def test_a_run_with_more_steps_continues_from_its_last_checkpoint(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_the_trainer_reads_the_configuration_that_was_asked_for() -> None:
     asked = TrainerSpec(**{name: getattr(parsed, name) for name in JobSpec.model_fields})
     assert config.identity() == asked.identity()
     assert config.plan_hash() == asked.plan_hash()
-    assert (config.name, config.replicas, config.max_restarts, config.on_existing_run) == ("gpt", 2, 7, "Overwrite")
+    assert (config.name, config.max_restarts, config.on_existing_run) == ("gpt", 7, "Overwrite")
 
 
 def test_another_configuration_has_another_name() -> None:

@@ -66,6 +66,15 @@ DATA = spec()["data"]
             {"task": {"kind": "custom", "custom": {"command": ["true"]}}, "data": None, "model": None},
             "spec: training is not for task.kind custom, whose command decides about it: remove it",
         ),
+        (
+            {"workers": {"replicas": 2, "minReplicas": 3}},
+            "spec.workers: minReplicas (3) must not be above replicas (2)",
+        ),
+        (
+            {"workers": {"minReplicas": 1}, "runPolicy": {"queueName": "research"}},
+            "spec: workers.minReplicas and runPolicy.queueName exclude each other, because Kueue admits groups of a "
+            "fixed size: remove one",
+        ),
         ({"unknown": 1}, "spec.unknown: Extra inputs are not permitted"),
     ],
 )

@@ -398,7 +398,7 @@ class PodConfig(JobSpec):
 
     name: Name
     namespace: Name
-    replicas: int = Field(ge=1)
+    min_replicas: int | None = Field(None, ge=1)
     ranks_per_pod: int = Field(ge=1)
     max_restarts: int = Field(ge=0)
     on_existing_run: Literal["Resume", "Overwrite"] = "Resume"

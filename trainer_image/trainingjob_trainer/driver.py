@@ -10,17 +10,21 @@ import logging
 import os
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 from .agent.pod import Pod
 from .checkpoint.attempt import Attempt
 from .checkpoint.commits import latest
 from .config import JobConfig
-from .errors import Drained, Fenced, Hang, StorageError, TrainerError, WorkerLost
+from .errors import Drained, Fenced, Hang, Resized, StorageError, TrainerError, WorkerLost
 from .failures import of_rank
 from .outcome import Outcome
 from .ray_cluster import RayCluster
 from .ray_node import prepare_slots
+from .ray_pods import Gang, Node, wait_for, watch_for_joiners
 from .ray_train import TRAIN_ENV, fit
 from .records import Incident, RunResult, load_result
 from .reporting import Reporter
@@ -47,7 +51,7 @@ def prepare(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
     from .prepare.ray_data import prepare_data  # while Ray's head starts
 
     cluster.connect()
-    cluster.wait_for_pods(lambda message: reporter.report({"state": "Starting", "message": message}))
+    wait_for(_whole(pod), pod, lambda message: reporter.report({"state": "Starting", "message": message}))
     prepare_data(config, open_store(config.output_uri, config.storage), reporter.report)
     return Outcome(outcome="Train")
 
@@ -63,46 +67,77 @@ def train(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
     import ray.train  # noqa: F401  while Ray's head starts
 
     cluster.connect()
-    return _finished(Training(pod, config, reporter, cluster, store).run().save(store))
+    return _finished(Training(pod, config, reporter, store).run().save(store))
 
 
 class Training:
-    """Attempt after attempt in the same pods. Failures without a new checkpoint in between are bounded."""
+    """Attempt after attempt in the same pods. Failures without a new checkpoint in between are bounded.
 
-    def __init__(self, pod: Pod, config: JobConfig, reporter: Reporter, cluster: RayCluster, store: Store) -> None:
-        self.pod, self.config, self.reporter, self.cluster, self.store = pod, config, reporter, cluster, store
+    An attempt has the same ranks from its first step to its last. An elastic run begins the next one on as many pods as
+    there are, and ends one at a checkpoint when more have joined.
+    """
+
+    def __init__(self, pod: Pod, config: JobConfig, reporter: Reporter, store: Store) -> None:
+        self.pod, self.config, self.reporter, self.store = pod, config, reporter, store
         self.incidents: list[Incident] = []
         self._failures = 0
         self._committed_at_failure = -1
+        self._gang = _whole(pod, config.min_replicas)
 
     def run(self) -> RunResult:
         """Train to the end. Raises `Drained`, or the failure that ends the run here."""
         while True:
-            nodes = self.cluster.wait_for_pods(lambda message: self._report("Starting", message))
-            attempt = Attempt.take(self.store, self._committed())
-            logger.info("Attempt %d starts", attempt.number)
-            self.reporter.report({"attempt": attempt.number, "state": "Starting", "message": "The ranks start."})
+            nodes = wait_for(self._gang, self.pod, lambda message: self._report("Starting", message))
+            attempt = self._begin(nodes)
             try:
-                answer = fit(self.pod, self.config, attempt, nodes, os.environ["TRAININGJOB_REPORT_URL"])
+                answer = self._fit(attempt, nodes)
             except TrainerError as failure:
                 self._recover(failure, attempt)
                 continue
             if "result" in answer:
                 return RunResult.model_validate(answer["result"])
+            step = answer["drained"]
             if self.pod.drain_flag.exists():
-                step = answer["drained"]
                 raise Drained(f"The pod was asked to stop; step {step} is committed.", step=step)
+            self._go_on(attempt, nodes, step)
+
+    def _begin(self, nodes: Sequence[Node]) -> Attempt:
+        """Take the next attempt, whose pods are `nodes`."""
+        attempt = Attempt.take(self.store, self._committed())
+        indexes = [node.index for node in nodes]
+        logger.info("Attempt %d starts on pods %s", attempt.number, indexes)
+        news = {"attempt": attempt.number, "pods": indexes, "state": "Starting", "message": "The ranks start."}
+        self.reporter.report(news)
+        if self._elastic:
+            self._gang = Gang(frozenset(indexes), self._gang.fewest)
+        return attempt
+
+    def _fit(self, attempt: Attempt, nodes: Sequence[Node]) -> dict[str, Any]:
+        with watch_for_joiners(self.pod, nodes) if self._elastic else nullcontext():
+            return fit(self.pod, self.config, attempt, nodes, os.environ["TRAININGJOB_REPORT_URL"])
+
+    def _go_on(self, attempt: Attempt, nodes: Sequence[Node], step: int) -> None:
+        """An attempt ended in order, because pods joined or another pod was asked to stop."""
+        if not self._elastic:
             self._report("Starting", "A pod of the gang was asked to stop; waiting for its successor.")
+            return
+        change: TrainerError = Drained(f"a pod of {len(nodes)} was asked to stop; the others go on", step=step)
+        if self.pod.resize_flag.exists():
+            change = Resized(f"pods joined the {len(nodes)} that trained", step=step)
+        self._tell(Incident.of(change, attempt.number, step))
+        self._gang = replace(self._gang, patience=0.0)
+        self._report("Starting", f"Step {step} is committed: {change.cause}.")
+
+    @property
+    def _elastic(self) -> bool:
+        return self.config.min_replicas is not None
 
     def _recover(self, failure: TrainerError, attempt: Attempt) -> None:
         """Write the incident down; raises it if another attempt cannot cure it or too many did not."""
         if isinstance(failure, Fenced):
             raise failure
         incident = Incident.of(failure, attempt.number, _step_reached())
-        incident.save(self.store)
-        self.incidents = [*self.incidents, incident][-MAX_INCIDENTS:]
-        wire = [each.model_dump(mode="json", by_alias=True) for each in self.incidents]
-        self.reporter.report({"incidents": wire})
+        self._tell(incident)
         logger.error("Attempt %d failed: %s: %s", attempt.number, failure.error_class, failure.cause)
         committed = self._committed()
         self._failures = 1 if committed > self._committed_at_failure else self._failures + 1
@@ -113,12 +148,23 @@ class Training:
         cause = failure.cause.partition("\n")[0]
         self._report("Starting", f"Attempt {attempt.number} failed ({failure.error_class}: {cause}); starting again.")
 
+    def _tell(self, incident: Incident) -> None:
+        """Write down how an attempt ended, and report it."""
+        incident.save(self.store)
+        self.incidents = [*self.incidents, incident][-MAX_INCIDENTS:]
+        self.reporter.report({"incidents": [each.model_dump(mode="json", by_alias=True) for each in self.incidents]})
+
     def _committed(self) -> int:
         commit = latest(self.store)
         return commit.step if commit else 0
 
     def _report(self, state: str, message: str) -> None:
         self.reporter.report({"state": state, "message": message[:500]})
+
+
+def _whole(pod: Pod, fewest: int | None = None) -> Gang:
+    """All pods of the stage, as many as there were to be when this one was made; `fewest` if not all must be there."""
+    return Gang(frozenset(range(pod.replicas)), fewest or pod.replicas)
 
 
 def _is_curable(failure: TrainerError) -> bool:

@@ -78,6 +78,12 @@ class Drained(TrainerError):
     exit_code = 30
 
 
+class Resized(TrainerError):
+    """Stopped at a checkpoint to go on with more pods. Never the end of a run: the driver starts the next attempt."""
+
+    error_class = "Resized"
+
+
 class Fenced(TrainerError):
     """A newer attempt owns the run directory."""
 

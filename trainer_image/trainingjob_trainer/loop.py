@@ -27,6 +27,7 @@ from trainingjob_trainer.parallel import StopVote, World, full_state, pass_dtype
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
+from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.tasks import TaskMetrics, build_task
 from trainingjob_trainer.telemetry import Telemetry
 
@@ -39,8 +40,8 @@ class Hooks(Protocol):
     def report(self, fields: Mapping[str, Any]) -> None:
         """Take news, any fields of `/progress` (contracts.md §4). Called on rank 0 only; must return at once."""
 
-    def stop_requested(self) -> bool:
-        """Whether this rank was asked to stop. If any was, all commit a checkpoint at the same step and stop."""
+    def stop_requested(self) -> Stop:
+        """Whether this rank was asked to stop. If any was, all stop at the same step, with that step committed."""
 
 
 def train(config: JobConfig, attempt: Attempt, hooks: Hooks) -> RunResult:
@@ -124,7 +125,7 @@ class _Run:
         )
         with prefetch(reader, batches) as read:
             for step, batch in enumerate(read, start=start):
-                self.stop_if_asked()
+                self.stop_if_asked(at_checkpoint=True)
                 due = self.telemetry.add(self.stepper(step, batch))
                 if step == start:
                     self._report(firstStepAt=datetime.now(UTC).isoformat())
@@ -142,12 +143,17 @@ class _Run:
         if last or step % self.config.checkpoint.every_steps == 0:
             self.save()
 
-    def stop_if_asked(self) -> None:
-        """At a step boundary: commit and raise `Drained` if any rank was asked to stop before the last boundary."""
-        if self.vote.result():
+    def stop_if_asked(self, *, at_checkpoint: bool = False) -> None:
+        """At a step boundary: commit and raise `Drained` if any rank was asked to stop before the last boundary.
+
+        at_checkpoint: also stop for who asked to stop at a checkpoint, if this boundary is one.
+        """
+        asked, step = self.vote.result(), self.progress.step
+        if asked is Stop.NOW:
             self._report(state="Draining", message="Asked to stop: committing a checkpoint.")
             self.save()
-            raise Drained(f"Asked to stop; step {self.progress.step} is committed.", step=self.progress.step)
+        if asked is Stop.NOW or (asked is Stop.AT_CHECKPOINT and at_checkpoint and self.committed_step == step):
+            raise Drained(f"Asked to stop; step {step} is committed.", step=step)
         self.vote.cast()
 
     def save(self) -> None:

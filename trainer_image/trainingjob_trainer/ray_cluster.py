@@ -1,21 +1,17 @@
-"""The head's side of the job's Ray cluster: start it, and wait until every pod of the gang is part of it."""
+"""The head's side of the job's Ray cluster: start it, and connect to it."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 import subprocess
 import time
-import urllib.request
-from collections.abc import Callable
-from typing import Any
 
-from .agent.pod import AGENT_PORT, Pod
+from .agent.pod import Pod
 from .agent.processes import kill_session
 from .errors import Drained, TrainerError
-from .ray_node import DRIVER_ENV, GCS_PORT, INDEX_LABEL, RANK_RESOURCE, environment, start_command
+from .ray_node import DRIVER_ENV, GCS_PORT, environment, start_command
 
 logger = logging.getLogger(__name__)
 
@@ -67,44 +63,6 @@ class RayCluster:
             elif late:
                 raise TrainerError(f"Ray's head did not answer within {START_TIMEOUT:.0f} s.", LOOK_AT_LOG)
             time.sleep(POLL)
-
-    def wait_for_pods(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Wait until Ray's living nodes are exactly the gang's pods; returns them. Raises `Drained`.
-
-        A lost pod stays in Ray's list until it misses its health checks, and a draining one until it ends; either would
-        be given a rank. So each node must be answered for by its agent.
-        """
-        import ray
-
-        said = ""
-        while True:
-            self._check_drain()
-            nodes = [node for node in ray.nodes() if node["Alive"]]
-            ready = {node["Labels"].get(INDEX_LABEL) for node in nodes if self._is_ready(node)}
-            expected = {str(index) for index in range(self._pod.replicas)}
-            message = f"Waiting for {len(expected - ready)} of {len(expected)} pods to join."
-            if ready == expected and len(nodes) > len(expected):
-                message = "Waiting for lost pods to leave Ray's list of nodes."
-            elif ready == expected:
-                slots = sum(node["Resources"].get(RANK_RESOURCE, 0) for node in nodes)
-                if ray.available_resources().get(RANK_RESOURCE, 0) == slots:
-                    return nodes
-                message = "Waiting for the last attempt's ranks to end."
-            if message != said:
-                say(message)
-                said = message
-            time.sleep(POLL)
-
-    def _is_ready(self, node: dict[str, Any]) -> bool:
-        address = node["NodeManagerAddress"]
-        if address == self._pod.ip:
-            return True
-        try:
-            with urllib.request.urlopen(f"http://{address}:{AGENT_PORT}/progress", timeout=1) as response:
-                seen = json.load(response)
-        except (OSError, ValueError):
-            return False
-        return seen.get("jobUid") == self._pod.job_uid and seen.get("state") not in ("Draining", "Done")
 
     def _check_drain(self) -> None:
         if self._pod.drain_flag.exists():

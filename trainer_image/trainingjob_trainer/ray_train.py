@@ -12,9 +12,8 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .agent.pod import Pod
@@ -23,7 +22,9 @@ from .errors import Drained, TrainerError, WorkerLost
 from .failures import of_attempt, of_rank
 from .narration import Narrator
 from .ray_node import INDEX_LABEL, RANK_RESOURCE
+from .ray_pods import Node
 from .reporting import Reporter
+from .stop import Stop
 
 if TYPE_CHECKING:
     from .checkpoint.attempt import Attempt
@@ -46,17 +47,17 @@ TRAIN_ENV = {
 }
 
 
-def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: list[dict[str, Any]], report_url: str) -> dict[str, Any]:
+def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: Sequence[Node], report_url: str) -> dict[str, Any]:
     """Train until the run is finished or drained: rank 0's answer. Raises the `TrainerError` that ended the attempt.
 
-    `nodes`: Ray's nodes, one for each pod.
+    `nodes`: the pods that take part, by index.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     from .ray_gang import GangTrainer
 
-    gpus = all(node["Resources"].get("GPU", 0) >= config.ranks_per_pod for node in nodes)
-    ranks = [str(index) for index in range(pod.replicas) for _ in range(config.ranks_per_pod)]
+    gpus = all(node.gpus >= config.ranks_per_pod for node in nodes)
+    ranks = [str(node.index) for node in nodes for _ in range(config.ranks_per_pod)]
     port = RENDEZVOUS_PORTS[attempt.number % len(RENDEZVOUS_PORTS)]
     trainer = GangTrainer(
         run_rank,
@@ -88,10 +89,10 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: list[dict[str, Any
 class RankHooks:
     """A rank's surroundings, as the training loop sees them."""
 
-    def __init__(self, reporter: Reporter, attempt: int, drain_flag: Path) -> None:
+    def __init__(self, reporter: Reporter, attempt: int, pod: Pod) -> None:
         self._reporter = reporter
         self._attempt = attempt
-        self._drain_flag = drain_flag
+        self._pod = pod
         self._narrator = Narrator()
 
     def report(self, fields: Mapping[str, Any]) -> None:
@@ -100,9 +101,11 @@ class RankHooks:
             logger.info("%s", line)
         self._reporter.report({**fields, "attempt": self._attempt})
 
-    def stop_requested(self) -> bool:
-        """Whether this pod was asked to stop."""
-        return self._drain_flag.exists()
+    def stop_requested(self) -> Stop:
+        """At once if this pod was asked to stop; at a checkpoint if the driver wants to take in pods that joined."""
+        if self._pod.drain_flag.exists():
+            return Stop.NOW
+        return Stop.AT_CHECKPOINT if self._pod.resize_flag.exists() else Stop.NO
 
 
 def run_rank(work: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def run_rank(work: dict[str, Any]) -> dict[str, Any]:
             raise TrainerError(f"Rank {rank} was placed on pod {pod.index}.", "This is a defect; please report it.")
         with Reporter(work["report_url"], pod.token) as reporter:
             _join(work["rendezvous"], rank, size, pod.ip)
-            return _train(work, RankHooks(reporter, work["attempt"].number, pod.drain_flag))
+            return _train(work, RankHooks(reporter, work["attempt"].number, pod))
     except Exception as error:
         logger.exception("Rank %d failed", rank)
         failure = of_rank(error, rank)

@@ -28,6 +28,7 @@ from trainingjob_trainer.errors import Drained, Fenced, TrainerError, UserError
 from trainingjob_trainer.failures import of_rank
 from trainingjob_trainer.narration import Narrator
 from trainingjob_trainer.records import Incident
+from trainingjob_trainer.stop import Stop
 
 if TYPE_CHECKING:
     from trainingjob_trainer.checkpoint.attempt import Attempt
@@ -49,9 +50,9 @@ class Console:
         for line in self._narrator.lines(fields):
             say(line)
 
-    def stop_requested(self) -> bool:
-        """Whether SIGTERM came."""
-        return self._stop.is_set()
+    def stop_requested(self) -> Stop:
+        """At once after SIGTERM."""
+        return Stop.NOW if self._stop.is_set() else Stop.NO
 
 
 def say(text: str) -> None:
@@ -73,7 +74,6 @@ def read_config(path: Path, world_size: int) -> JobConfig:
     facts = {
         "name": metadata.get("name", path.stem),
         "namespace": metadata.get("namespace", "default"),
-        "replicas": 1,
         "ranksPerPod": world_size,
         "maxRestarts": 0,
         "onExistingRun": (spec.get("runPolicy") or {}).get("onExistingRun", "Resume"),

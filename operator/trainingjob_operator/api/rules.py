@@ -90,14 +90,16 @@ def _fixed(path: str) -> Rule:
     return Rule(_same(path), f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
 
 
+SUSPENDED = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
+SUSPEND_FIRST = "set runPolicy.suspend to true, change it in a second step, then set suspend to false"
+ONLY_SUSPENDED = f"can change only while the job is suspended: {SUSPEND_FIRST}"
+
+
 def _while_suspended(path: str) -> Rule:
     """A field that a resumed run takes up: it may change while the job is suspended before and after."""
-    suspended = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
-    message = (
-        "can change only while the job is suspended: set runPolicy.suspend to true, change it in a second step, "
-        "then set suspend to false"
+    return Rule(
+        f"{_same(path)} || ({SUSPENDED})", f"{path} {ONLY_SUSPENDED}", field=f".{path}", reason="FieldValueForbidden"
     )
-    return Rule(f"{_same(path)} || ({suspended})", f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
 
 
 def _required(part: str) -> Rule:
@@ -146,7 +148,6 @@ WHILE_SUSPENDED = (
     "image",
     "storage",
     "task.custom",
-    "workers.replicas",
     "workers.resources",
     "workers.template",
     "data.prepare.replicas",
@@ -166,13 +167,60 @@ WHILE_SUSPENDED = (
     "runPolicy.queueName",
 )
 
+OWN_KINDS = [kind for kind, parts in config.REQUIRED.items() if "training" in parts]
 REQUIRED_BY_SOME = tuple(dict.fromkeys(part for parts in config.REQUIRED.values() for part in parts))
+
+# They stand on the spec: on an optional field, its removal would escape them.
+ELASTICITY = (
+    Rule(
+        "!has(self.workers.minReplicas) || self.workers.minReplicas <= self.workers.replicas",
+        "workers.minReplicas (%d) must not be above workers.replicas (%d)",
+        ("self.workers.minReplicas", "self.workers.replicas"),
+        field=".workers.minReplicas",
+    ),
+    Rule(
+        f"self.workers.replicas == oldSelf.workers.replicas || has(self.workers.minReplicas) || ({SUSPENDED})",
+        "workers.replicas can change while the job runs only if workers.minReplicas is set, and it is not: "
+        f"{SUSPEND_FIRST}; or create a new TrainingJob with workers.minReplicas",
+        field=".workers.replicas",
+        reason="FieldValueForbidden",
+    ),
+    Rule(
+        "has(self.workers.minReplicas) == has(oldSelf.workers.minReplicas)",
+        "workers.minReplicas cannot be added or removed: a job is elastic from its creation or never. "
+        "Create a new TrainingJob with the same outputUri, which goes on from the last checkpoint",
+        field=".workers",
+        reason="FieldValueForbidden",
+    ),
+    Rule(
+        "!has(self.workers.minReplicas) || !has(oldSelf.workers.minReplicas) || "
+        f"self.workers.minReplicas == oldSelf.workers.minReplicas || ({SUSPENDED})",
+        f"workers.minReplicas {ONLY_SUSPENDED}",
+        field=".workers.minReplicas",
+        reason="FieldValueForbidden",
+    ),
+    Rule(
+        f"!has(self.workers.minReplicas) || self.task.kind in {OWN_KINDS}",
+        "workers.minReplicas is not for task.kind %s, whose commands cannot take a new peer in: remove it",
+        ("self.task.kind",),
+        field=".workers.minReplicas",
+        reason="FieldValueForbidden",
+    ),
+    Rule(
+        "!has(self.workers.minReplicas) || !has(self.runPolicy.queueName)",
+        "workers.minReplicas and runPolicy.queueName exclude each other, because Kueue admits groups of a fixed size: "
+        "remove one",
+        field=".workers.minReplicas",
+        reason="FieldValueForbidden",
+    ),
+)
 
 SPEC_RULES = (
     *(_fixed(path) for path in FIXED),
     *(_while_suspended(path) for path in WHILE_SUSPENDED),
     *(_required(part) for part in REQUIRED_BY_SOME),
     *(_only(part) for part in config.OWN_TASK_PARTS),
+    *ELASTICITY,
     Rule(
         f"!has(self.training) || self.training.globalBatchSize >= {RANKS}",
         "training.globalBatchSize (%d) is below the number of ranks (%d): raise it or ask for fewer workers",

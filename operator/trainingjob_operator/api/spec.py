@@ -30,9 +30,25 @@ class Resources(Config):
 class Workers(Config):
     """The worker pods."""
 
-    replicas: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="Worker pods.")
+    replicas: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="Worker pods. With minReplicas it may change while the job runs (kubectl scale)."
+    )
+    min_replicas: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="Makes the job elastic: it trains on as many of the replicas as there are, but not on fewer."
+    )
     resources: Resources = Field(default_factory=Resources, description="Resources of a worker pod.")
     template: Template = Field(default_factory=Template, description="Pod fields that are merged in.")
+
+    @model_validator(mode="after")
+    def _min_below_replicas(self) -> Self:
+        if self.min_replicas is not None and self.min_replicas > self.replicas:
+            raise ValueError(f"minReplicas ({self.min_replicas}) must not be above replicas ({self.replicas})")
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of pods may change while the job runs."""
+        return self.min_replicas is not None
 
     @property
     def ranks_per_pod(self) -> int:
@@ -49,7 +65,8 @@ class RunPolicy(Config):
     )
     start_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = Field(
         None,
-        description="Seconds after the start, or a resume, within which all workers must run: checking and preparing "
+        description="Seconds after the start, or a resume, within which all workers (of an elastic job "
+        "minReplicas) must run: checking and preparing "
         "data, queueing and pulling included. Then the run is drained and failed, and its message says what it "
         "waited for. Restarts are not bounded by it.",
     )
@@ -92,6 +109,19 @@ class TrainingJobSpec(JobSpec):
             raise ValueError(
                 f"training.globalBatchSize ({self.training.global_batch_size}) is below the number of ranks ({ranks}): "
                 "raise it or ask for fewer workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_elastic(self) -> Self:
+        if self.custom and self.workers.elastic:
+            raise ValueError(
+                "workers.minReplicas is not for task.kind custom, whose commands cannot take a new peer in: remove it"
+            )
+        if self.run_policy.queue_name is not None and self.workers.elastic:
+            raise ValueError(
+                "workers.minReplicas and runPolicy.queueName exclude each other, because Kueue admits groups of a "
+                "fixed size: remove one"
             )
         return self
 

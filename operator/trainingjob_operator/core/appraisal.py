@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainingjob_operator.api.status import Member, Phase, TrainingJobStatus
-from trainingjob_operator.core import contention
+from trainingjob_operator.core import contention, elastic, names
 from trainingjob_operator.core.conditions import Note
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.history import interrupted
 from trainingjob_operator.core.obstacle import Obstacle, gave_way
-from trainingjob_operator.core.run import all_at_work, done
+from trainingjob_operator.core.run import at_work, done
 from trainingjob_operator.core.situation import Situation
 
 STATES = {
@@ -39,6 +39,8 @@ def appraise(here: Situation, status: TrainingJobStatus) -> Appraisal:
     """What to say about a run that is on."""
     phase = _phase(here, status)
     obstacle = _obstacle(here, status, phase)
+    if phase == "Running" and (partly := _partly(here, status)) is not None:
+        return Appraisal(phase, phase, partly)
     if obstacle is None:
         return Appraisal(phase, phase, _message(here, status, phase))
     head = here.head(status)
@@ -67,7 +69,7 @@ def ready_pods(here: Situation, status: TrainingJobStatus) -> int:
 
 
 def _phase(here: Situation, status: TrainingJobStatus) -> Phase:
-    lost = any(_lost(here, member) for member in here.gang(status))
+    lost = _too_few(here, status)
     hurt = interrupted(status.history, status.start_time or here.now)
     if status.stage == "Train":
         if not lost and not hurt and (status.phase == "Running" or _under_way(here, status)):
@@ -79,6 +81,13 @@ def _phase(here: Situation, status: TrainingJobStatus) -> Phase:
     if hurt:
         return "Restarting"
     return "Pending" if status.stage == "Check" and status.phase != "Preparing" else "Preparing"
+
+
+def _too_few(here: Situation, status: TrainingJobStatus) -> bool:
+    """Whether pods are missing that the stage cannot do without."""
+    gang = here.gang(status)
+    there = [member.index for member in gang if not _lost(here, member)]
+    return len(there) < elastic.fewest(here, status) or (bool(gang) and 0 not in there)
 
 
 def _lost(here: Situation, member: Member) -> bool:
@@ -106,7 +115,7 @@ def _ungrouped(here: Situation, status: TrainingJobStatus) -> str | None:
 def _under_way(here: Situation, status: TrainingJobStatus) -> bool:
     """Whether the first step of the attempt is done. A custom command need not report its steps: there, pods count."""
     if here.spec.custom:
-        return all_at_work(here, status)
+        return at_work(here, status)
     report = here.report(status)
     return report is not None and report.first_step_at is not None
 
@@ -116,8 +125,11 @@ def _obstacle(here: Situation, status: TrainingJobStatus, phase: Phase) -> Obsta
     if here.findings.refusal is not None or phase == "Running":
         return here.findings.refusal
     until = contention.pausing(here, status)
-    if until is not None:
-        return gave_way(until)
+    return _pending(here, status) if until is None else gave_way(until)
+
+
+def _pending(here: Situation, status: TrainingJobStatus) -> Obstacle | None:
+    """What keeps a pod of the gang from running."""
     found = (here.findings.obstacle(pod) for pod in here.gang_pods(status))
     return next((obstacle for obstacle in found if obstacle is not None), None)
 
@@ -146,12 +158,42 @@ def _message(here: Situation, status: TrainingJobStatus, phase: Phase) -> str:
     return f"{state} on {ranks} rank{'s' if ranks > 1 else ''}."
 
 
+def _partly(here: Situation, status: TrainingJobStatus) -> str | None:
+    """What an elastic run says that does not train on all of its workers; None: it does."""
+    if not here.spec.workers.elastic:
+        return None
+    gang = here.gang(status)
+    indexes = here.taking_part(status)
+    absent = [m for m in gang if (m.index not in indexes if indexes else _lost(here, m))]
+    if not absent:
+        return None
+    report = here.report(status)
+    state = STATES.get((report.state if report is not None else None) or "", "Training")
+    obstacle = here.findings.refusal or _pending(here, status)
+    why = obstacle.message if obstacle is not None else _why_absent(here, absent[0])
+    return f"{state} on {len(gang) - len(absent)} of {len(gang)} workers. {why}"
+
+
+def _why_absent(here: Situation, member: Member) -> str:
+    name = names.pod_name(here.job.name, member.role, member.index, member.incarnation)
+    pod = here.pod_of(member)
+    if pod is None and member.not_before is not None and member.not_before > here.now:
+        return f"Pod {name} is tried again at {member.not_before:%H:%M:%S} UTC."
+    if pod is None or pod.phase == "Pending" or not pod.ready:
+        return f"Pod {name} is starting."
+    if pod.deleting:
+        return f"Pod {name} is being stopped."
+    return f"Pod {name} takes part from the next checkpoint on."
+
+
 def _recovering(here: Situation, status: TrainingJobStatus, gang: tuple[Member, ...]) -> str:
     waits = [m.not_before for m in gang if m.not_before is not None and here.pod_of(m) is None]
     then = f"; the next try is at {max(waits):%H:%M:%S} UTC" if waits and max(waits) > here.now else ""
     if not status.history:
         return f"Waiting for all worker pods to be there again{then}."
     incident = status.history[-1]
+    if incident.class_ == "Resized" or (incident.class_ == "Drained" and incident.pod is None):
+        return f"Going on with another number of workers: {incident.cause.rstrip(' .')}."
     where = incident.pod or (f"rank {incident.rank}" if incident.rank is not None else "the run")
     cause = incident.cause.rstrip(" .")
     return f"Recovering from {incident.class_} of {where}{then}{': ' if cause else ''}{cause}."

@@ -7,10 +7,11 @@ Where PodGroups, a queue or another scheduler see to it that gangs are placed as
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from trainingjob_operator.api.status import TrainingJobStatus
-from trainingjob_operator.core import run
+from trainingjob_operator.core import elastic, run
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.findings import Claim
 from trainingjob_operator.core.situation import Situation
@@ -71,10 +72,16 @@ def _stuck_since(here: Situation, status: TrainingJobStatus) -> datetime | None:
     if status.stage != "Train" or status.phase in ("Succeeded", "Failed") or elsewhere:
         return None
     pods = here.gang_pods(status)
-    if all(pod.pod_group is not None for pod in pods):
+    if all(pod.pod_group is not None for pod in pods) or _can_do_without(here, status, pods):
         return None
     homeless = [pod.created_at for pod in pods if pod.phase == "Pending" and pod.unschedulable is not None]
     return min(homeless) if homeless and any(_holds_a_node(pod) for pod in pods) else None
+
+
+def _can_do_without(here: Situation, status: TrainingJobStatus, pods: Sequence[PodFacts]) -> bool:
+    """Whether those that hold nodes are enough for an elastic job."""
+    placed = [pod.index for pod in pods if _holds_a_node(pod)]
+    return here.spec.workers.elastic and 0 in placed and len(placed) >= elastic.fewest(here, status)
 
 
 def _holds_a_node(pod: PodFacts) -> bool:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from trainingjob_operator.api.status import Phase, TrainingJobStatus, Workers
-from trainingjob_operator.core import contention, deadlines, run, upkeep
+from trainingjob_operator.core import contention, deadlines, elastic, run, upkeep
 from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, ready_pods
 from trainingjob_operator.core.books import booked
 from trainingjob_operator.core.conditions import FINISHED, Note, conditions, observed
@@ -70,6 +70,7 @@ def decide(
 
 
 def _go_on(here: Situation, status: TrainingJobStatus) -> Plan:
+    status = elastic.resize(here, status)
     deeds = upkeep.keep_running(here, status)
     head = here.head(status)
     polled = head if head is not None and head.phase == "Running" and head.ip else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainingjob_operator.api.status import Phase, TrainingJobStatus
+from trainingjob_operator.api.status import Incident, Phase, TrainingJobStatus
 from trainingjob_operator.core import history, obstacle
 from trainingjob_operator.core.plan import EventFact
 
@@ -17,10 +17,7 @@ TOLD: dict[Phase, str] = {
 
 def events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventFact, ...]:
     """New incidents, then the new phase, if it is one that is told, then what is newly in the way."""
-    told = [
-        EventFact("Warning", i.class_, i.cause or f"{i.class_} of {i.pod or 'a rank'}")
-        for i in history.news(old.history, new.history)
-    ]
+    told = [_incident(i) for i in history.news(old.history, new.history)]
     before, now = obstacle.told(old), obstacle.told(new)
     if new.phase != old.phase and new.phase is not None:
         if new.phase == "Failed":
@@ -40,3 +37,9 @@ def _required(status: TrainingJobStatus) -> set[str]:
     """Nodes on which no pod of the run may run."""
     nodes = status.resolved.avoided_nodes if status.resolved is not None else ()
     return {node.name for node in nodes if node.required}
+
+
+def _incident(incident: Incident) -> EventFact:
+    wished = incident.class_ == "Resized"
+    told = incident.cause or f"{incident.class_} of {incident.pod or 'a rank'}"
+    return EventFact("Normal" if wished else "Warning", incident.class_, told)

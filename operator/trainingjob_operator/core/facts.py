@@ -168,6 +168,7 @@ class ProgressReport(Report):
     checkpoint: ReportedCheckpoint | None = None
     evaluation: ReportedEvaluation | None = None
     world_size: int | None = None
+    pods: tuple[Annotated[int, Field(ge=0)], ...] = ()  # indexes of the pods of this attempt
     resumed_from_step: int | None = Field(None, ge=0)
     attempt_started_at: datetime | None = None
     first_step_at: datetime | None = None

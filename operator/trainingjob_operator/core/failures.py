@@ -28,7 +28,7 @@ POD_REASONS = {
 EXIT_CODES = {10: "UserError", 11: "DataError", 12: "OutOfMemory", 20: "Internal", 21: "Hang", 30: "Drained"}
 
 # What comes from outside is not the job's fault; what the same input will cause again is not tried again.
-UNCOUNTED = frozenset({"Preempted", "NodeLost", "Evicted", "Drained", "Deleted"})
+UNCOUNTED = frozenset({"Preempted", "NodeLost", "Evicted", "Drained", "Deleted", "Resized"})
 FATAL = frozenset({"UserError", "DataError", "OutOfMemory"})
 
 NEXT_STEPS = {

@@ -86,10 +86,20 @@ def news(old: History, new: History) -> History:
     return tuple(i for i in new if (i.time, i.pod, i.attempt) not in known)
 
 
+def harmless(incident: Incident) -> Incident:
+    """`incident` of a pod that took no part in training: the run went on, no attempt ended by it."""
+    return incident.model_copy(update={"attempt": None, "steps_lost": 0, "seconds_to_recover": 0})
+
+
+def is_harmless(incident: Incident) -> bool:
+    """Whether the incident interrupted nothing."""
+    return incident.attempt is None and incident.seconds_to_recover == 0
+
+
 def _same(known: Incident, said: ReportedIncident) -> bool:
     """Whether the driver speaks of an incident that is known, perhaps from its pod alone."""
     if known.attempt is None:
-        return abs(known.time - said.time) <= SAME_EVENT
+        return known.seconds_to_recover is None and abs(known.time - said.time) <= SAME_EVENT
     return known.attempt == said.attempt
 
 

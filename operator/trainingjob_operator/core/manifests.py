@@ -17,14 +17,14 @@ from trainingjob_operator.core.pod_template import BUILDERS, NEWEST, Place
 from trainingjob_operator.kube.api import POD_GROUPS
 
 
-def trainer_config(job: Job, spec: TrainingJobSpec, replicas: int, ranks_per_pod: int) -> dict[str, Any]:
-    """What the pods get as `config.json`."""
+def trainer_config(job: Job, spec: TrainingJobSpec, ranks_per_pod: int) -> dict[str, Any]:
+    """What the pods get as `config.json`; the same at every size of an elastic gang."""
     fields = {name: getattr(spec, name) for name in JobSpec.model_fields}
     return PodConfig(
         **fields,
         name=job.name,
         namespace=job.namespace,
-        replicas=replicas,
+        min_replicas=spec.workers.min_replicas,
         ranks_per_pod=ranks_per_pod,
         max_restarts=spec.run_policy.max_restarts,
         on_existing_run=spec.run_policy.on_existing_run,
@@ -37,7 +37,7 @@ def resolve(job: Job, spec: TrainingJobSpec, settings: Settings) -> Resolved:
     return Resolved(
         image=spec.image or settings.trainer_image,
         template_version=settings.template_version,
-        config_hash=digest(trainer_config(job, spec, replicas, ranks_per_pod)),
+        config_hash=digest(trainer_config(job, spec, ranks_per_pod)),
         replicas=replicas,
         ranks_per_pod=ranks_per_pod,
         world_size=replicas * ranks_per_pod,
@@ -66,7 +66,7 @@ def metadata(job: Job, name: str) -> dict[str, Any]:
 
 def children(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> tuple[Manifest, ...]:
     """ConfigMap, Secret and Service of a run. A custom command starts no Ray, so it needs no token for it."""
-    config = trainer_config(job, spec, resolved.replicas, resolved.ranks_per_pod)
+    config = trainer_config(job, spec, resolved.ranks_per_pod)
     # Without data: the executor puts the random token in, under the key `token`.
     secret: Manifest = {
         "apiVersion": "v1",
@@ -100,17 +100,22 @@ def children(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> tuple[Manif
 def pod_group(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> Manifest:
     """The worker pods as a gang: placed together or not at all, and preempted together.
 
+    Of an elastic job as many as it cannot do without are placed together, and each is preempted alone.
+
     Its priority must be that of its pods, or the scheduler refuses them. All but minCount is immutable: the hash of
     that tells whether it is still what is wanted, whatever the API server added.
     """
     priority = spec.workers.template.priority_class_name
-    fixed = {"disruptionMode": {"all": {}}, **({"priorityClassName": priority} if priority is not None else {})}
+    least = spec.workers.min_replicas
+    fixed: dict[str, Any] = {"disruptionMode": {"all" if least is None else "single": {}}}
+    if priority is not None:
+        fixed["priorityClassName"] = priority
     meta = metadata(job, names.pod_group_name(job.name))
     return {
         "apiVersion": POD_GROUPS.api_version,
         "kind": POD_GROUPS.kind,
         "metadata": {**meta, "annotations": {names.ANNOTATION_FIXED: digest(fixed)}},
-        "spec": {"schedulingPolicy": {"gang": {"minCount": resolved.replicas}}, **fixed},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": least or resolved.replicas}}, **fixed},
     }
 
 

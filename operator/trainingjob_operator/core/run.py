@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from trainingjob_operator.api.status import Incident, Member, Stage, TrainingJobStatus
-from trainingjob_operator.core import avoidance, failures, history, names, queueing, restarts, verdict
+from trainingjob_operator.core import avoidance, elastic, failures, history, names, queueing, restarts, verdict
 from trainingjob_operator.core.facts import PodFacts, ProgressReport, TerminationMessage
 from trainingjob_operator.core.failures import Failure
 from trainingjob_operator.core.manifests import resolve
@@ -63,9 +63,9 @@ def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
         for m in status.pods
     )
     status = status.model_copy(update={"pods": pods})
-    if status.training_start_time is None and all_at_work(here, status):
+    if status.training_start_time is None and at_work(here, status):
         status = status.model_copy(update={"training_start_time": here.now})
-    if here.spec.custom and all_at_work(here, status):
+    if here.spec.custom and at_work(here, status):
         recovered = history.all_recovered(status.history, status.start_time or here.now, here.now)
         status = status.model_copy(update={"history": recovered})
     report, fetched_at = here.report(status), here.progress.fetched_at
@@ -116,12 +116,15 @@ def replace_failed(here: Situation, status: TrainingJobStatus) -> tuple[Training
             continue
         pod = pod or here.last_state(member)
         incident = _incident(here, failure, member, pod, report)
-        if failure.counted and not failure.fatal and not _counted_before(here, status, incident, pod):
+        spare = elastic.spare(here, status, member) and not failure.fatal
+        if spare:
+            incident = history.harmless(incident)
+        elif failure.counted and not failure.fatal and not _counted_before(here, status, incident, pod):
             counted = restarts.count(status.restarts, committed, here.now)
             status = status.model_copy(update={"restarts": counted})
         status = status.model_copy(update={"history": history.record(status.history, incident)})
         given_up = given_up or verdict.on_pod(here, status, failure, incident)
-        in_a_row = status.restarts.without_progress if failure.counted else 0
+        in_a_row = status.restarts.without_progress if failure.counted and not spare else 0
         fallen[member] = restarts.delay(max(in_a_row, _ends_in_a_row(here, status, member)))
     status = _replaced(here, status, fallen)
     if given_up is None:
@@ -145,10 +148,13 @@ def done(pod: PodFacts) -> bool:
     return pod.index > 0 and pod.phase == "Succeeded"
 
 
-def all_at_work(here: Situation, status: TrainingJobStatus) -> bool:
-    """Whether training has all its pods: each is ready, or done with its part."""
+def at_work(here: Situation, status: TrainingJobStatus) -> bool:
+    """Whether training has the pods that it needs: each is ready, or done with its part."""
+    if status.stage != "Train":
+        return False
     pods = [here.pod_of(member) for member in here.gang(status)]
-    return status.stage == "Train" and all(p is not None and ((p.ready and not p.deleting) or done(p)) for p in pods)
+    there = [p.index for p in pods if p is not None and ((p.ready and not p.deleting) or done(p))]
+    return 0 in there and len(there) >= elastic.fewest(here, status)
 
 
 def _failure(here: Situation, status: TrainingJobStatus, member: Member, pod: PodFacts | None) -> Failure | None:
@@ -185,11 +191,17 @@ def _incident(
 
 
 def _ends_in_a_row(here: Situation, status: TrainingJobStatus, member: Member) -> int:
-    """How often pods of this index have ended since the run last went on: whatever ended them, it is not raced."""
-    since = status.start_time or here.now
-    ends = (i.pod for i in status.history if i.time >= since and i.seconds_to_recover is None and i.pod is not None)
-    names_of = (names.parse_pod_name(pod) for pod in ends)
-    return sum(1 for name in names_of if name is not None and (name.role, name.index) == (member.role, member.index))
+    """How often pods of this index have ended since one last took part in training: whatever ended them, it is not
+    raced."""
+    since, ends = status.start_time or here.now, 0
+    for incident in reversed(status.history):
+        name = names.parse_pod_name(incident.pod) if incident.pod is not None else None
+        if incident.time < since or name is None or (name.role, name.index) != (member.role, member.index):
+            continue
+        if incident.seconds_to_recover is not None and not history.is_harmless(incident):
+            break
+        ends += 1
+    return ends
 
 
 def _replaced(here: Situation, status: TrainingJobStatus, fallen: Mapping[Member, float]) -> TrainingJobStatus:

@@ -70,19 +70,27 @@ class Situation:
         gang = self.gang(status)
         return self.pod_of(gang[0]) if gang else None
 
+    def taking_part(self, status: TrainingJobStatus) -> tuple[int, ...]:
+        """Indexes of the pods of the attempt that is on, in the order of their ranks; empty: the head has not said."""
+        report = self.report(status)
+        return report.pods if report is not None else ()
+
     def pod_of_rank(self, status: TrainingJobStatus, rank: int) -> PodFacts | None:
         """The pod that a rank of training runs in."""
         if status.stage != "Train" or status.resolved is None:
             return None
-        index = rank // status.resolved.ranks_per_pod
+        place, indexes = rank // status.resolved.ranks_per_pod, self.taking_part(status)
+        index = indexes[place] if place < len(indexes) else place
         return next((pod for pod in self.gang_pods(status) if pod.index == index), None)
 
     def ranks_of(self, status: TrainingJobStatus, member: Member) -> str:
-        """The ranks of a pod, in words; empty for a pod that prepares."""
+        """The ranks of a pod, in words; empty for a pod that prepares, or takes no part."""
         if member.role != "train" or status.resolved is None:
             return ""
-        each = status.resolved.ranks_per_pod
-        first = member.index * each
+        each, indexes = status.resolved.ranks_per_pod, self.taking_part(status) or tuple(range(member.index + 1))
+        if member.index not in indexes:
+            return ""
+        first = indexes.index(member.index) * each
         return f"rank {first}" if each == 1 else f"ranks {first} to {first + each - 1}"
 
     def next_incarnation(self, status: TrainingJobStatus, role: Role, index: int) -> int:

@@ -121,10 +121,11 @@ class Agent(ABC):
     async def _tell(self, outcome: Outcome) -> None:
         """Let the followers see that the stage is over, and end first: then all pods of a finished gang are done."""
         self.progress.end("Done", outcome.cause.partition("\n")[0][:500] or "The stage is over.")
-        if not self.pod.is_head or self.pod.replicas == 1 or self._stopping.is_set() or outcome.error_class:
+        followers = (self.progress.pods or self.pod.replicas) - 1
+        if not self.pod.is_head or not followers or self._stopping.is_set() or outcome.error_class:
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.server.wait_left(self.pod.replicas - 1), TELL)
+            await asyncio.wait_for(self.server.wait_left(followers), TELL)
 
     async def _first(self, *coroutines: Coroutine[Any, Any, Outcome]) -> Outcome:
         """The outcome of whichever ends first."""
@@ -142,5 +143,5 @@ class Agent(ABC):
     def _prepare_files(self) -> None:
         """A container that was restarted in the same pod finds its predecessor's files."""
         self.pod.ranks.mkdir(parents=True, exist_ok=True)
-        for leftover in (self.pod.drain_flag, self.pod.outcome_path, *self.pod.ranks.iterdir()):
+        for leftover in (self.pod.drain_flag, self.pod.resize_flag, self.pod.outcome_path, *self.pod.ranks.iterdir()):
             leftover.unlink(missing_ok=True)

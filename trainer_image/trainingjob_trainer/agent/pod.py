@@ -60,6 +60,11 @@ class Pod:
         return self.work / "drain"
 
     @property
+    def resize_flag(self) -> Path:
+        """On index 0: exists once pods joined that the next attempt can take in."""
+        return self.work / "resize"
+
+    @property
     def outcome_path(self) -> Path:
         """Where the stage's program leaves its outcome for the termination message."""
         return self.work / "outcome.json"
@@ -73,6 +78,10 @@ class Pod:
     def ranks(self) -> Path:
         """Directory with one file, named by its pid, for each rank that trains in this pod."""
         return self.work / "ranks"
+
+    def peer(self, index: int) -> str:
+        """Host name of the gang's pod of `index`."""
+        return f"{self.role}-{index}.{self.head.partition('.')[2]}"
 
     def config(self) -> JobConfig:
         """What the job trains, if it is one of the trainer's own tasks."""

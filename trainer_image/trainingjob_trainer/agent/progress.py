@@ -55,6 +55,7 @@ class Report(Config):
     checkpoint: CheckpointState | None = None
     evaluation: EvaluationState | None = None
     world_size: int | None = None
+    pods: list[int] | None = Field(None, max_length=4096)
     resumed_from_step: int | None = None
     first_step_at: str | None = None
     incidents: list[Incident] | None = Field(None, max_length=20)
@@ -66,7 +67,7 @@ class Progress:
     def __init__(self, job_uid: str, pod_uid: str, stage: str, steps: int | None) -> None:
         self._fixed = {"jobUid": job_uid, "podUid": pod_uid, "stage": stage}
         self._fields: dict[str, Any] = dict.fromkeys(
-            ("attempt", "progress", "checkpoint", "evaluation", "worldSize", "resumedFromStep"), None
+            ("attempt", "pods", "progress", "checkpoint", "evaluation", "worldSize", "resumedFromStep"), None
         )
         self._fields |= {"state": "Starting", "message": "The pod starts.", "incidents": []}
         self._fields |= {"attemptStartedAt": None, "firstStepAt": None}
@@ -83,6 +84,12 @@ class Progress:
         """The newest attempt."""
         attempt: int | None = self._fields["attempt"]
         return attempt
+
+    @property
+    def pods(self) -> int | None:
+        """Number of pods that take part in the newest attempt."""
+        pods: list[int] | None = self._fields["pods"]
+        return None if pods is None else len(pods)
 
     @property
     def step(self) -> int | None:

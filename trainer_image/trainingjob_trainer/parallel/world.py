@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from trainingjob_trainer.stop import Stop
+
 T = TypeVar("T")
 
 
@@ -80,7 +82,7 @@ def _control_group() -> dist.ProcessGroup:
 class StopVote:
     """Does any rank want to stop? Asked at one step and answered at the next, so that no step waits for it."""
 
-    def __init__(self, world: World, requested: Callable[[], bool]) -> None:
+    def __init__(self, world: World, requested: Callable[[], Stop]) -> None:
         self._world = world
         self._requested = requested
         self._flag = torch.zeros(1, dtype=torch.int32)
@@ -92,9 +94,9 @@ class StopVote:
         if self._world.control is not None:
             self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True)
 
-    def result(self) -> bool:
-        """The verdict of the last vote, the same on every rank; False before the first."""
+    def result(self) -> Stop:
+        """The verdict of the last vote, the same on every rank; `NO` before the first."""
         if self._work is not None:
             self._work.wait()
             self._work = None
-        return bool(self._flag.item())
+        return Stop(int(self._flag.item()))

@@ -9,12 +9,12 @@ from trainingjob_trainer.errors import UserError
 
 def check_ranks(config: JobConfig) -> None:
     """Raises `UserError` if the batch leaves a rank without a row."""
-    ranks = config.replicas * config.ranks_per_pod
+    ranks = (config.min_replicas or 1) * config.ranks_per_pod  # the fewest: the API server looked at the most
     if config.training.global_batch_size < ranks:
         raise UserError(
             f"spec.training.globalBatchSize is {config.training.global_batch_size}, less than one sample for each of "
-            f"the {ranks} ranks ({config.replicas} workers x {config.ranks_per_pod}).",
-            f"Raise it to {ranks} or more, or ask for fewer workers.",
+            f"{ranks} ranks.",
+            f"Raise it to {ranks} or more, or ask for fewer ranks.",
         )
 
 
