@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
@@ -17,7 +18,7 @@ from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
 from trainingjob_trainer.data.reader import Batch
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
-from trainingjob_trainer.optim import build_optimizer
+from trainingjob_trainer.optim import WeightAverage, build_optimizer
 from trainingjob_trainer.parallel import World, pass_dtype, shard
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
@@ -38,8 +39,11 @@ def build(config: JobConfig) -> Stepper:
     model = shard(model, world.mesh, dtype).to_empty(device=world.device)
     init_weights(model, config.training.seed)
     optimizer = build_optimizer(model, config.training.optimizer)
+    average = WeightAverage(model, config.training.ema_decay) if config.training.ema_decay else None
+    if average is not None:
+        average.restart()
     dealing = Dealing.of(config.training, world)
-    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, dtype)
+    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, dtype, average)
 
 
 def masked_batch(step: int, rows: int, length: int) -> Batch:
@@ -80,7 +84,7 @@ def memory(config: JobConfig) -> tuple[int, int]:
     """Bytes that this rank holds after a step, of parameters and of moments."""
     stepper = build(config)
     stepper(0, own_rows(stepper, masked_batch(0, config.training.global_batch_size, config.training.sequence_length)))
-    tensors = state_tensors(stepper.model, stepper.optimizer)
+    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
 
     def held(kind: str) -> int:
         chosen = [tensor for name, tensor in tensors.items() if name.startswith(kind)]
@@ -95,7 +99,7 @@ def dtypes(config: JobConfig) -> tuple[set[torch.dtype], float]:
     batch = own_rows(stepper, masked_batch(0, config.training.global_batch_size, config.training.sequence_length))
     loss = stepper.backward(0, batch).loss.item()
     found = {parameter.grad.dtype for parameter in stepper.model.parameters() if parameter.grad is not None}
-    tensors = state_tensors(stepper.model, stepper.optimizer)
+    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     return found | {tensor.dtype for tensor in tensors.values()}, loss
 
 
@@ -117,7 +121,7 @@ def save_state(config: JobConfig, attempt: int, steps: int, metrics: dict[str, f
         batch = masked_batch(step, config.training.global_batch_size, config.training.sequence_length)
         stepper(step, own_rows(stepper, batch))
     checkpointer = _checkpointer(config, attempt, stepper.world)
-    tensors = state_tensors(stepper.model, stepper.optimizer)
+    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     checkpointer.save(tensors, Progress(step=steps))
     return hash_whole(stepper)
 
@@ -127,14 +131,14 @@ def load_state(config: JobConfig, attempt: int) -> str:
     stepper = build(config)
     commit = latest(store_of(config))
     assert commit is not None
-    tensors = state_tensors(stepper.model, stepper.optimizer)
+    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     _checkpointer(config, attempt, stepper.world).load(commit, tensors)
     return hash_whole(stepper)
 
 
 def hash_whole(stepper: Stepper) -> str:
     """Hash of model and optimizer, the same at every world size."""
-    tensors = state_tensors(stepper.model, stepper.optimizer)
+    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     return hash_state({n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()})
 
 
@@ -154,3 +158,57 @@ def train_run(
     hooks = Hooks(stop_after if last else None, kill_after, stop)
     result = train(config, Attempt(attempt, store_of(config)), hooks)
     return result, hooks.reports
+
+
+def weights_after(config: JobConfig) -> dict[str, np.ndarray[Any, Any]]:
+    """The whole weights after the run's steps."""
+    stepper = build(config)
+    _take(stepper, range(config.training.steps))
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().numpy().copy()
+        for name, p in stepper.model.named_parameters()
+    }
+
+
+def hash_steps(config: JobConfig, steps: int) -> str:
+    """The hash of the whole state after some steps."""
+    stepper = build(config)
+    _take(stepper, range(steps))
+    return hash_whole(stepper)
+
+
+def resume_state(config: JobConfig, attempt: int, steps: int) -> str:
+    """The hash of the whole state when the newest checkpoint was carried on to step `steps`."""
+    stepper = build(config)
+    commit = latest(store_of(config))
+    assert commit is not None
+    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
+    progress = _checkpointer(config, attempt, stepper.world).load(commit, tensors)
+    _take(stepper, range(progress.step, steps))
+    return hash_whole(stepper)
+
+
+def poisoned_step(config: JobConfig) -> tuple[str, str]:
+    """Hashes of this rank's state before and after a step in which the last rank has one NaN gradient."""
+    stepper = build(config)
+    _take(stepper, range(2))
+
+    def state() -> str:
+        return hash_state(state_tensors(stepper.model, stepper.optimizer, stepper.average))
+
+    before = state()
+    if stepper.world.rank == stepper.world.size - 1:
+        stepper.model.get_submodule("norm").register_forward_hook(_poison)
+    _take(stepper, range(2, 3))
+    return before, state()
+
+
+def _poison(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    """One number of the gradient that flows back through the module is not one."""
+    output.register_hook(lambda gradient: gradient.index_put((torch.tensor(0),) * 3, torch.tensor(torch.nan)))
+
+
+def _take(stepper: Stepper, steps: range) -> None:
+    training = stepper.training
+    for step in steps:
+        stepper(step, own_rows(stepper, masked_batch(step, training.global_batch_size, training.sequence_length)))

@@ -37,3 +37,35 @@ def test_it_rises_then_falls_and_stays_within_zero_and_the_peak(steps: int, warm
     top = min(warmup, steps - 1)
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_linear_falls_in_a_straight_line() -> None:
+    config = training(111, "linear")
+    assert [learning_rate(step, config) for step in (10, 60, 110)] == pytest.approx([1.0, 0.55, 0.1])
+
+
+def test_warmup_stable_decay_falls_in_its_last_steps_only() -> None:
+    schedule = {"name": "warmup-stable-decay", "warmupSteps": 10, "decaySteps": 20, "minRatio": 0.0}
+    config = Training.model_validate({"steps": 101, "optimizer": {"lr": 2.0}, "schedule": schedule})
+    assert [learning_rate(step, config) for step in (10, 80, 90, 100)] == pytest.approx([2.0, 2.0, 1.0, 0.0])
+
+
+def test_points_are_joined_by_straight_lines_after_the_warm_up() -> None:
+    points = [{"step": 20, "ratio": 1.0}, {"step": 40, "ratio": 0.5}, {"step": 50, "ratio": 0.0}]
+    schedule = {"name": "points", "warmupSteps": 4, "points": points}
+    config = Training.model_validate({"steps": 100, "optimizer": {"lr": 1.0}, "schedule": schedule})
+    rates = [learning_rate(step, config) for step in (1, 10, 20, 30, 45, 50, 99)]
+    assert rates == pytest.approx([0.4, 1.0, 1.0, 0.75, 0.25, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"name": "points"}, "exactly if name is points"),
+        ({"points": [{"step": 1, "ratio": 1}]}, "exactly if name is points"),
+        ({"name": "points", "points": [{"step": 5, "ratio": 1}, {"step": 5, "ratio": 0}]}, "rising order"),
+    ],
+)
+def test_a_schedule_that_cannot_be_meant_is_refused(schedule: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Training.model_validate({"steps": 100, "schedule": schedule})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -19,10 +20,11 @@ from trainingjob_trainer.data.batches import rank_rows
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, SplitName
 from trainingjob_trainer.data.order import Order
 from trainingjob_trainer.data.reader import Reader, prefetch
+from trainingjob_trainer.early_stopping import stops_early
 from trainingjob_trainer.errors import Drained, UserError
 from trainingjob_trainer.evaluation.evaluate import evaluate, scalars
 from trainingjob_trainer.models import build_model, init_weights
-from trainingjob_trainer.optim import build_optimizer
+from trainingjob_trainer.optim import WeightAverage, build_optimizer
 from trainingjob_trainer.parallel import StopVote, World, full_state, pass_dtype, pass_precision, shard
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.seeding import make_deterministic
@@ -71,6 +73,7 @@ class _Run:
         with torch.device("meta"):
             model = build_model(config, manifest)
         self.model = shard(model, world.mesh, dtype).to_empty(device=world.device)
+        self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
         self.stepper = Stepper(
             self.model,
             build_optimizer(self.model, training.optimizer),
@@ -79,6 +82,7 @@ class _Run:
             world,
             Dealing.of(training, world),
             dtype,
+            self.average,
         )
         self.readers = {s: Reader(attempt.store, manifest, s, training.sequence_length) for s in SPLITS}
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
@@ -95,14 +99,15 @@ class _Run:
         commit = self.world.on_first(lambda: latest(self.attempt.store))
         if commit is None:
             init_weights(self.model, self.config.training.seed)
+            if self.average is not None:
+                self.average.restart()
         elif commit.identity_hash != self.checkpointer.identity_hash:
             raise UserError(
                 f"{self.attempt.store.uri()} holds checkpoints of another run.",
                 "Choose another outputUri, or set runPolicy.onExistingRun: Overwrite.",
             )
         else:
-            tensors = state_tensors(self.model, self.stepper.optimizer)
-            self.telemetry.progress = self.checkpointer.load(commit, tensors)
+            self.telemetry.progress = self.checkpointer.load(commit, self._tensors())
             self.committed_step = commit.step
         self._report(
             state="Training",
@@ -115,6 +120,8 @@ class _Run:
 
     def steps(self) -> None:
         """Take the steps that are left."""
+        if self.over():
+            return
         training = self.config.training
         start = self.progress.step
         reader = self.readers["train"]
@@ -131,16 +138,23 @@ class _Run:
                     self._report(firstStepAt=datetime.now(UTC).isoformat())
                 if due:
                     self._report(progress=self.telemetry.fields())
-                self.after_step(last=step + 1 == training.steps)
+                self.after_step()
+                if self.over():
+                    break
 
-    def after_step(self, last: bool) -> None:
+    def over(self) -> bool:
+        """Whether no step is left, or the run has stopped getting better."""
+        training, progress = self.config.training, self.progress
+        return progress.step >= training.steps or stops_early(progress.evaluations, training.early_stopping)
+
+    def after_step(self) -> None:
         """What is due after a step: an evaluation first, so that the checkpoint knows it."""
         step = self.progress.step
-        if last or step % self.config.evaluation.every_steps == 0:
+        if step == self.config.training.steps or step % self.config.evaluation.every_steps == 0:
             self.telemetry.flush()
             metrics = scalars(self.evaluate("validation", self.config.evaluation.max_samples))
             self.progress.evaluations.append(Evaluated(step=step, metrics=metrics))
-        if last or step % self.config.checkpoint.every_steps == 0:
+        if self.over() or step % self.config.checkpoint.every_steps == 0:
             self.save()
 
     def stop_if_asked(self, *, at_checkpoint: bool = False) -> None:
@@ -161,14 +175,14 @@ class _Run:
         if self.committed_step == self.progress.step:
             return
         self.telemetry.flush()
-        self.checkpointer.save(state_tensors(self.model, self.stepper.optimizer), self.progress)
+        self.checkpointer.save(self._tensors(), self.progress)
         self.committed_step = self.progress.step
         self._report(checkpoint=self._checkpoint_fields())
 
     def evaluate(self, split: SplitName, max_samples: int | None = None) -> TaskMetrics:
         """Metrics of the present weights on a split, the same on every rank."""
         self._report(state="Evaluating", message=f"Evaluating on the {split} split.")
-        with pass_precision(self.world, self.stepper.dtype):
+        with self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
             metrics = evaluate(
                 self.model, self.stepper.task, self.readers[split], self.world.device, max_samples=max_samples
             )
@@ -182,7 +196,8 @@ class _Run:
         test = self.evaluate("test")
         self.stop_if_asked()
         self._report(state="Exporting", message="Exporting the model and writing the report.")
-        weights = full_state(self.model, self.world)
+        with self._evaluated_weights():
+            weights = full_state(self.model, self.world)
         return self.world.on_first(lambda: self._hand_out(weights, test))
 
     def _hand_out(self, weights: Mapping[str, Tensor], test: TaskMetrics) -> RunResult:
@@ -198,6 +213,13 @@ class _Run:
             report_uri=write_report(self.config, self.manifest, self.progress, test, self.attempt),
             evaluation=Evaluation(split="test", step=step, metrics=test),
         )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return state_tensors(self.model, self.stepper.optimizer, self.average)
+
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """The weights that are evaluated and exported: the average, if there is one, in place of the last ones."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def _checkpoint_fields(self) -> dict[str, Any] | None:
         if not self.committed_step:

@@ -11,7 +11,7 @@ from torch import nn
 from trainingjob_trainer.config import Training
 from trainingjob_trainer.data.batches import share
 from trainingjob_trainer.data.reader import Batch
-from trainingjob_trainer.optim import learning_rate
+from trainingjob_trainer.optim import OptimizerGroup, WeightAverage, add_penalties, learning_rate
 from trainingjob_trainer.parallel import StepSums, World, pass_precision, scale_and_clip, sync_gradients
 from trainingjob_trainer.seeding import seed_generators
 from trainingjob_trainer.tasks import IGNORE, Task
@@ -47,20 +47,26 @@ class Stepper:
     """Everything a step needs. Calling it is collective."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: OptimizerGroup
     task: Task
     training: Training
     world: World
     dealing: Dealing
     dtype: torch.dtype
+    average: WeightAverage | None = None
 
     def __call__(self, step: int, batch: Batch) -> StepSums:
-        """Take optimizer step `step` (from 0) on this rank's rows of the global batch. Waits for no device."""
+        """Take optimizer step `step` (from 0) on this rank's rows of the global batch.
+
+        A step whose global loss or gradient is not finite changes nothing, on any rank: the verdict is of numbers that
+        all ranks share, and stays on the device.
+        """
         sums = self.backward(step, batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.training)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        finite = torch.isfinite(sums.loss) & torch.isfinite(sums.grad_norm)
+        self.optimizer.step(learning_rate(step, self.training), finite)
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(finite)
         return sums
 
     def backward(self, step: int, batch: Batch) -> StepSums:
@@ -77,4 +83,8 @@ class Stepper:
             torch.autograd.backward(loss)
             loss_sum += loss.detach()
             count += targets
+        if self.training.optimizer.l1 or self.training.optimizer.l2:
+            targets = count.clone()
+            self.world.sum(targets)
+            add_penalties(self.model.parameters(), self.training.optimizer, targets.clamp(min=1))
         return scale_and_clip(self.model.parameters(), loss_sum, count, self.training.clip_norm, self.world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -15,7 +16,10 @@ from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.optim import learning_rate
 from trainingjob_trainer.parallel import StepSums
 
+log = logging.getLogger(__name__)
+
 MAX_PENDING = 100  # steps whose sums may wait on the device
+MAX_SKIPPED = 10  # steps in a row that were not finite: the run does not come back from there by itself
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Telemetry:
         return due
 
     def flush(self) -> None:
-        """Read the pending sums. Raises `UserError` if a loss or gradient is not finite, naming the first such step."""
+        """Read the pending sums. Raises `UserError` after ten steps in a row whose loss or gradient was not finite."""
         if not self._pending:
             return
         rows: list[list[float]] = torch.stack([torch.stack(sums) for sums in self._pending]).tolist()
@@ -49,8 +53,9 @@ class Telemetry:
         targets = 0
         for step, (loss, grad_norm, count) in enumerate(rows, start=first):
             rate = learning_rate(step - 1, self.training)
-            _check_finite(step, loss, grad_norm, rate)
             targets += round(count)
+            if not self._finite(step, loss, grad_norm, rate):
+                continue
             if self._logged(step):
                 logged = LoggedStep(step=step, loss=loss, learning_rate=rate, grad_norm=grad_norm)
                 self.progress.history.append(logged)
@@ -77,6 +82,25 @@ class Telemetry:
     def _logged(self, step: int) -> bool:
         return step % self.training.log_every == 0 or step == self.training.steps
 
+    def _finite(self, step: int, loss: float, grad_norm: float, rate: float) -> bool:
+        """Whether the step moved the weights; otherwise it is counted as skipped."""
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.progress.skipped_in_a_row = 0
+            return True
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        what = "gradient norm" if math.isfinite(loss) else "loss"
+        log.warning("step %d is skipped: its %s is not finite; learning rate %g", step, what, rate)
+        if self.progress.skipped_in_a_row == MAX_SKIPPED:
+            raise UserError(
+                f"The {what} of step {step} is not finite, as in the {MAX_SKIPPED - 1} steps before it; "
+                f"the learning rate was {rate:g}.",
+                "Lower training.optimizer.lr, lengthen training.schedule.warmupSteps, or look at the data. "
+                "A run with another learning rate resumes from the last checkpoint.",
+                step=step,
+            )
+        return False
+
     def _measure(self, steps: int, targets: int) -> None:
         now = time.monotonic()
         seconds, self._since = now - self._since, now
@@ -84,14 +108,3 @@ class Telemetry:
         self._fields["etaSeconds"] = round(left * seconds / steps, 1)
         if self.tokens:
             self._fields["tokensPerSecond"] = round(targets / seconds, 1)
-
-
-def _check_finite(step: int, loss: float, grad_norm: float, rate: float) -> None:
-    what = "loss" if not math.isfinite(loss) else "gradient norm" if not math.isfinite(grad_norm) else None
-    if what is not None:
-        raise UserError(
-            f"The {what} of step {step} is not finite; the learning rate was {rate:g}.",
-            "Lower training.optimizer.lr, lengthen training.schedule.warmupSteps, or look at the data. "
-            "A run with another learning rate resumes from the last checkpoint.",
-            step=step,
-        )

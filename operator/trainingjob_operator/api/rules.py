@@ -68,6 +68,7 @@ OPTIONAL = (
     "training",
     "training.microBatchSize",
     "runPolicy.queueName",
+    "training.earlyStopping",
 )
 
 
@@ -143,6 +144,7 @@ FIXED = (
     "training.globalBatchSize",
     "training.sequenceLength",
     "training.optimizer.name",
+    "training.emaDecay",
 )
 WHILE_SUSPENDED = (
     "image",
@@ -160,6 +162,8 @@ WHILE_SUSPENDED = (
     "training.schedule",
     "training.microBatchSize",
     "training.clipNorm",
+    "training.labelSmoothing",
+    "training.earlyStopping",
     "training.precision",
     "training.deterministic",
     "training.logEvery",
@@ -304,6 +308,32 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             "heads (%d) must be a multiple of kvHeads (%d)",
             ("self.heads", "self.kvHeads"),
             field=".kvHeads",
+        ),
+    ),
+    config.Optimizer: (
+        Rule(
+            "!has(self.l2) || self.l2 == 0.0 || !has(self.weightDecay) || self.weightDecay == 0.0",
+            "l2 is coupled and weightDecay decoupled decay: set one of them",
+            field=".l2",
+        ),
+        Rule(
+            "!has(self.nesterov) || !self.nesterov || "
+            "(self.name == 'sgd' && (!has(self.momentum) || self.momentum > 0.0))",
+            "nesterov is for name sgd with a momentum above 0",
+            field=".nesterov",
+        ),
+    ),
+    config.Schedule: (
+        Rule(
+            "(has(self.name) && self.name == 'points') == (has(self.points) && self.points.size() > 0)",
+            "points are given exactly if name is points",
+            field=".points",
+        ),
+        Rule(
+            "!has(self.points) || (self.points.map(p, p.step).isSorted() && "
+            "self.points.all(p, self.points.exists_one(q, q.step == p.step)))",
+            "points must be in rising order of step, without repetition",
+            field=".points",
         ),
     ),
     Template: (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainingjob_trainer.config import Config
-from trainingjob_trainer.optim import materialize
+from trainingjob_trainer.optim import OptimizerGroup, WeightAverage
 
 
 class LoggedStep(Config):
@@ -37,6 +37,8 @@ class Progress(Config, frozen=False):
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_a_row: int = 0  # up to `step`
     history: list[LoggedStep] = Field(default_factory=list)
     evaluations: list[Evaluated] = Field(default_factory=list)
 
@@ -46,16 +48,21 @@ class Progress(Config, frozen=False):
         return min(self.evaluations, key=lambda evaluated: evaluated.metrics["loss"], default=None)
 
 
-def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_tensors(
+    model: nn.Module, optimizer: OptimizerGroup, average: WeightAverage | None = None
+) -> dict[str, Tensor]:
     """The live tensors of model and optimizer by name, sharded ones as `DTensor`s: to save, or to load into.
 
-    `model.<parameter>` and `optimizer.<parameter>.<moment>`. The optimizer's settings are the configuration's.
+    `model.<parameter>`, `optimizer.<parameter>.<moment>` and `average.<parameter>`. The optimizer's settings are the
+    configuration's.
     """
-    materialize(optimizer)
+    optimizer.materialize()
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        for moment, tensor in optimizer.state[parameter].items():
+        for moment, tensor in optimizer.state_of(parameter).items():
             tensors[f"optimizer.{name}.{moment}"] = tensor
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
     return tensors
 
 

@@ -13,7 +13,7 @@ import torch
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.state import Progress
-from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.config import JobConfig, Optimizer
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
 from trainingjob_trainer.evaluation.evaluate import scalars
 from trainingjob_trainer.records import now
@@ -125,14 +125,14 @@ def _data_table(splits: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _run_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    training, optimizer = report["training"], report["training"]["optimizer"]
+    training, optimizer = report["training"], Optimizer.model_validate(report["training"]["optimizer"])
     schedule = training["schedule"]
     return [
         ["Run directory", report["runDirectory"]],
         ["Data", report["data"]["source"]],
         ["Model", ", ".join(f"{name} {value}" for name, value in report["model"].items())],
         ["Batch", f"{training['globalBatchSize']} samples; {training['steps']:,} steps; seed {training['seed']}"],
-        ["Optimizer", f"{optimizer['name']}, peak {optimizer['lr']:g}, weight decay {optimizer['weightDecay']:g}"],
+        ["Optimizer", f"{optimizer.name}, peak {optimizer.lr:g}, weight decay {optimizer.decay:g}"],
         ["Schedule", f"{schedule['name']}, {schedule['warmupSteps']:,} warm-up steps"],
         ["Samples seen", f"{report['progress']['samples']:,}"],
         ["Attempt", str(report["attempt"])],

@@ -1,6 +1,8 @@
-"""Optimizers and learning-rate schedules."""
+"""From gradients to weights: optimizers, penalties, learning-rate schedules, moving averages."""
 
-from trainingjob_trainer.optim.adamw import build_optimizer, materialize
+from trainingjob_trainer.optim.average import WeightAverage
+from trainingjob_trainer.optim.optimizers import OptimizerGroup, build_optimizer
+from trainingjob_trainer.optim.penalty import add_penalties
 from trainingjob_trainer.optim.schedule import learning_rate
 
-__all__ = ["build_optimizer", "learning_rate", "materialize"]
+__all__ = ["OptimizerGroup", "WeightAverage", "add_penalties", "build_optimizer", "learning_rate"]

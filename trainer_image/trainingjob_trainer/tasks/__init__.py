@@ -14,7 +14,7 @@ def build_task(config: TrainerSpec, manifest: Manifest) -> Task:
     if config.task.kind == "language-modeling":
         from trainingjob_trainer.tasks.language_modeling import LanguageModeling
 
-        return LanguageModeling(manifest)
+        return LanguageModeling(manifest, config.training.label_smoothing)
     from trainingjob_trainer.tasks.image_classification import ImageClassification
 
-    return ImageClassification(manifest)
+    return ImageClassification(manifest, config.training.label_smoothing)

@@ -38,10 +38,15 @@ class Task(Protocol):
         """Fresh metrics for a split."""
 
 
-def cross_entropy_sum(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of `[..., classes]` logits, summed over the targets that are not IGNORE, and their count."""
+def cross_entropy_sum(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of `[..., classes]` logits, summed over the targets that are not IGNORE, and their count.
+
+    smoothing: share of a target's weight that is spread over all classes (Szegedy et al. 2016).
+    """
     flat = targets.flatten()
-    loss = cross_entropy(precise(logits).flatten(0, -2), flat, ignore_index=IGNORE, reduction="sum")
+    loss = cross_entropy(
+        precise(logits).flatten(0, -2), flat, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+    )
     return loss, (flat != IGNORE).sum()
 
 

@@ -13,11 +13,12 @@ from trainingjob_trainer.tasks.base import IGNORE, TaskMetrics, all_reduce, cros
 class ImageClassification:
     """Logits `[rows, classes]`, targets `[rows]`."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, label_smoothing: float = 0.0) -> None:
         self._classes = manifest.classes or []
+        self._smoothing = label_smoothing
 
     def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return cross_entropy_sum(logits, targets)
+        return cross_entropy_sum(logits, targets, self._smoothing)
 
     def metrics(self, split: SplitName, device: torch.device) -> ClassificationMetrics:
         return ClassificationMetrics(self._classes, device)

@@ -15,11 +15,12 @@ from trainingjob_trainer.tasks.base import IGNORE, TaskMetrics, all_reduce, cros
 class LanguageModeling:
     """Logits `[rows, sequence_length, vocabulary]`, targets `[rows, sequence_length]`."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, label_smoothing: float = 0.0) -> None:
         self._manifest = manifest
+        self._smoothing = label_smoothing
 
     def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return cross_entropy_sum(logits, targets)
+        return cross_entropy_sum(logits, targets, self._smoothing)
 
     def metrics(self, split: SplitName, device: torch.device) -> LanguageModelingMetrics:
         return LanguageModelingMetrics(self._manifest.splits[split], device)

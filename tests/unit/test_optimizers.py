@@ -1,0 +1,201 @@
+"""Optimizers take the steps of a plain torch loop, decay spares vectors, and bad steps change nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.rank_functions import hash_steps, load_state, poisoned_step, resume_state, save_state, weights_after
+from support.ranks import run_ranks
+from support.training import job, put_tokens, store_of, without_dropout
+from torch import Tensor, nn
+from trainingjob_trainer.config import Optimizer
+from trainingjob_trainer.optim import OptimizerGroup, WeightAverage, add_penalties, build_optimizer
+
+YES = torch.tensor(True)
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "adam": {"weightDecay": 0.1},
+    "sgd": {"lr": 0.05},
+    "nesterov": {"name": "sgd", "lr": 0.05, "nesterov": True, "weightDecay": 0.1},
+    "rmsprop": {"momentum": 0.5},
+    "adagrad": {"lr": 0.05},
+    "muon": {"lr": 0.01},
+}
+
+
+def settings(name: str) -> dict[str, Any]:
+    return {"name": name, "lr": 0.01, **OPTIMIZERS[name]}
+
+
+def plain(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
+    """The optimizer as one would write it by hand; decoupled decay is 0.1 on matrices where torch has it."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optim = torch.optim
+    match name:
+        case "adamw" | "adam":  # Adam with decoupled decay is AdamW
+            return [optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)]
+        case "sgd":
+            return [optim.SGD(model.parameters(), lr=0.05, momentum=0.9)]
+        case "rmsprop":
+            return [optim.RMSprop(model.parameters(), lr=0.01, momentum=0.5)]
+        case "adagrad":
+            return [optim.Adagrad(model.parameters(), lr=0.05, eps=1e-8)]
+        case "muon":
+            hidden = [p for p in model.get_submodule("blocks").parameters() if p.ndim == 2]
+            rest = [p for p in matrices if all(p is not h for h in hidden)]
+            others: list[dict[str, Any]] = [{"params": rest}, {"params": vectors, "weight_decay": 0.0}]
+            muon = optim.Muon(hidden, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+            return [muon, optim.AdamW(others, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)]
+    raise AssertionError(name)
+
+
+class Net(nn.Module):
+    """Matrices inside and outside of `blocks`, vectors too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 4)])
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        out: Tensor = self.head(x)
+        return out
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def leave_gradients(model: nn.Module, step: int) -> None:
+    model.zero_grad()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+    torch.autograd.backward((model(x) - 1).square().mean())
+
+
+def take(model: nn.Module, optimizer: OptimizerGroup, rate: float, finite: Tensor, step: int = 0) -> None:
+    leave_gradients(model, step)
+    optimizer.step(rate, finite)
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"nesterov"}))
+def test_ten_steps_equal_those_of_a_plain_torch_loop(name: str) -> None:
+    ours, theirs = net(), net()
+    config = Optimizer.model_validate(settings(name))
+    optimizer, references = build_optimizer(ours, config), plain(theirs, name)
+    for step in range(10):
+        take(ours, optimizer, config.lr, YES, step)
+        leave_gradients(theirs, step)
+        for reference in references:
+            reference.step()
+    for (label, weight), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6, msg=label)
+
+
+def test_nesterov_looks_ahead() -> None:
+    """The first step of momentum m is lr * (1 + m) * gradient, less the decoupled decay of matrices."""
+    model = net()
+    leave_gradients(model, 0)
+    before = [(p.detach().clone(), p.grad.clone()) for p in model.parameters() if p.grad is not None]
+    build_optimizer(model, Optimizer.model_validate(settings("nesterov"))).step(0.05, YES)
+    for weight, (old, gradient) in zip(model.parameters(), before, strict=True):
+        decayed = old * (1 - 0.05 * 0.1) if old.ndim == 2 else old
+        torch.testing.assert_close(weight.detach(), decayed - 0.05 * 1.9 * gradient)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_step_that_is_not_finite_changes_nothing(name: str) -> None:
+    """Weights, moments and the optimizer's own count of steps stay bit for bit, whatever is in the gradients."""
+    model = net()
+    optimizer = build_optimizer(model, Optimizer.model_validate(settings(name)))
+    take(model, optimizer, 0.01, YES)
+
+    def state() -> list[Tensor]:
+        moments = [m for p in model.parameters() for m in optimizer.state_of(p).values()]
+        return [tensor.detach().clone() for tensor in (*model.parameters(), *moments)]
+
+    before = state()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    optimizer.step(0.01, torch.tensor(False))
+    assert all(torch.equal(old, new) for old, new in zip(before, state(), strict=True))
+    take(model, optimizer, 0.01, YES)
+    assert not torch.equal(before[0], state()[0])
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_materialized_state_changes_nothing_in_what_follows(name: str) -> None:
+    def run(early: bool) -> list[Tensor]:
+        model = net()
+        optimizer = build_optimizer(model, Optimizer.model_validate(settings(name)))
+        if early:
+            optimizer.materialize()
+        for step in range(3):
+            take(model, optimizer, 0.1, YES, step)
+        return [p.detach() for p in model.parameters()]
+
+    assert all(torch.equal(early, late) for early, late in zip(run(True), run(False), strict=True))
+
+
+def test_penalties_add_their_gradients_to_matrices_only() -> None:
+    model = net()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    add_penalties(model.parameters(), Optimizer(name="sgd", l1=0.5, l2=0.25), torch.tensor(4.0))
+    for parameter in model.parameters():
+        w = parameter.detach()
+        expected = 1 + 4 * (0.5 * w.sign() + 0.25 * w) if w.ndim == 2 else torch.ones_like(w)
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_the_average_follows_the_weights_and_stands_in_for_them() -> None:
+    model = net()
+    average = WeightAverage(model, 0.9)
+    average.restart()
+    start = model.head.weight.detach().clone()
+    with torch.no_grad():
+        model.head.weight += 1
+    average.update(YES)
+    average.update(torch.tensor(False))
+    torch.testing.assert_close(average.tensors["head.weight"], start + 0.1)
+    with average.in_place():
+        torch.testing.assert_close(model.head.weight.detach(), start + 0.1)
+    torch.testing.assert_close(model.head.weight.detach(), start + 1)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_on_two_ranks_the_steps_are_those_of_one(tmp_path: Path, name: str) -> None:
+    """With L1, where the optimizer allows it: each shard gets its own part. Muon orthogonalises in bfloat16."""
+    penalty = {} if name == "muon" else {"l1": 1e-3}
+    optimizer = settings(name) | penalty | {"lr": 1e-3}
+    config = job(tmp_path, steps=5, model=without_dropout(), optimizer=optimizer)
+    put_tokens(store_of(config))
+    [alone] = run_ranks(1, weights_after, config)
+    bound = 2e-3 if name == "muon" else 2e-5
+    for rank in run_ranks(2, weights_after, config):
+        for label, weight in alone.items():
+            np.testing.assert_allclose(rank[label], weight, rtol=0, atol=bound, err_msg=label)
+
+
+@pytest.mark.parametrize("name", ["adam", "nesterov", "rmsprop", "adagrad", "muon"])
+def test_state_and_average_survive_a_checkpoint_bit_for_bit(tmp_path: Path, name: str) -> None:
+    """Three steps, a checkpoint, two more in new processes: as five steps without a break."""
+    config = job(tmp_path, optimizer=settings(name), emaDecay=0.9)
+    put_tokens(store_of(config))
+    [unbroken] = run_ranks(1, hash_steps, config, 5)
+    saved = run_ranks(1, save_state, config, 1, 3)
+    assert run_ranks(1, load_state, config, 2) == saved
+    assert run_ranks(1, resume_state, config, 2, 5) == [unbroken]
+
+
+def test_one_nan_on_one_of_two_ranks_is_a_step_that_neither_takes(tmp_path: Path) -> None:
+    config = job(tmp_path, emaDecay=0.9)
+    put_tokens(store_of(config))
+    for before, after in run_ranks(2, poisoned_step, config):
+        assert before == after

@@ -1,0 +1,54 @@
+"""Exponential moving average of the weights (Polyak & Juditsky 1992), which is what evaluation and export then use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """`average = decay * average + (1 - decay) * weight` after every step; sharded like the weights.
+
+    The average begins at the weights of `restart`, so it needs no correction for its start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._weights = dict(model.named_parameters())
+        self.tensors: dict[str, Tensor] = {
+            n: torch.empty_like(w, requires_grad=False) for n, w in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin at the present weights."""
+        for name, weight in self._weights.items():
+            self.tensors[name].copy_(weight)
+
+    @torch.no_grad()
+    def update(self, finite: Tensor) -> None:
+        """Take in the present weights; where the device scalar `finite` is False, nothing changes."""
+        share = (1 - self._decay) * finite.float()
+        averages, weights = list(self.tensors.values()), [self._weights[name].detach() for name in self.tensors]
+        differences = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(differences, share)
+        torch._foreach_add_(averages, differences)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the average for its weights, until the end of the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, weight in self._weights.items():
+            kept = weight.detach().clone()
+            weight.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)

@@ -1,0 +1,132 @@
+"""The optimizers of PyTorch over plain or sharded parameters, stepped as one and gated by one verdict on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainingjob_trainer.config import Optimizer
+
+Parameters = list[nn.Parameter]
+
+
+@dataclass(frozen=True)
+class OptimizerGroup:
+    """Optimizers over disjoint parameters. Moments have the dtype and the sharding of their parameters.
+
+    decayed: parameters whose decoupled weight decay (Loshchilov & Hutter 2019) is done here, because their optimizer
+    knows only the coupled kind. decay: its factor.
+    """
+
+    parts: Sequence[torch.optim.Optimizer]
+    decayed: Sequence[nn.Parameter] = ()
+    decay: float = 0.0
+
+    @torch.no_grad()
+    def step(self, rate: float, finite: Tensor) -> None:
+        """Take a step of learning rate `rate`; where the device scalar `finite` is False, nothing at all changes.
+
+        Fused optimizers read the verdict on the device; for the others the host waits for it.
+        """
+        if self.decayed:
+            torch._foreach_mul_(list(self.decayed), 1 - rate * self.decay * finite.float())
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            if getattr(part, "_step_supports_amp_scaling", False):
+                part.found_inf = (~finite).float()  # type: ignore[attr-defined]
+                part.step()
+            elif finite:
+                part.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The moments of a parameter by name; there from the first call of `materialize` or `step` on."""
+        return next((part.state[parameter] for part in self.parts if parameter in part.state), {})
+
+    def materialize(self) -> None:
+        """Create the moments, which an optimizer otherwise makes at its first step, without moving a weight."""
+        for part in self.parts:
+            if not part.state:
+                _materialize(part)
+
+
+def build_optimizer(model: nn.Module, config: Optimizer) -> OptimizerGroup:
+    """The configured optimizer. Weight decay is for matrices only: norms and biases are spared."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    first, second = config.betas
+    if config.name == "muon":
+        return _muon(model, parameters, config)
+    if config.name == "adamw":
+        groups = _decay_groups(parameters, config.decay)
+        return OptimizerGroup(
+            [torch.optim.AdamW(groups, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)]
+        )
+    part: torch.optim.Optimizer
+    match config.name:
+        case "adam":
+            part = torch.optim.Adam(parameters, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
+        case "sgd":
+            # The fused one does not know shards.
+            part = torch.optim.SGD(parameters, lr=config.lr, momentum=config.inertia, nesterov=config.nesterov)
+        case "rmsprop":
+            part = torch.optim.RMSprop(
+                parameters, lr=config.lr, alpha=config.alpha, eps=config.eps, momentum=config.inertia
+            )
+        case "adagrad":
+            part = torch.optim.Adagrad(parameters, lr=config.lr, eps=config.eps)
+    return OptimizerGroup([part], matrices(parameters) if config.decay else (), config.decay)
+
+
+def matrices(parameters: Iterable[nn.Parameter]) -> Parameters:
+    """The parameters that decay and penalties are for: of two dimensions and more."""
+    return [parameter for parameter in parameters if parameter.ndim >= 2]
+
+
+def _muon(model: nn.Module, parameters: Parameters, config: Optimizer) -> OptimizerGroup:
+    """Muon (Jordan 2024) for the matrices inside the blocks, AdamW for the rest.
+
+    Updates are scaled to AdamW's root mean square (Liu et al. 2025), so that one learning rate serves both.
+    """
+    inside = {id(p) for p in model.get_submodule("blocks").parameters() if p.ndim == 2}
+    hidden = [p for p in parameters if id(p) in inside]
+    others = _decay_groups([p for p in parameters if id(p) not in inside], config.decay)
+    first, second = config.betas
+    return OptimizerGroup(
+        [
+            torch.optim.Muon(
+                hidden,
+                lr=config.lr,
+                weight_decay=config.decay,
+                momentum=config.inertia,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(others, lr=config.lr, betas=(first, second), eps=config.eps, fused=True),
+        ]
+    )
+
+
+def _decay_groups(parameters: Parameters, decay: float) -> list[dict[str, object]]:
+    return [
+        {"params": matrices(parameters), "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _materialize(part: torch.optim.Optimizer) -> None:
+    for group in part.param_groups:
+        group["lr"] = 0.0  # set anew at each step
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    part.step()
+    part.zero_grad(set_to_none=True)
+    for state in part.state.values():
+        for tensor in state.values():
+            tensor.zero_()

@@ -1,0 +1,32 @@
+"""L1 and L2: terms of the loss that depend on the weights alone, added as their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from trainingjob_trainer.config import Optimizer
+from trainingjob_trainer.optim.optimizers import matrices
+
+
+@torch.no_grad()
+def add_penalties(parameters: Iterable[nn.Parameter], config: Optimizer, count: Tensor) -> None:
+    """Add to `.grad` the gradient of `count * (l1 * sum|w| + l2/2 * sum w^2)` over the matrices.
+
+    Gradients are of a loss that is still to be divided by `count`, the step's targets over all ranks. The terms are
+    sums over elements, so each rank's shard gets exactly its own part.
+    """
+    chosen = [p for p in matrices(parameters) if p.grad is not None]
+    weights, gradients = [_local(p) for p in chosen], [_local(p.grad) for p in chosen if p.grad is not None]
+    scale = count.to(weights[0].dtype)
+    if config.l2:
+        torch._foreach_add_(gradients, torch._foreach_mul(weights, config.l2 * scale))
+    if config.l1:
+        torch._foreach_add_(gradients, torch._foreach_mul(torch._foreach_sign(weights), config.l1 * scale))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
