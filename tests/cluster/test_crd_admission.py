@@ -128,7 +128,7 @@ def test_kubectl_knows_the_resource(jobs: Jobs) -> None:
         ({"outputUri": "http://models/run"}, "spec.outputUri: Invalid value"),
         ({"training": {"steps": 0}}, "should be greater than or equal to 1"),
         ({"training": {"optimizer": {"lr": -1}}}, "should be greater than 0"),
-        ({"training": {"optimizer": {"name": "sgd"}}}, 'spec.training.optimizer.name: Unsupported value: "sgd"'),
+        ({"training": {"optimizer": {"name": "adamax"}}}, 'spec.training.optimizer.name: Unsupported value: "adamax"'),
         ({"task": {"kind": "poetry"}}, 'supported values: "language-modeling", "image-classification"'),
         ({"training": {"stepz": 5}}, 'unknown field "spec.training.stepz"'),
         ({"checkpoint": {"drainSeconds": 1}}, "should be greater than or equal to 5"),
@@ -164,6 +164,26 @@ def test_kubectl_knows_the_resource(jobs: Jobs) -> None:
         (
             {"data": {"prepare": {"clean": {"minChars": 9, "maxChars": 8}}}},
             "spec.data.prepare.clean.minChars: Invalid value: minChars (9) must not be above maxChars (8)",
+        ),
+        (
+            {"training": {"optimizer": {"l2": 0.1, "weightDecay": 0.1}}},
+            "spec.training.optimizer.l2: Invalid value: l2 is coupled and weightDecay decoupled decay: set one of them",
+        ),
+        (
+            {"training": {"optimizer": {"nesterov": True}}},
+            "spec.training.optimizer.nesterov: Invalid value: nesterov is for name sgd with a momentum above 0",
+        ),
+        (
+            {"training": {"schedule": {"name": "points"}}},
+            "spec.training.schedule.points: Invalid value: points are given exactly if name is points",
+        ),
+        (
+            {
+                "training": {
+                    "schedule": {"name": "points", "points": [{"step": 5, "ratio": 1}, {"step": 5, "ratio": 0}]}
+                }
+            },
+            "spec.training.schedule.points: Invalid value: points must be in rising order of step, without repetition",
         ),
         (
             {"runPolicy": {"startDeadlineSeconds": 61, "activeDeadlineSeconds": 60}},
@@ -259,6 +279,7 @@ def test_a_name_that_pods_cannot_bear_is_refused(shared: Jobs, name: str, messag
         ({"model": {"preset": "gpt-3m"}}, "model"),
         ({"training": {"seed": 2}}, "training.seed"),
         ({"training": {"globalBatchSize": 128}}, "training.globalBatchSize"),
+        ({"training": {"emaDecay": 0.5}}, "training.emaDecay"),
     ],
 )
 @pytest.mark.parametrize("suspended", [False, True])
