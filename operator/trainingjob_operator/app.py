@@ -37,6 +37,8 @@ from trainingjob_operator.options import Options
 from trainingjob_operator.stores import JobStore, PodStore
 
 RELIST_DELAY_SECONDS = 1.0
+GATHER_SECONDS = 0.1
+"""The pods of a gang change together, each with an event of its own: they are decided on together."""
 LAST_WRITES_SECONDS = 5.0
 """How long a leader that is told to end may go on with what it is at; then others may lead."""
 
@@ -66,7 +68,7 @@ class Operator:
         self._poller = ProgressPoller(self._queue.add_after, _now, options.progress_interval)
         self._job_metrics = JobMetrics(self._led_jobs, self._poller.facts, self._cache.pods, _now)
         self._jobs = JobStore(self._cache, self._enqueue)
-        pods = PodStore(self._cache, self._enqueue)
+        pods = PodStore(self._cache, partial(self._enqueue, seconds=GATHER_SECONDS))
         self._informers = [
             Informer(
                 self._client,
@@ -157,10 +159,10 @@ class Operator:
             workers = self._options.max_concurrent_reconciles
             await self._queue.run(self._executor.reconcile, workers, grace=LAST_WRITES_SECONDS)
 
-    def _enqueue(self, key: Key) -> None:
+    def _enqueue(self, key: Key, seconds: float = 0.0) -> None:
         """A standby queues nothing; when it becomes the leader it queues all jobs."""
         if self._leading:
-            self._queue.add(key)
+            self._queue.add_after(key, seconds)
 
     def _led_jobs(self) -> Iterable[tuple[Key, Job]]:
         """The jobs that this operator tells about in its metrics: a sum over two operators counts them once."""

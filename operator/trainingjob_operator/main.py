@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.parse(arguments)
     logs.configure(chosen.log_format, chosen.log_level)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # Twice the series, and they say nothing.
+    gc.freeze()  # What has been imported stays: the collector need not look through it again and again.
     try:
         asyncio.run(app.run(chosen))
     except StartProblem as problem:

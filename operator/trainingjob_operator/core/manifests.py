@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from pydantic_core import to_json
 from trainingjob_trainer.config import JobSpec, PodConfig, digest
 
 from trainingjob_operator.api.spec import API_VERSION, KIND, TrainingJobSpec
@@ -80,7 +80,7 @@ def children(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> tuple[Manif
             "kind": "ConfigMap",
             "metadata": metadata(job, names.config_map_name(job.name, resolved.config_hash)),
             "immutable": True,
-            "data": {"config.json": json.dumps(config, indent=2, sort_keys=True)},
+            "data": {"config.json": to_json(config, indent=2).decode()},
         },
         *(() if spec.custom else (secret,)),
         {
