@@ -51,8 +51,8 @@ def line(job: Job) -> str:
     """The job in one line."""
     status, facts = job.status, []
     progress = status.progress
-    if progress is not None and progress.step:
-        facts.append(f"step {progress.step}/{progress.steps}")
+    if progress is not None and (progress.step or progress.percent):
+        facts.append(f"step {progress.step}/{progress.steps}" if progress.steps else progress.summary)
         if progress.loss is not None:
             facts.append(f"loss {progress.loss:.3f}")
         if progress.tokens_per_second:

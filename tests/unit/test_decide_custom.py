@@ -134,6 +134,9 @@ def test_evictions_start_it_anew_and_are_not_counted(running: Play) -> None:
     assert (running.status.restarts.total, running.status.history[0].class_) == (0, "Evicted")
 
 
+LOG = "Traceback (most recent call last):\n  File ...\nValueError: bad batch\n"
+
+
 def fail_at(play: Play, step: int | None) -> None:
     """The command gets to `step` and dies; its successors run."""
     play.run_pods()
@@ -141,7 +144,7 @@ def fail_at(play: Play, step: int | None) -> None:
     if step is not None:
         progress(play, step)
         play.step(20)
-    play.end(play.head(), 1)
+    play.end(play.head(), 1, termination_text=LOG)
     play.step(300)
     play.step(300)
 
@@ -152,6 +155,10 @@ def test_it_is_given_up_when_it_dies_without_having_come_further(running: Play) 
         fail_at(running, step)
     assert running.status.phase == "Failed"
     assert running.status.restarts.without_progress == 3
+    first, *rest = running.status.message.splitlines()
+    assert "ended with exit code 1: ValueError: bad batch" in first
+    assert "given up after 3 failures without a further step (maxRestarts 2)" in first
+    assert rest == LOG.splitlines()
 
 
 def test_it_goes_on_as_long_as_it_comes_further(running: Play) -> None:

@@ -46,6 +46,13 @@ def drawn(status: dict[str, Any], timeline: Timeline | None = None) -> str:
     return text
 
 
+@pytest.mark.parametrize("progress", [{"step": 7, "summary": "step 7"}, {"percent": 30, "summary": "30%"}])
+def test_a_command_that_does_not_say_its_steps_is_shown_as_far_as_it_says(progress: dict[str, Any]) -> None:
+    status = {**RUNNING, "progress": progress}
+    assert f"Running     {progress['summary']}  Training." in line(job(status))
+    assert "90" not in drawn(status)
+
+
 def test_the_panel_tells_what_an_engineer_asks() -> None:
     text = drawn(RUNNING)
     for fact in (

@@ -34,12 +34,12 @@ def count(restarts: Restarts, committed_step: int, now: datetime) -> Restarts:
     )
 
 
-def exhausted(restarts: Restarts, max_restarts: int, max_total: int) -> str | None:
-    """Why the run is given up; None: it goes on."""
+def exhausted(restarts: Restarts, max_restarts: int, max_total: int, progress: str) -> str | None:
+    """Why the run is given up; None: it goes on. progress: what the failures lacked, in words."""
     failed = restarts.without_progress
     if failed > max_restarts:
         times = f"{failed} failure{'s' if failed > 1 else ''}"
-        return f"given up after {times} without a new checkpoint (maxRestarts {max_restarts})"
+        return f"given up after {times} without {progress} (maxRestarts {max_restarts})"
     if restarts.total > max_total:
         return f"given up after {restarts.total} failures in all"
     return None

@@ -34,7 +34,9 @@ def on_ranks(here: Situation, status: TrainingJobStatus) -> str | None:
 
 
 def _exhausted(here: Situation, status: TrainingJobStatus) -> str | None:
-    return restarts.exhausted(status.restarts, here.spec.run_policy.max_restarts, here.settings.max_total_restarts)
+    policy, max_total = here.spec.run_policy, here.settings.max_total_restarts
+    progress = "a further step" if here.spec.custom else "a new checkpoint"
+    return restarts.exhausted(status.restarts, policy.max_restarts, max_total, progress)
 
 
 def _text(here: Situation, failure: Failure, incident: Incident, given_up: str | None) -> str:
