@@ -1,0 +1,50 @@
+"""What to train: the part of a TrainingJob's spec that the trainer reads, as typed, validated objects.
+
+The same models are the operator's source for the CRD's schema (so: pydantic only, no torch, no boto3) and the trainer's
+only configuration. On the wire the names are camelCase, in Python snake_case. Every string, list and map has a maximum,
+because the API server's CEL cost budget needs one.
+"""
+
+from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, digest
+from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
+from trainingjob_trainer.config.model import PRESETS, Model, Transformer
+from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point, Schedule
+from trainingjob_trainer.config.spec import JobConfig, JobSpec, PodConfig, TrainerSpec
+from trainingjob_trainer.config.task import OWN_TASK_PARTS, REQUIRED, Custom, Kind, Storage, Task
+from trainingjob_trainer.config.training import Checkpoint, Evaluation, Training
+
+__all__ = [
+    "Argument",
+    "Checkpoint",
+    "Clean",
+    "Config",
+    "Custom",
+    "Data",
+    "EarlyStopping",
+    "Evaluation",
+    "JobConfig",
+    "JobSpec",
+    "Kind",
+    "Model",
+    "Name",
+    "OWN_TASK_PARTS",
+    "ObjectName",
+    "Optimizer",
+    "PRESETS",
+    "PodConfig",
+    "Point",
+    "Prepare",
+    "Quantity",
+    "REQUIRED",
+    "Schedule",
+    "Source",
+    "Split",
+    "Storage",
+    "Task",
+    "Tokenizer",
+    "TrainerSpec",
+    "Training",
+    "Transformer",
+    "Uri",
+    "digest",
+]

@@ -1,0 +1,90 @@
+"""The data and how it is prepared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainingjob_trainer.config.base import Config, Name, Quantity, Uri
+
+
+class Source(Config):
+    """Raw data: one object, all objects below a prefix, or a glob."""
+
+    uri: Uri = Field(
+        description="Object, prefix ending in '/', or glob. `.gz` and `.zst` JSONL and text are decompressed."
+    )
+    format: Literal["jsonl", "text", "parquet"] = Field(
+        "jsonl", description="jsonl: one JSON object a line; text: one document a file; parquet: one row an example."
+    )
+    field: Name = Field("text", description="Field or column that holds the text (language-modeling).")
+    image_field: Name = Field("image", description="Column of encoded images, PNG or JPEG (image-classification).")
+    label_field: Name = Field("label", description="Column of integer or string labels (image-classification).")
+
+
+class Split(Config):
+    """A held-out split: a fraction of the training data, cut by content hash, or data of its own."""
+
+    fraction: Annotated[float, Field(gt=0, le=0.5)] | None = Field(None, description="Share of the training documents.")
+    uri: Uri | None = Field(None, description="Raw data of its own, in the format of `train`.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.fraction is None) == (self.uri is None):
+            raise ValueError("exactly one of fraction and uri must be set")
+        return self
+
+
+class Tokenizer(Config):
+    """The tokenizer, trained on the training documents only."""
+
+    train: Literal["bpe"] = Field("bpe", description="bpe: byte-level byte-pair encoding.")
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = Field(32_000, description="Entries, EOS included.")
+
+
+class Clean(Config):
+    """What becomes of raw documents before they are split and tokenized."""
+
+    normalize: bool = Field(
+        True, description="Unicode NFC, line ends to \\n, control characters removed, ends stripped."
+    )
+    min_chars: Annotated[int, Field(ge=0, le=1_000_000)] = Field(1, description="Shorter documents are dropped.")
+    max_chars: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
+        10_000_000, description="Longer documents are cut to this length."
+    )
+    deduplicate: bool = Field(True, description="Of documents with equal content one is kept.")
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"minChars ({self.min_chars}) must not be above maxChars ({self.max_chars})")
+        return self
+
+
+class Prepare(Config):
+    """How raw data becomes shards: Ray Data on CPU-only pods, before a GPU is asked for."""
+
+    replicas: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Pods that prepare the data.")
+    cpu: Quantity = Field("1", description="CPU request and limit of a prepare pod.")
+    memory: Quantity = Field("4Gi", description="Memory request and limit of a prepare pod.")
+    tokenizer: Tokenizer = Field(default_factory=Tokenizer, description="Tokenizer (language-modeling).")
+    clean: Clean = Field(default_factory=Clean, description="Cleaning of text.")
+
+
+class Data(Config):
+    """The data: raw in S3, three splits."""
+
+    train: Source = Field(description="Training data.")
+    validation: Split = Field(default_factory=lambda: Split(fraction=0.01), description="Watched while training.")
+    test: Split = Field(default_factory=lambda: Split(fraction=0.01), description="Held out until training is over.")
+    prepare: Prepare = Field(default_factory=Prepare, description="Preparation.")
+
+    @model_validator(mode="after")
+    def _training_data_remains(self) -> Self:
+        held_out = (self.validation.fraction or 0) + (self.test.fraction or 0)
+        if held_out >= 1:
+            raise ValueError(
+                "validation.fraction and test.fraction leave nothing to train on: their sum must be below 1"
+            )
+        return self

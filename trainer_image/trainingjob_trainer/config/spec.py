@@ -1,0 +1,124 @@
+"""The whole of it: what a TrainingJob says about training, and what a pod gets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from trainingjob_trainer.config.base import Config, Name, Uri, digest
+from trainingjob_trainer.config.data import Data
+from trainingjob_trainer.config.model import Model
+from trainingjob_trainer.config.task import OWN_TASK_PARTS, REQUIRED, Storage, Task
+from trainingjob_trainer.config.training import Checkpoint, Evaluation, Training
+
+
+class JobSpec(Config):
+    """The fields of a TrainingJob's spec that its pods read; `operator/.../api/spec.py` adds how to run them."""
+
+    storage: Storage = Field(default_factory=Storage, description="Access to S3.")
+    output_uri: Uri | None = Field(
+        None,
+        description="Run directory: attempts, checkpoints, reports, exported model. Custom commands find it in "
+        "$TRAININGJOB_OUTPUT_URI.",
+    )
+    task: Task = Field(default_factory=Task, description="Task.")
+    data: Data | None = Field(None, description="Data. For every kind but custom.")
+    model: Model | None = Field(None, description="Model. For every kind but custom.")
+    training: Training | None = Field(None, description="Training. For every kind but custom.")
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint,
+        description="Checkpoints. A custom command makes its own: of these fields it has `drainSeconds` only.",
+    )
+    evaluation: Evaluation = Field(
+        default_factory=Evaluation, description="Evaluation. Not read for kind custom, whose command decides."
+    )
+
+    @model_validator(mode="after")
+    def _has_the_parts_of_its_kind(self) -> Self:
+        kind = self.task.kind
+        for part in (part for part in REQUIRED[kind] if getattr(self, part) is None):
+            raise ValueError(f"{to_camel(part)} is required for task.kind {kind}")
+        for part in (part for part in OWN_TASK_PARTS if getattr(self, part) is not None):
+            if part not in REQUIRED[kind]:
+                raise ValueError(f"{part} is not for task.kind {kind}, whose command decides about it: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_columns(self) -> Self:
+        if self.task.kind == "image-classification" and self.data is not None and self.data.train.format != "parquet":
+            raise ValueError(
+                f"data.train.format is {self.data.train.format}: image-classification reads parquet, "
+                "with a column of encoded images"
+            )
+        return self
+
+
+class TrainerSpec(JobSpec):
+    """A job of one of the trainer's own tasks: all its parts are there."""
+
+    output_uri: Uri
+    data: Data
+    model: Model
+    training: Training
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs' states interchangeable: nothing that may change over one run directory is in it.
+
+        Flat: dotted field name -> value, so that a difference can be named.
+        """
+        spec = self.wire()
+        data = {k: v for k, v in spec["data"].items() if k != "prepare"}
+        prepare = spec["data"]["prepare"]
+        parts: dict[str, Any] = {
+            "task": {"kind": self.task.kind},
+            "data": {**data, "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]}},
+            "model": self.model.size.wire(),
+            "training": {
+                "seed": self.training.seed,
+                "globalBatchSize": self.training.global_batch_size,
+                "sequenceLength": self.training.sequence_length,
+                "emaDecay": self.training.ema_decay,
+                "optimizer": {"name": self.training.optimizer.name},
+            },
+        }
+        return dict(_flatten(parts))
+
+    def identity_hash(self) -> str:
+        """Hash of `identity()`: a run directory belongs to one."""
+        return digest(self.identity())
+
+    def plan_hash(self) -> str:
+        """Hash of everything that the result depends on: a stored result answers exactly this."""
+        plan = {
+            "training": self.training.wire(),
+            "evaluation": self.evaluation.wire(),
+            "keepBest": self.checkpoint.keep_best,
+        }
+        return digest({**self.identity(), **dict(_flatten(plan))})
+
+
+class PodConfig(JobSpec):
+    """What a pod gets as `/etc/trainingjob/config.json`: the spec's part, and the facts that the operator resolved."""
+
+    name: Name
+    namespace: Name
+    min_replicas: int | None = Field(None, ge=1)
+    ranks_per_pod: int = Field(ge=1)
+    max_restarts: int = Field(ge=0)
+    on_existing_run: Literal["Resume", "Overwrite"] = "Resume"
+
+
+class JobConfig(TrainerSpec, PodConfig):
+    """The same for a job of one of the trainer's own tasks."""
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat += _flatten(item, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", item))
+    return flat

@@ -1,0 +1,69 @@
+"""What is learnt, and where the data and the run directory are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainingjob_trainer.config.base import Argument, Config, ObjectName
+
+
+class Storage(Config):
+    """Where `s3://` leads and whose credentials open it."""
+
+    endpoint_url: Annotated[str, Field(max_length=1024, pattern=r"^https?://.+")] | None = Field(
+        None, description="S3 endpoint, for S3-compatible servers. Absent: Amazon's."
+    )
+    region: Annotated[str, Field(max_length=64)] | None = Field(None, description="S3 region.")
+    credentials_secret: ObjectName | None = Field(
+        None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and optionally AWS_SESSION_TOKEN."
+    )
+    service_account_name: ObjectName | None = Field(
+        None, description="ServiceAccount of the pods, where it stands for the credentials (IRSA, workload identity)."
+    )
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if self.credentials_secret is not None and self.service_account_name is not None:
+            raise ValueError("credentialsSecret and serviceAccountName exclude each other: remove one")
+        return self
+
+
+class Custom(Config):
+    """A training program of your own. It runs once in every worker pod, with what torch.distributed asks for in env."""
+
+    command: Annotated[list[Argument], Field(min_length=1, max_length=64)] = Field(
+        description="Program and first arguments; not run in a shell."
+    )
+    args: Annotated[list[Argument], Field(max_length=256)] = Field(
+        default_factory=list, description="Further arguments."
+    )
+
+
+Kind = Literal["language-modeling", "image-classification", "custom"]
+# Parts of a spec that describe a task of the trainer's own. A custom command has no use for them, but for an outputUri.
+OWN_TASK_PARTS = ("data", "model", "training")
+REQUIRED: dict[Kind, tuple[str, ...]] = {
+    "language-modeling": ("output_uri", *OWN_TASK_PARTS),
+    "image-classification": ("output_uri", *OWN_TASK_PARTS),
+    "custom": (),
+}
+
+
+class Task(Config):
+    """What is learnt."""
+
+    kind: Kind = Field(
+        "language-modeling",
+        description="language-modeling: next-token prediction; image-classification: one label; custom: `command`.",
+    )
+    custom: Custom | None = Field(None, description="The program to run (custom).")
+
+    @model_validator(mode="after")
+    def _custom_has_a_command(self) -> Self:
+        if self.kind == "custom" and self.custom is None:
+            raise ValueError("custom is required for kind custom: give the command to run")
+        if self.kind != "custom" and self.custom is not None:
+            raise ValueError(f"custom is not for kind {self.kind}: set kind to custom, or remove it")
+        return self

@@ -1,0 +1,63 @@
+"""How long, in what batches, what is saved and what is evaluated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainingjob_trainer.config.base import Config
+from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Schedule
+
+
+class Training(Config):
+    """How long, in what batches, with what optimizer."""
+
+    steps: Annotated[int, Field(ge=1, le=100_000_000)] = Field(description="Optimizer steps of the whole run.")
+    global_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        64, description="Samples an optimizer step, over all ranks; never changes with the world size."
+    )
+    sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(1024, description="Tokens a sample.")
+    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        None, description="Rows a rank holds in one pass. Absent: the rank's whole share of the batch, at most 8."
+    )
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer.")
+    schedule: Schedule = Field(default_factory=Schedule, description="Learning-rate schedule.")
+    clip_norm: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        1.0, description="Global gradient norm, clipped to this. 0: not clipped."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the target's weight that is spread over all classes, in the training loss only."
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Decay of a moving average of the weights, which is evaluated and exported. 0: none."
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="Ends the run before its last step. Absent: never.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of the passes; weights, moments and reductions are float32. auto: bfloat16 on CUDA."
+    )
+    deterministic: bool = Field(False, description="Deterministic kernels only: the same run gives the same bits.")
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(1, description="Of weights, data order and dropout.")
+    log_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(10, description="Steps between two logged losses.")
+
+
+class Checkpoint(Config):
+    """When state is committed to the run directory and what is kept of it."""
+
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(500, description="Steps between two checkpoints.")
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints that are kept.")
+    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(
+        1, description="Best checkpoints by validation loss that are kept."
+    )
+    drain_seconds: Annotated[int, Field(ge=5, le=86_400)] = Field(
+        120, description="Grace period of the pods: time to commit a checkpoint after SIGTERM."
+    )
+
+
+class Evaluation(Config):
+    """Evaluation on the validation split while training; the test split is evaluated once, at the end."""
+
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(500, description="Steps between two evaluations.")
+    max_samples: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(
+        None, description="Validation samples of a periodic evaluation. Absent: all. The final one is always whole."
+    )
