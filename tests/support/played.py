@@ -30,22 +30,7 @@ class PlayedJob:
         self.core = client.CoreV1Api(api)
         self._custom = client.CustomObjectsApi(api)
         self._address = itertools.count(1)
-        workers = {"replicas": 2, "template": {"schedulerName": "played-by-the-test"}}
-        self.manifest: Object = {
-            "apiVersion": "trainingjob.io/v1alpha1",
-            "kind": "TrainingJob",
-            "metadata": {"name": name, "namespace": namespace},
-            "spec": {
-                "outputUri": f"s3://models/{name}",
-                "storage": {"credentialsSecret": "s3-credentials"},
-                "data": {"train": {"uri": "s3://corpus/raw.jsonl"}, "prepare": {"replicas": 2}},
-                "model": {"preset": "gpt-nano"},
-                "training": {"steps": 100},
-                "checkpoint": {"drainSeconds": 5},
-                "workers": workers,
-                **spec,
-            },
-        }
+        self.manifest = manifest(namespace, name, **spec)
 
     def apply(self) -> None:
         """`kubectl apply` of the manifest."""
@@ -119,17 +104,11 @@ class PlayedJob:
     def run(self, *names: str, address: str | None = None) -> None:
         """These pods run and are ready."""
         for name in names:
-            state = {"running": {"startedAt": _now()}}
-            ip = address or f"10.99.0.{next(self._address)}"
-            self._set(name, "Running", state, ready=True, podIP=ip, podIPs=[{"ip": ip}])
+            self._set(name, running(address or f"10.99.0.{next(self._address)}"))
 
     def end(self, name: str, code: int = 0, reason: str = "", **message: Any) -> None:
         """This pod ends with an exit code and a termination message."""
-        text = json.dumps(message) if message else ""
-        ended = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), "message": text}
-        # In whole seconds, and a second played is a millisecond lived: it ends later than all its gang began.
-        state = {"terminated": {**ended, "startedAt": _now(), "finishedAt": _now(2)}}
-        self._set(name, "Failed" if code else "Succeeded", state, ready=False)
+        self._set(name, ended(code, reason, **message))
 
     def bind(self, name: str, node: str) -> None:
         """This pod is on a node (that need not exist)."""
@@ -139,9 +118,7 @@ class PlayedJob:
 
     def disrupt(self, name: str, reason: str) -> None:
         """Kubernetes says why it is about to end this pod."""
-        said = {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": _now()}
-        body = {"status": {"conditions": [said]}}
-        self.core.patch_namespaced_pod_status(f"{self.name}-{name}", self.namespace, body)
+        self._set(name, disrupted(reason))
 
     def remove_pod(self, name: str) -> None:
         """Somebody deletes this pod."""
@@ -172,11 +149,54 @@ class PlayedJob:
             if item["metadata"]["name"].startswith(f"{self.name}-")
         }
 
-    def _set(self, name: str, phase: str, state: Object, ready: bool, **status: Any) -> None:
-        container = {"name": "trainer", "image": "i", "imageID": "i", "restartCount": 0, "ready": ready, "state": state}
-        conditions = [{"type": "Ready", "status": str(ready), "lastTransitionTime": _now()}]
-        body = {"status": {"phase": phase, "containerStatuses": [container], "conditions": conditions, **status}}
-        self.core.patch_namespaced_pod_status(f"{self.name}-{name}", self.namespace, body)
+    def _set(self, name: str, status: Object) -> None:
+        self.core.patch_namespaced_pod_status(f"{self.name}-{name}", self.namespace, {"status": status})
+
+
+def manifest(namespace: str, name: str = "gpt", **spec: Any) -> Object:
+    """A TrainingJob of two workers that no scheduler takes; parts of the spec replaced by `spec`."""
+    return {
+        "apiVersion": "trainingjob.io/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "outputUri": f"s3://models/{name}",
+            "storage": {"credentialsSecret": "s3-credentials"},
+            "data": {"train": {"uri": "s3://corpus/raw.jsonl"}, "prepare": {"replicas": 2}},
+            "model": {"preset": "gpt-nano"},
+            "training": {"steps": 100},
+            "checkpoint": {"drainSeconds": 5},
+            "workers": {"replicas": 2, "template": {"schedulerName": "played-by-the-test"}},
+            **spec,
+        },
+    }
+
+
+def running(ip: str) -> Object:
+    """Status of a pod that runs and is ready."""
+    return _pod_status("Running", {"running": {"startedAt": _now()}}, ready=True, podIP=ip, podIPs=[{"ip": ip}])
+
+
+def ended(code: int = 0, reason: str = "", **message: Any) -> Object:
+    """Status of a pod that ended with an exit code and a termination message."""
+    text = json.dumps(message) if message else ""
+    said = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), "message": text}
+    # In whole seconds, and a second played is a millisecond lived: it ends later than all its gang began.
+    state = {"terminated": {**said, "startedAt": _now(), "finishedAt": _now(2)}}
+    return _pod_status("Failed" if code else "Succeeded", state, ready=False)
+
+
+def disrupted(reason: str) -> Object:
+    """Status of a pod that Kubernetes is about to end, and why."""
+    return {
+        "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": _now()}]
+    }
+
+
+def _pod_status(phase: str, state: Object, ready: bool, **status: Any) -> Object:
+    container = {"name": "trainer", "image": "i", "imageID": "i", "restartCount": 0, "ready": ready, "state": state}
+    conditions = [{"type": "Ready", "status": str(ready), "lastTransitionTime": _now()}]
+    return {"phase": phase, "containerStatuses": [container], "conditions": conditions, **status}
 
 
 def _now(later: float = 0) -> str:

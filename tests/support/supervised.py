@@ -1,0 +1,98 @@
+"""The operator as Kubernetes runs it: a process that is started again whenever it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import sys
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+BACKOFF_SECONDS = 0.5
+"""Before a start that follows on one that came to nothing."""
+
+# The operator's code, unmodified, in a process of its own; forked where it is imported already, because a test that
+# kills it thirty times would spend most of its time on imports.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["trainingjob_operator.main", __name__])
+
+
+class SupervisedOperator:
+    """An operator with a kubeconfig; its log lies in `log`. `ends` counts how often it ended while it should run."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *flags: str) -> None:
+        self._arguments = ["--kubeconfig", str(kubeconfig), "--metrics-address", "127.0.0.1:0", *flags]
+        self._process: ForkServerProcess | None = None
+        self.log = log
+        self.ends = 0
+
+    async def __aenter__(self) -> Self:
+        self._wanted = asyncio.create_task(self._keep_running())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the operator is not running"
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL; it is started again."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL to one that does not heed it within 10 s; it stays down."""
+        self._wanted.cancel()
+        await asyncio.wait([self._wanted])
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            await asyncio.wait_for(_end_of(self._process), 10)
+        except TimeoutError:
+            self._process.kill()
+            await _end_of(self._process)
+            raise AssertionError("the operator did not end within 10 s of SIGTERM") from None
+        finally:
+            self._process = None
+
+    async def _keep_running(self) -> None:
+        while True:
+            begun = asyncio.get_running_loop().time()
+            self._process = _processes.Process(target=_run, args=(self._arguments, str(self.log)), daemon=True)
+            self._process.start()
+            await _end_of(self._process)
+            self.ends += 1
+            if asyncio.get_running_loop().time() - begun < BACKOFF_SECONDS:
+                await asyncio.sleep(BACKOFF_SECONDS)
+
+
+async def _end_of(process: ForkServerProcess) -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(process.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.sentinel)
+    process.join()
+
+
+def _run(arguments: list[str], log: str) -> None:
+    """In the operator's process."""
+    from trainingjob_operator.main import main
+
+    logging.getLogger().handlers.clear()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    sys.exit(main(arguments))
