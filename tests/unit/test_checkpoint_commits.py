@@ -27,8 +27,8 @@ def write(attempt: Attempt, step: int, loss: float | None = None, content: bytes
     )
 
 
-def keys(store: Store) -> set[str]:
-    return {info.key for info in store.list("checkpoints/")}
+def keys(store: Store, below: str = "checkpoints/") -> set[str]:
+    return {info.key for info in store.list(below)}
 
 
 def test_attempts_count_up_and_remember_where_they_resume(store: Store) -> None:
@@ -70,6 +70,15 @@ def test_of_two_attempts_at_one_step_the_first_commit_stands_and_the_other_is_dr
     assert latest(store) == of_newer
     assert keys(store) == {of_newer.key, of_newer.objects[0].key}
     assert store.get(of_newer.objects[0].key) == b"newer"
+
+
+def test_a_driver_that_was_cut_off_does_not_jump_ahead_of_its_successor(store: Store) -> None:
+    cut_off = Attempt.take(store, 0)
+    successor = Attempt.take(store, 20)
+    with pytest.raises(Fenced, match="Attempt 2 of this run has started"):
+        cut_off.next(20)
+    assert keys(store, "attempts/") == {"attempts/1.json", "attempts/2.json"}
+    assert successor.next(40).number == 3
 
 
 def test_a_fenced_attempt_neither_commits_nor_deletes(store: Store) -> None:

@@ -64,9 +64,12 @@ class PlayedCluster:
     def __init__(self, *there: Sequence[int]) -> None:
         self._there = list(there)
         self.asked: list[Gang] = []
+        self.checks = True
 
-    def wait_for(self, gang: Gang, pod: Pod, say: Callable[[str], None]) -> list[Node]:
+    def wait_for(self, gang: Gang, pod: Pod, say: Callable[[str], None], check: Callable[[], None]) -> list[Node]:
         self.asked.append(gang)
+        if self.checks:
+            check()
         indexes = self._there.pop(0) if len(self._there) > 1 else self._there[0]
         return [Node(f"node-{index}", index, "ready", slots=1, free=1, gpus=0) for index in indexes]
 
@@ -198,6 +201,21 @@ def test_what_a_retry_cannot_cure_is_not_tried_again(
         train(play)
     assert [found.key for found in store.list("attempts/")] == ["attempts/1.json"]
     assert len(incidents(store)) == written
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_driver_that_lost_its_pods_to_its_successor_ends(train: Any, store: Store, waits: bool) -> None:
+    """Its node was cut off: the workers have gone over to the new head, whose attempt it must not fence."""
+    cluster = PlayedCluster([0])
+    cluster.checks = waits
+
+    def play(attempt: Attempt) -> dict[str, Any]:
+        assert Attempt.take(store, 20).number == attempt.number + 1
+        raise WorkerLost("Rank 1 was lost.", rank=1)
+
+    with pytest.raises(Fenced, match="Attempt 2 of this run has started"):
+        train(play, cluster)
+    assert [found.key for found in store.list("attempts/")] == ["attempts/1.json", "attempts/2.json"]
 
 
 def test_a_drain_of_this_pod_ends_the_driver(train: Any, pod: Pod, store: Store) -> None:

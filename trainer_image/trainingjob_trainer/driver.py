@@ -83,11 +83,12 @@ class Training:
         self._failures = 0
         self._committed_at_failure = -1
         self._gang = _whole(pod, config.min_replicas)
+        self._attempt: Attempt | None = None
 
     def run(self) -> RunResult:
         """Train to the end. Raises `Drained`, or the failure that ends the run here."""
         while True:
-            nodes = wait_for(self._gang, self.pod, lambda message: self._report("Starting", message))
+            nodes = wait_for(self._gang, self.pod, lambda message: self._report("Starting", message), self._check_fence)
             attempt = self._begin(nodes)
             try:
                 answer = self._fit(attempt, nodes)
@@ -103,7 +104,9 @@ class Training:
 
     def _begin(self, nodes: Sequence[Node]) -> Attempt:
         """Take the next attempt, whose pods are `nodes`."""
-        attempt = Attempt.take(self.store, self._committed())
+        committed = self._committed()
+        attempt = self._attempt.next(committed) if self._attempt else Attempt.take(self.store, committed)
+        self._attempt = attempt
         indexes = [node.index for node in nodes]
         logger.info("Attempt %d starts on pods %s", attempt.number, indexes)
         news = {"attempt": attempt.number, "pods": indexes, "state": "Starting", "message": "The ranks start."}
@@ -111,6 +114,11 @@ class Training:
         if self._elastic:
             self._gang = Gang(frozenset(indexes), self._gang.fewest)
         return attempt
+
+    def _check_fence(self) -> None:
+        """Raise `Fenced` if another driver goes on with the run: this one was cut off."""
+        if self._attempt is not None:
+            self._attempt.check_fence()
 
     def _fit(self, attempt: Attempt, nodes: Sequence[Node]) -> dict[str, Any]:
         with watch_for_joiners(self.pod, nodes) if self._elastic else nullcontext():

@@ -72,10 +72,11 @@ class Gang:
         return None
 
 
-def wait_for(gang: Gang, pod: Pod, say: Callable[[str], None]) -> list[Node]:
+def wait_for(gang: Gang, pod: Pod, say: Callable[[str], None], check: Callable[[], None] = lambda: None) -> list[Node]:
     """Wait until the gang's pods are part of Ray's cluster; returns them, by index.
 
-    Raises `Drained`; `WorkerLost` or `Hang` if it comes to nothing although all pods are there.
+    Raises `Drained`; `WorkerLost` or `Hang` if it comes to nothing although all pods are there; and what `check` raises,
+    which is called now and then.
     """
     said, looked = "", 0.0
     enough_since: float | None = None
@@ -96,6 +97,7 @@ def wait_for(gang: Gang, pod: Pod, say: Callable[[str], None]) -> list[Node]:
         missing = gang.wanted - {node.index for node in ready}
         if now - looked > LOOK_AROUND:
             looked = now
+            check()
             there = {node.index for node in nodes}
             stuck = all(index in there or _answers(pod, index) for index in sorted(missing))
             stuck_since = (stuck_since or now) if stuck else None
