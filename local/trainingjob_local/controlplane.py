@@ -7,7 +7,8 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,25 @@ class ControlPlane:
             flags.append(_GANG_API)
         self._start("kube-apiserver", *flags).wait_ready(self._ready_probe(), seconds=60)
 
-    def _start_controller_manager(self) -> None:
+    @contextmanager
+    def node_grace(self, seconds: int) -> Iterator[None]:
+        """Until the end of the block, a node counts as lost when it is silent for `seconds` instead of Kubernetes' 50.
+
+        A node renews its lease every 3 s. The controller-manager is started anew, with the flag and then without.
+        """
+        self._restart_controller_manager(f"--node-monitor-grace-period={seconds}s", "--node-monitor-period=1s")
+        try:
+            yield
+        finally:
+            self._restart_controller_manager()
+
+    def _restart_controller_manager(self, *flags: str) -> None:
+        (running,) = [part for part in self.components if part.name == "kube-controller-manager"]
+        running.stop()
+        self.components.remove(running)
+        self._start_controller_manager(*flags)
+
+    def _start_controller_manager(self, *flags: str) -> None:
         self._start(
             "kube-controller-manager",
             f"--kubeconfig={self.client_kubeconfig('system:kube-controller-manager')}",
@@ -157,6 +176,7 @@ class ControlPlane:
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
             "--controllers=*,-node-ipam-controller",
+            *flags,
         )
 
     def _start_scheduler(self) -> None:

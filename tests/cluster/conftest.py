@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.operator_process import Operator
 from support.played import PlayedJob
+from support.played_head import Head, serving
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
@@ -112,3 +113,10 @@ def played(cluster: "LocalCluster", namespace: str) -> Callable[..., PlayedJob]:
         return PlayedJob(cluster, namespace, name, **spec)
 
     return make
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    """A head pod's HTTP server."""
+    with serving() as server:
+        yield server

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from support.disturb import addresses, writes
 from support.operator_process import Operator
 from support.played import Object, PlayedJob
 from support.runs import wait_until
@@ -175,35 +174,6 @@ def test_the_operator_killed_at_any_moment_creates_each_pod_once(operator: Opera
     assert {name: created(job, name) for name in names} == dict.fromkeys(names, 1)
 
 
-def addresses(job: PlayedJob) -> dict[str, list[str]]:
-    """Addresses of each host name of the job's Service, as the cluster's DNS would serve them."""
-    text = job.cluster.kubectl(
-        *("-n", job.namespace, "get", "endpointslices", "-l", "kubernetes.io/service-name=gpt-tj", "-o", "json")
-    )
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for part in json.loads(text)["items"]:
-        for endpoint in part.get("endpoints") or ():
-            found[endpoint.get("hostname", "")] += endpoint["addresses"]
-    return found
-
-
 def created(job: PlayedJob, name: str) -> int:
     """How often a pod of this name was created, as the API server's audit log says."""
-    log = job.cluster.control_plane.audit_log
-    assert log is not None
-    return sum(1 for entry in _audit(log) if _is_create(entry, job.namespace, name))
-
-
-def _audit(log: Path) -> list[Object]:
-    return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-
-
-def _is_create(entry: Object, namespace: str, name: str) -> bool:
-    what = entry.get("objectRef", {})
-    return (
-        entry["verb"] == "create"
-        and what.get("resource") == "pods"
-        and what.get("namespace") == namespace
-        and what.get("name") == name
-        and entry["responseStatus"]["code"] == 201
-    )
+    return writes(job).count(("create", "pods", name, 201))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.operator_process import Operator
 from support.played import PlayedJob
+from support.played_head import Head
 from support.runs import wait_until
 
 RESULT = {
@@ -22,53 +20,6 @@ RESULT = {
     "evaluation": {"split": "test", "step": 100, "metrics": {"loss": 2.5, "perplexity": 12.2}},
 }
 MakeJob = Callable[..., PlayedJob]
-
-
-class Head:
-    """The agent's HTTP server of a played head pod."""
-
-    address = "127.0.0.5"
-
-    def __init__(self) -> None:
-        self._report: dict[str, Any] = {}
-        self._asked = 0
-        self._seen = 0
-        head = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                head._asked += 1
-                body = json.dumps(head._report).encode()
-                self.send_response(200 if self.path == "/progress" else 404)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                """Says nothing."""
-
-        self.server = ThreadingHTTPServer((self.address, 8080), Handler)
-
-    def says(self, **report: Any) -> None:
-        """Change these fields of the report."""
-        self._report = {**self._report, **report}
-        self._seen = self._asked
-
-    def was_asked_again(self) -> bool:
-        """Whether the operator has taken the answer in: it has asked twice since."""
-        return self._asked >= self._seen + 2
-
-
-@pytest.fixture
-def head() -> Iterator[Head]:
-    """A head pod's HTTP server."""
-    head = Head()
-    thread = threading.Thread(target=head.server.serve_forever)
-    thread.start()
-    yield head
-    head.server.shutdown()
-    head.server.server_close()
-    thread.join()
 
 
 def api_writes(operator: Operator) -> Counter[tuple[str, str]]:
@@ -247,21 +198,6 @@ def test_a_job_that_uses_up_its_deadline_is_drained_and_fails(operator: Operator
     assert "activeDeadlineSeconds" in status["message"]
     assert [incident["class"] for incident in status["history"]] == ["DeadlineExceeded"]
     assert job.uids() == {}
-
-
-@pytest.mark.parametrize("operator_is_up", [True, False])
-def test_deleting_a_job_leaves_nothing(operator: Operator, played: MakeJob, operator_is_up: bool) -> None:
-    job = played()
-    job.apply()
-    job.run_to_training()
-    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
-    before = settled(operator)
-    if not operator_is_up:
-        operator.kill()
-    job.delete()
-    wait_until("everything is gone", lambda: job.leftovers() == set(), 30)
-    if operator_is_up:
-        assert settled(operator) == before, "the operator wrote for a job that was being deleted"
 
 
 def test_a_job_of_the_same_name_starts_from_nothing(operator: Operator, played: MakeJob) -> None:

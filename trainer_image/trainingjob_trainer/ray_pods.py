@@ -75,8 +75,8 @@ class Gang:
 def wait_for(gang: Gang, pod: Pod, say: Callable[[str], None], check: Callable[[], None] = lambda: None) -> list[Node]:
     """Wait until the gang's pods are part of Ray's cluster; returns them, by index.
 
-    Raises `Drained`; `WorkerLost` or `Hang` if it comes to nothing although all pods are there; and what `check` raises,
-    which is called now and then.
+    Raises `Drained`; `WorkerLost` or `Hang` if it comes to nothing although all pods are there; and what `check`
+    raises, which is called now and then.
     """
     said, looked = "", 0.0
     enough_since: float | None = None

@@ -11,7 +11,8 @@ from trainingjob_local.node.kube import STRATEGIC_PATCH, ApiError, KubeClient, O
 from trainingjob_local.node.status import timestamp
 
 _LEASE_SECONDS = 40
-_RENEW_SECONDS = 10
+_RENEW_SECONDS = 3
+_SILENCE_SECONDS = 3 * _RENEW_SECONDS
 _STATUS_SECONDS = 300
 _RETRY_SECONDS = 0.5
 _VERSION = "v1.37.2"
@@ -22,14 +23,16 @@ log = logging.getLogger(__name__)
 async def keep_registered(client: KubeClient, config: NodeConfig, ready: asyncio.Event) -> None:
     """Create the Node, report it ready, renew its Lease; sets `ready` when the first is done. Runs until cancelled."""
     lease: Object = {}
-    reported = 0.0
+    reported = renewed = float("-inf")
     while True:
         clock = asyncio.get_running_loop().time()
         try:
-            if not ready.is_set() or clock - reported >= _STATUS_SECONDS:
+            # After a silence the node may have been declared lost: only a report takes that back.
+            if clock - reported >= _STATUS_SECONDS or clock - renewed >= _SILENCE_SECONDS:
                 await _report(client, config)
                 reported = clock
             lease = await _renew(client, config.name, lease)
+            renewed = clock
             ready.set()
         except RequestErrors as error:
             log.warning("heartbeat failed: %s", error)

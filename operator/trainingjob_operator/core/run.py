@@ -196,7 +196,7 @@ def _ends_in_a_row(here: Situation, status: TrainingJobStatus, member: Member) -
     since, ends = status.start_time or here.now, 0
     for incident in reversed(status.history):
         name = names.parse_pod_name(incident.pod) if incident.pod is not None else None
-        if incident.time < since or name is None or (name.role, name.index) != (member.role, member.index):
+        if incident.time <= since or name is None or (name.role, name.index) != (member.role, member.index):
             continue
         if incident.seconds_to_recover is not None and not history.is_harmless(incident):
             break

@@ -1,0 +1,137 @@
+"""A TrainingJob, its namespace or the chart is deleted: pods have their grace, nothing hangs, nothing comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from support.chart import render
+from support.disturb import place, terminating, writes
+from support.operator_process import Operator
+from support.played import PlayedJob
+from support.runs import wait_until
+
+if TYPE_CHECKING:
+    from trainingjob_local.cluster import LocalCluster
+
+MakeJob = Callable[..., PlayedJob]
+CRD = "trainingjobs.trainingjob.io"
+WORKERS = {"gpt-train-0-1", "gpt-train-1-1"}
+
+
+def training(played: MakeJob) -> PlayedJob:
+    """A job whose worker pods are on a node, so that they have their grace."""
+    job = played()
+    job.apply()
+    job.run_to_training()
+    place(job, "train-0-1", "train-1-1")
+    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    return job
+
+
+def end_pods(job: PlayedJob) -> None:
+    """The nodes end the pods that are on their way out."""
+    assert terminating(job) == dict.fromkeys(WORKERS, 5)
+    for name in WORKERS:
+        job.remove_pod(name.removeprefix("gpt-"))
+
+
+@pytest.mark.parametrize("cascade", ["background", "foreground", "orphan"])
+@pytest.mark.parametrize("operator_is_up", [True, False])
+def test_a_deleted_job_leaves_what_the_user_wished(
+    operator: Operator, played: MakeJob, cascade: str, operator_is_up: bool
+) -> None:
+    job = training(played)
+    wait_until("the operator is quiet", quiet(job), 20)
+    children, before = job.leftovers(), writes(job)
+    if not operator_is_up:
+        operator.kill()
+    job.cluster.kubectl("-n", job.namespace, "delete", "tj", "gpt", f"--cascade={cascade}", "--wait=false")
+    if cascade == "orphan":
+        wait_until("the job is gone", lambda: not exists(job), 20)
+        assert job.leftovers() == children
+        assert terminating(job) == {}
+        assert not any(pod["metadata"].get("ownerReferences") for pod in job.pods().values())
+    else:
+        wait_until("the pods are told to end", lambda: set(terminating(job)) == WORKERS, 20)
+        assert exists(job) == (cascade == "foreground"), "foreground: the job goes last"
+        end_pods(job)
+        wait_until("everything is gone", lambda: not exists(job) and job.leftovers() == set(), 30)
+    if not operator_is_up:
+        operator.start()
+    wait_until("the operator is quiet", quiet(job), 20)
+    assert writes(job) == before, "the operator wrote for a job that was being deleted"
+    assert job.leftovers() == (children if cascade == "orphan" else set())
+
+
+@pytest.mark.parametrize("operator_is_up", [True, False])
+def test_a_deleted_namespace_goes_with_all_that_is_in_it(
+    cluster: LocalCluster, make_namespace: Callable[[str], str], tmp_path: Path, operator_is_up: bool
+) -> None:
+    namespace = make_namespace("doomed")
+    operator = Operator(cluster.kubeconfig, tmp_path / "operator.log", "--namespace", namespace)
+    operator.start()
+    try:
+        job = training(lambda: PlayedJob(cluster, namespace))
+        wait_until("the operator is quiet", quiet(job), 20)
+        before = len(writes(job))
+        if not operator_is_up:
+            operator.kill()
+        cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+        wait_until("the pods are told to end", lambda: set(terminating(job)) >= WORKERS, 20)
+        end_pods(job)
+        gone = "namespace is gone"
+        wait_until(gone, lambda: not cluster.kubectl("get", "ns", namespace, "--ignore-not-found"), 60)
+        later = writes(job)[before:]
+        assert ("create", "pods", 201) not in [(verb, what, code) for verb, what, _, code in later], "a pod came back"
+        assert len(later) <= 12, later
+    finally:
+        operator.stop()
+
+
+@pytest.mark.parametrize("operator_is_up", [True, False])
+def test_a_deleted_chart_takes_jobs_and_pods_along(
+    cluster: LocalCluster, operator: Operator, played: MakeJob, operator_is_up: bool
+) -> None:
+    """With `crd.keep=false`; by default the CRD, and with it every job, survives the chart."""
+    chart = [part for part in render("default", {"crd": {"keep": False}}) if part["kind"] != "Deployment"]
+    text = yaml.safe_dump_all(chart)
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
+    job = training(played)
+    if not operator_is_up:
+        operator.kill()
+    try:
+        cluster.kubectl("delete", "--wait=false", "-f", "-", stdin=text)
+        wait_until("the pods are told to end", lambda: set(terminating(job)) == WORKERS, 30)
+        end_pods(job)
+        wait_until("everything is gone", lambda: job.leftovers() == set(), 60)
+        wait_until("the CRD is gone", lambda: not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"), 30)
+    finally:
+        file = Path(__file__).parents[2] / "crds" / f"{CRD}.yaml"
+        wait_until("the CRD is gone", lambda: not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"), 60)
+        cluster.kubectl("apply", "--server-side", "-f", str(file))
+        cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+
+
+def test_the_chart_keeps_the_crd_by_default() -> None:
+    (crd,) = [part for part in render("default") if part["kind"] == "CustomResourceDefinition"]
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def exists(job: PlayedJob) -> bool:
+    """Whether the TrainingJob is there, deleted or not."""
+    return bool(job.cluster.kubectl("-n", job.namespace, "get", "tj", "gpt", "--ignore-not-found"))
+
+
+def quiet(job: PlayedJob) -> Callable[[], bool]:
+    """Whether the operator has written nothing during the last ten looks."""
+    seen: list[list[tuple[str, str, str, int]]] = []
+
+    def looked() -> bool:
+        seen.append(writes(job))
+        return len(seen) > 10 and all(found == seen[-1] for found in seen[-10:])
+
+    return looked

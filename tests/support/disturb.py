@@ -1,0 +1,123 @@
+"""What people, Kubernetes and nodes do to the pods of a played job, through the real API."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kubernetes import client
+
+from support.played import Object, PlayedJob
+from support.runs import wait_until
+
+if TYPE_CHECKING:
+    from trainingjob_local.cluster import LocalCluster
+
+
+def node_of(job: PlayedJob) -> str:
+    """Name of a node that does not exist. Kubernetes looks for it for 40 s before it removes its pods, so each job has
+    one of its own.
+    """
+    return f"elsewhere-{job.namespace}-{job.name}"
+
+
+def place(job: PlayedJob, *names: str) -> None:
+    """These pods are on a node, which answers for nothing: what is told to end has its grace, and stays."""
+    for name in names:
+        job.bind(name, node_of(job))
+
+
+def evict(job: PlayedJob, name: str) -> None:
+    """What `kubectl drain` does to a pod."""
+    pod = f"{job.name}-{name}"
+    body = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod, namespace=job.namespace))
+    job.core.create_namespaced_pod_eviction(pod, job.namespace, body)
+
+
+def delete_pod(job: PlayedJob, name: str) -> None:
+    """What `kubectl delete pod` does: a pod that is on a node has its grace."""
+    job.core.delete_namespaced_pod(f"{job.name}-{name}", job.namespace)
+
+
+def label(job: PlayedJob, name: str, **labels: str | None) -> None:
+    """Set or remove (None) labels `trainingjob.io/...` of a pod; `job_uid` stands for `job-uid`."""
+    changed = {f"trainingjob.io/{key.replace('_', '-')}": value for key, value in labels.items()}
+    job.core.patch_namespaced_pod(f"{job.name}-{name}", job.namespace, {"metadata": {"labels": changed}})
+
+
+def find_no_node(job: PlayedJob, name: str) -> None:
+    """The scheduler has looked for a node in vain."""
+    said = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}
+    job.core.patch_namespaced_pod_status(f"{job.name}-{name}", job.namespace, {"status": {"conditions": [said]}})
+
+
+def terminating(job: PlayedJob) -> dict[str, int]:
+    """Names of the job's pods that are on their way out, and the grace in seconds that they have."""
+    return {
+        name: pod["metadata"]["deletionGracePeriodSeconds"]
+        for name, pod in job.pods().items()
+        if "deletionTimestamp" in pod["metadata"]
+    }
+
+
+def addresses(job: PlayedJob) -> dict[str, list[str]]:
+    """Addresses of each host name of the job's Service, as the cluster's DNS would serve them."""
+    text = job.cluster.kubectl(
+        *("-n", job.namespace, "get", "endpointslices", "-l", "kubernetes.io/service-name=gpt-tj", "-o", "json")
+    )
+    found: dict[str, list[str]] = {}
+    for part in json.loads(text)["items"]:
+        for endpoint in part.get("endpoints") or ():
+            found.setdefault(endpoint.get("hostname", ""), []).extend(endpoint["addresses"])
+    return found
+
+
+def writes(job: PlayedJob) -> list[tuple[str, str, str, int]]:
+    """The operator's writes in the job's namespace, from the audit log: verb, resource, name and the answer's code."""
+    log = job.cluster.control_plane.audit_log
+    assert log is not None
+    entries = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    return [_written(entry) for entry in entries if _is_write(entry, job.namespace)]
+
+
+def _is_write(entry: Object, namespace: str) -> bool:
+    agent: str = entry.get("userAgent", "")
+    of_operator = agent.startswith("trainingjob-operator")
+    mutating = entry["verb"] in ("create", "update", "patch", "delete")
+    return of_operator and mutating and entry.get("objectRef", {}).get("namespace") == namespace
+
+
+def _written(entry: Object) -> tuple[str, str, str, int]:
+    what: dict[str, Any] = entry["objectRef"]
+    return entry["verb"], what["resource"], what.get("name", ""), entry["responseStatus"]["code"]
+
+
+@contextmanager
+def silent_node(cluster: LocalCluster, name: str, seconds: int = 8) -> Iterator[None]:
+    """The node's agent stands still, its pods' processes go on; it counts as lost after `seconds`.
+
+    Afterwards it lives again, and takes pods.
+    """
+    agent = cluster.nodes[name]
+    with cluster.control_plane.node_grace(seconds):
+        agent.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            agent.signal(signal.SIGCONT)
+            taints = "jsonpath={.spec.taints}"
+            wait_until(f"{name} is back", lambda: not cluster.kubectl("get", "node", name, "-o", taints), 30)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
