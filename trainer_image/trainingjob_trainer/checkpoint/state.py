@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from trainingjob_trainer.config import Config
 from trainingjob_trainer.optim import OptimizerGroup, WeightAverage
+from trainingjob_trainer.parallel import local_part
 
 
 class LoggedStep(Config):
@@ -71,7 +71,7 @@ def hash_state(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = local_part(tensor)
         digest.update(f"{name} {tuple(local.shape)} {local.dtype};".encode())
         digest.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

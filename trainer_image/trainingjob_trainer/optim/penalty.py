@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from trainingjob_trainer.config import Optimizer
 from trainingjob_trainer.optim.optimizers import matrices
+from trainingjob_trainer.parallel import local_part
 
 
 @torch.no_grad()
@@ -20,13 +20,9 @@ def add_penalties(parameters: Iterable[nn.Parameter], config: Optimizer, count: 
     sums over elements, so each rank's shard gets exactly its own part.
     """
     chosen = [p for p in matrices(parameters) if p.grad is not None]
-    weights, gradients = [_local(p) for p in chosen], [_local(p.grad) for p in chosen if p.grad is not None]
+    weights, gradients = [local_part(p) for p in chosen], [local_part(p.grad) for p in chosen if p.grad is not None]
     scale = count.to(weights[0].dtype)
     if config.l2:
         torch._foreach_add_(gradients, torch._foreach_mul(weights, config.l2 * scale))
     if config.l1:
         torch._foreach_add_(gradients, torch._foreach_mul(torch._foreach_sign(weights), config.l1 * scale))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

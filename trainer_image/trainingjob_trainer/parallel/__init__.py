@@ -2,13 +2,14 @@
 
 from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
 from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, shard, sync_gradients
-from trainingjob_trainer.parallel.world import StopVote, World
+from trainingjob_trainer.parallel.world import StopVote, World, local_part
 
 __all__ = [
     "StepSums",
     "StopVote",
     "World",
     "full_state",
+    "local_part",
     "pass_dtype",
     "pass_precision",
     "scale_and_clip",

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from trainingjob_trainer.parallel.world import World
+from trainingjob_trainer.parallel.world import World, local_part
 
 
 class StepSums(NamedTuple):
@@ -29,7 +28,7 @@ def scale_and_clip(
     `loss_sum` and `count` are this rank's; a `clip_norm` of 0 clips nothing. Gradients are summed over ranks already;
     each rank holds a shard of them.
     """
-    gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+    gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
     squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
     totals = torch.stack([squares, loss_sum.double(), count.double()])
     world.sum(totals)
@@ -40,7 +39,3 @@ def scale_and_clip(
         factor = factor * (clip_norm / (grad_norm + 1e-6)).clamp(max=1)
     torch._foreach_mul_(gradients, factor.float())
     return StepSums(totals[1] / count, grad_norm, count)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -10,10 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from trainingjob_trainer.stop import Stop
 
 T = TypeVar("T")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: its shard of a sharded one."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @dataclass(frozen=True)
