@@ -37,7 +37,7 @@ def elastic_job(name: str, bucket: str, endpoint: str) -> Object:
     spec = job["spec"]
     workers = {**spec["workers"], "replicas": 3, "minReplicas": 1}
     data = {**spec["data"], "prepare": {**spec["data"]["prepare"], "replicas": 1}}
-    training = {**spec["training"], "steps": 2000, "globalBatchSize": 12}
+    training = {**spec["training"], "steps": 1600, "globalBatchSize": 12}
     checkpoint = {**spec["checkpoint"], "everySteps": 50}
     changes = {"workers": workers, "data": data, "training": training, "checkpoint": checkpoint}
     return job | {"spec": spec | changes | {"evaluation": {"everySteps": 1000}}}
