@@ -23,18 +23,8 @@ from support.supervised import SupervisedOperator
 SECONDS = 30.0
 _numbers = itertools.count(1)
 # What differs from run to run though nothing does.
-_VOLATILE = {
-    "observedGeneration",
-    "uid",
-    "time",
-    "updatedAt",
-    "lastTransitionTime",
-    "lastFailureTime",
-    "startTime",
-    "trainingStartTime",
-    "completionTime",
-    "secondsToRecover",
-}
+_VOLATILE = {"uid", "observedGeneration", "secondsToRecover"}
+_TIME = re.compile(r'"\d{4}-\d\d-\d\dT[0-9:.]+Z"')
 
 
 class Scene:
@@ -115,7 +105,7 @@ class Scene:
         text = json.dumps(state).replace(uid, "<uid>").replace(self.namespace, "<namespace>")
         if "configHash" in run:
             text = text.replace(run["configHash"], "<hash>")
-        end: Object = json.loads(text)
+        end: Object = json.loads(_TIME.sub('"<time>"', text))
         return end
 
     async def comes_to(self, end: Object, seconds: float = SECONDS) -> None:
