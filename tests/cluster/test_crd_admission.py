@@ -1,12 +1,12 @@
 """The resource as a real API server sees it: what it accepts, fills in, refuses, and what it says then."""
 
-import copy
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import yaml
+from support.bad_specs import FOR_GOOD, SUSPEND_FIRST, merged
 from support.play import START, custom, spec
 from trainingjob_local.cluster import LocalCluster
 from trainingjob_operator.api.spec import TrainingJobSpec
@@ -17,11 +17,6 @@ from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.pod_template import Place
 
 Json = dict[str, Any]
-SUSPEND_FIRST = (
-    "can change only while the job is suspended: set runPolicy.suspend to true, change it in a second step, "
-    "then set suspend to false"
-)
-FOR_GOOD = "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri"
 
 
 class Jobs:
@@ -38,12 +33,11 @@ class Jobs:
         return self.kubectl("apply", *flags, "-f", "-", stdin=yaml.safe_dump(self.manifest(changes, name)))
 
     def manifest(self, changes: Json | None = None, name: str = "gpt") -> Json:
-        merged = _merge(spec(), changes or {})
         return {
             "apiVersion": "trainingjob.io/v1alpha1",
             "kind": "TrainingJob",
             "metadata": {"name": name, "namespace": self.namespace},
-            "spec": merged,
+            "spec": merged(spec(), changes or {}),
         }
 
     def patch(self, changes: Json) -> str:
@@ -58,19 +52,6 @@ class Jobs:
         with pytest.raises(RuntimeError) as caught:
             self.kubectl(*arguments, **keywords)
         return str(caught.value)
-
-
-def _merge(base: Json, changes: Json) -> Json:
-    """JSON merge patch: None removes."""
-    merged = copy.deepcopy(base)
-    for key, value in changes.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
 
 
 @pytest.fixture(scope="module")
@@ -117,205 +98,9 @@ def test_kubectl_knows_the_resource(jobs: Jobs) -> None:
         "RESTARTS",
         "AGE",
     ]
+    assert jobs.kubectl("get", "tj", "-o", "wide").split("\n")[0].split()[-2:] == ["AGE", "MESSAGE"]
     assert "trainingjob.trainingjob.io/gpt" in jobs.kubectl("get", "all", "-o", "name")
     assert "Peak learning rate." in jobs.kubectl("explain", "tj.spec.training.optimizer.lr")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"outputUri": None}, "spec.outputUri: Required value"),
-        ({"outputUri": "http://models/run"}, "spec.outputUri: Invalid value"),
-        ({"training": {"steps": 0}}, "should be greater than or equal to 1"),
-        ({"training": {"optimizer": {"lr": -1}}}, "should be greater than 0"),
-        ({"training": {"optimizer": {"name": "adamax"}}}, 'spec.training.optimizer.name: Unsupported value: "adamax"'),
-        ({"task": {"kind": "poetry"}}, 'supported values: "language-modeling", "image-classification"'),
-        ({"training": {"stepz": 5}}, 'unknown field "spec.training.stepz"'),
-        ({"checkpoint": {"drainSeconds": 1}}, "should be greater than or equal to 5"),
-        ({"workers": {"replicas": 5000}}, "should be less than or equal to 4096"),
-        ({"workers": {"resources": {"memory": "lots"}}}, "spec.workers.resources.memory: Invalid value"),
-        ({"storage": {"credentialsSecret": "My Secret"}}, "spec.storage.credentialsSecret: Invalid value"),
-        ({"image": "x" * 2000}, "spec.image: Too long"),
-        ({"model": {"preset": None}}, "spec.model: Invalid value: exactly one of preset and transformer must be set"),
-        (
-            {"model": {"transformer": {"layers": 1, "dim": 8, "heads": 1}}},
-            "spec.model: Invalid value: exactly one of preset and transformer must be set",
-        ),
-        (
-            {"model": {"preset": None, "transformer": {"layers": 1, "dim": 100, "heads": 3}}},
-            "spec.model.transformer.dim: Invalid value: dim (100) must be a multiple of heads (3)",
-        ),
-        (
-            {"model": {"preset": None, "transformer": {"layers": 1, "dim": 12, "heads": 4}}},
-            "spec.model.transformer.dim: Invalid value: dim / heads (3) must be even for rotary positions",
-        ),
-        (
-            {"model": {"preset": None, "transformer": {"layers": 1, "dim": 64, "heads": 4, "kvHeads": 3}}},
-            "spec.model.transformer.kvHeads: Invalid value: heads (4) must be a multiple of kvHeads (3)",
-        ),
-        (
-            {"data": {"validation": {"fraction": 0.1, "uri": "s3://corpus/v"}}},
-            "spec.data.validation: Invalid value: exactly one of fraction and uri must be set",
-        ),
-        (
-            {"data": {"validation": {"fraction": 0.5}, "test": {"fraction": 0.5}}},
-            "spec.data: Invalid value: validation.fraction and test.fraction leave nothing to train on",
-        ),
-        (
-            {"data": {"prepare": {"clean": {"minChars": 9, "maxChars": 8}}}},
-            "spec.data.prepare.clean.minChars: Invalid value: minChars (9) must not be above maxChars (8)",
-        ),
-        (
-            {"training": {"optimizer": {"l2": 0.1, "weightDecay": 0.1}}},
-            "spec.training.optimizer.l2: Invalid value: l2 is coupled and weightDecay decoupled decay: set one of them",
-        ),
-        (
-            {"training": {"optimizer": {"nesterov": True}}},
-            "spec.training.optimizer.nesterov: Invalid value: nesterov is for name sgd with a momentum above 0",
-        ),
-        (
-            {"training": {"schedule": {"name": "points"}}},
-            "spec.training.schedule.points: Invalid value: points are given exactly if name is points",
-        ),
-        (
-            {
-                "training": {
-                    "schedule": {"name": "points", "points": [{"step": 5, "ratio": 1}, {"step": 5, "ratio": 0}]}
-                }
-            },
-            "spec.training.schedule.points: Invalid value: points must be in rising order of step, without repetition",
-        ),
-        (
-            {"runPolicy": {"startDeadlineSeconds": 61, "activeDeadlineSeconds": 60}},
-            "spec.runPolicy.startDeadlineSeconds: Invalid value: "
-            "startDeadlineSeconds (61) must not be above activeDeadlineSeconds (60)",
-        ),
-        (
-            {"storage": {"serviceAccountName": "trainer"}},
-            "spec.storage: Invalid value: credentialsSecret and serviceAccountName exclude each other: remove one",
-        ),
-        (
-            {"task": {"kind": "image-classification"}},
-            "spec.data.train.format: Invalid value: data.train.format is jsonl: image-classification reads parquet",
-        ),
-        (
-            {"workers": {"replicas": 9, "resources": {"gpus": 8}}},
-            "spec.training.globalBatchSize: Invalid value: training.globalBatchSize (64) is below the number of ranks "
-            "(72): raise it or ask for fewer workers",
-        ),
-        ({"outputUri": None}, "spec.outputUri: Required value: outputUri is required for task.kind language-modeling"),
-        ({"data": None}, "spec.data: Required value: data is required for task.kind language-modeling"),
-        ({"training": None}, "spec.training: Required value: training is required for task.kind language-modeling"),
-        ({"task": {"kind": "custom"}}, "spec.task.custom: Required value: custom is required for kind custom"),
-        (
-            {"task": {"custom": {"command": ["true"]}}},
-            "spec.task.custom: Forbidden: custom is not for kind language-modeling: set kind to custom, or remove it",
-        ),
-        (
-            {"task": {"kind": "custom", "custom": {"command": ["true"]}}},
-            "spec.model: Forbidden: model is not for task.kind custom, whose command decides about it: remove it",
-        ),
-        (
-            {"task": {"kind": "custom", "custom": {"command": []}}},
-            "spec.task.custom.command: Invalid value: 0: spec.task.custom.command in body should have at least 1 items",
-        ),
-        (
-            {"workers": {"replicas": 2, "minReplicas": 3}},
-            "spec.workers.minReplicas: Invalid value: workers.minReplicas (3) must not be above workers.replicas (2)",
-        ),
-        ({"workers": {"minReplicas": 0}}, "should be greater than or equal to 1"),
-        (
-            {"workers": {"minReplicas": 1}, "runPolicy": {"queueName": "research"}},
-            "spec.workers.minReplicas: Forbidden: workers.minReplicas and runPolicy.queueName exclude each other",
-        ),
-        (
-            {"workers": {"template": {"labels": {"trainingjob.io/member": "true"}}}},
-            "spec.workers.template.labels: Invalid value: labels: trainingjob.io/* belongs to the operator",
-        ),
-        (
-            {"workers": {"template": {"env": [{"name": "RAY_AUTH_MODE", "value": "none"}]}}},
-            "spec.workers.template.env: Invalid value: env: TRAININGJOB_* and RAY_AUTH_* belong to the operator",
-        ),
-        (
-            {"workers": {"template": {"volumes": [{"name": "trainingjob-tmp", "emptyDir": {}}]}}},
-            "spec.workers.template.volumes: Invalid value: volumes: trainingjob-* belongs to the operator",
-        ),
-        (
-            {"workers": {"template": {"volumeMounts": [{"name": "nope", "mountPath": "/x"}]}}},
-            "spec.workers.template.volumeMounts: Invalid value: volumeMounts: every name must be that of one of the "
-            "template's volumes",
-        ),
-        (
-            {"workers": {"template": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}}},
-            "spec.workers.template.env[1]: Duplicate value",
-        ),
-    ],
-)
-def test_a_wrong_spec_is_refused_with_a_message_that_helps(shared: Jobs, changes: Json, message: str) -> None:
-    said = shared.refusal("apply", "-f", "-", stdin=yaml.safe_dump(shared.manifest(changes)))
-    assert message in said
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("a" * 47, "metadata.name: Invalid value: the name has 47 characters: at most 46 are allowed"),
-        ("gpt.small", "metadata.name: Invalid value: the name must begin with a lower-case letter"),
-        ("1gpt", "metadata.name: Invalid value: the name must begin with a lower-case letter"),
-    ],
-)
-def test_a_name_that_pods_cannot_bear_is_refused(shared: Jobs, name: str, message: str) -> None:
-    assert message in shared.refusal("apply", "-f", "-", stdin=yaml.safe_dump(shared.manifest(name=name)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"outputUri": "s3://models/other"}, "outputUri"),
-        ({"task": {"kind": "image-classification"}, "data": {"train": {"format": "parquet"}}}, "task.kind"),
-        ({"data": {"train": {"uri": "s3://corpus/other"}}}, "data.train"),
-        ({"data": {"test": {"fraction": 0.2}}}, "data.test"),
-        ({"data": {"prepare": {"tokenizer": {"vocabSize": 999}}}}, "data.prepare.tokenizer"),
-        ({"model": {"preset": "gpt-3m"}}, "model"),
-        ({"training": {"seed": 2}}, "training.seed"),
-        ({"training": {"globalBatchSize": 128}}, "training.globalBatchSize"),
-        ({"training": {"emaDecay": 0.5}}, "training.emaDecay"),
-    ],
-)
-@pytest.mark.parametrize("suspended", [False, True])
-def test_what_the_state_depends_on_never_changes(jobs: Jobs, changes: Json, field: str, suspended: bool) -> None:
-    jobs.apply({"runPolicy": {"suspend": suspended}})
-    patch = json.dumps({"spec": changes})
-    said = jobs.refusal("patch", "tj", "gpt", "--type=merge", "-p", patch)
-    assert f"spec.{field}: Forbidden: {field} {FOR_GOOD}" in said
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"image": "other:1"}, "image"),
-        ({"workers": {"resources": {"cpu": "2"}}}, "workers.resources"),
-        ({"workers": {"template": {"affinity": {"nodeAffinity": {}}}}}, "workers.template"),
-        ({"storage": {"region": "eu-west-1"}}, "storage"),
-        ({"training": {"steps": 200}}, "training.steps"),
-        ({"training": {"microBatchSize": 1}}, "training.microBatchSize"),
-        ({"checkpoint": {"everySteps": 7}}, "checkpoint"),
-        ({"evaluation": {"everySteps": 7}}, "evaluation"),
-        ({"runPolicy": {"onExistingRun": "Overwrite"}}, "runPolicy.onExistingRun"),
-    ],
-)
-def test_what_a_resume_takes_up_changes_only_while_suspended(jobs: Jobs, changes: Json, field: str) -> None:
-    jobs.apply()
-    as_patch = ("patch", "tj", "gpt", "--type=merge", "-p")
-    refused = f"spec.{field}: Forbidden: {field} {SUSPEND_FIRST}"
-    assert refused in jobs.refusal(*as_patch, json.dumps({"spec": changes}))
-    suspending = _merge({"runPolicy": {"suspend": True}}, changes)
-    assert refused in jobs.refusal(*as_patch, json.dumps({"spec": suspending})), "not in the same step"
-    jobs.patch({"runPolicy": {"suspend": True}})
-    jobs.patch(changes)
-    resuming = {"runPolicy": {"suspend": None}}
-    jobs.patch(resuming)
-    assert "suspend" not in jobs.get()["spec"]["runPolicy"]
 
 
 def test_a_custom_job_needs_its_command_and_nothing_else(jobs: Jobs) -> None:

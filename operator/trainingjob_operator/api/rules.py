@@ -5,39 +5,12 @@ Kubernetes checks them at the API server, so a wrong spec is refused by `kubectl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pydantic.alias_generators import to_camel
 from trainingjob_trainer import config
 
+from trainingjob_operator.api.cel import Rule
 from trainingjob_operator.api.spec import RunPolicy, TrainingJobSpec
-from trainingjob_operator.api.template import Template
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A CEL rule on `self`.
-
-    message: shown when the rule does not hold; %d and %s in it stand for `values`, CEL expressions. (`format` is the
-    only way to put numbers into a text whose cost the API server can bound.)
-    field: the path that the error names, below the rule's own.
-    """
-
-    rule: str
-    message: str
-    values: tuple[str, ...] = ()
-    field: str | None = None
-    reason: str = "FieldValueInvalid"
-
-    def wire(self) -> dict[str, str]:
-        """The rule as in `x-kubernetes-validations`."""
-        path = {} if self.field is None else {"fieldPath": self.field}
-        if not self.values:
-            return {"rule": self.rule, "message": self.message, "reason": self.reason, **path}
-        text = self.message.replace("\\", "\\\\").replace("'", "\\'")
-        said = f"'{text}'.format([{', '.join(self.values)}])"
-        return {"rule": self.rule, "messageExpression": said, "reason": self.reason, **path}
-
+from trainingjob_operator.api.template_rules import TEMPLATE_RULES
 
 NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -51,8 +24,9 @@ ROOT_RULES = (
     ),
     Rule(
         f"self.metadata.name.matches('{NAME_PATTERN}')",
-        "the name must begin with a lower-case letter and contain only lower-case letters, digits and hyphens "
+        "the name %s must begin with a lower-case letter and contain only lower-case letters, digits and hyphens "
         "(no dots), because host names are made of it",
+        ("self.metadata.name",),
         field=".metadata.name",
     ),
 )
@@ -125,6 +99,15 @@ def _only(part: str) -> Rule:
         ("self.task.kind",),
         field=f".{part}",
         reason="FieldValueForbidden",
+    )
+
+
+def _exactly_one(first: str, second: str) -> Rule:
+    """Two ways to say a thing."""
+    return Rule(
+        f"has(self.{first}) != has(self.{second})",
+        f"exactly one of {first} and {second} must be set, not %s",
+        (f"has(self.{first}) ? 'both' : 'none'",),
     )
 
 
@@ -269,14 +252,16 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
     config.Storage: (
         Rule(
             "!(has(self.credentialsSecret) && has(self.serviceAccountName))",
-            "credentialsSecret and serviceAccountName exclude each other: remove one",
+            "credentialsSecret (%s) and serviceAccountName (%s) exclude each other: remove one",
+            ("self.credentialsSecret", "self.serviceAccountName"),
         ),
     ),
-    config.Split: (Rule("has(self.fraction) != has(self.uri)", "exactly one of fraction and uri must be set"),),
+    config.Split: (_exactly_one("fraction", "uri"),),
     config.Data: (
         Rule(
             "self.validation.?fraction.orValue(0.0) + self.test.?fraction.orValue(0.0) < 1.0",
-            "validation.fraction and test.fraction leave nothing to train on: their sum must be below 1",
+            "validation.fraction (%.2f) and test.fraction (%.2f) leave nothing to train on: their sum must be below 1",
+            ("self.validation.?fraction.orValue(0.0)", "self.test.?fraction.orValue(0.0)"),
         ),
     ),
     config.Clean: (
@@ -287,9 +272,7 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             field=".minChars",
         ),
     ),
-    config.Model: (
-        Rule("has(self.preset) != has(self.transformer)", "exactly one of preset and transformer must be set"),
-    ),
+    config.Model: (_exactly_one("preset", "transformer"),),
     config.Transformer: (
         Rule(
             "self.dim % self.heads == 0",
@@ -313,7 +296,8 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
     config.Optimizer: (
         Rule(
             "!has(self.l2) || self.l2 == 0.0 || !has(self.weightDecay) || self.weightDecay == 0.0",
-            "l2 is coupled and weightDecay decoupled decay: set one of them",
+            "l2 (%.3f) is coupled and weightDecay (%.3f) decoupled decay: set one of them",
+            ("self.l2", "self.weightDecay"),
             field=".l2",
         ),
         Rule(
@@ -332,31 +316,10 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
         Rule(
             "!has(self.points) || (self.points.map(p, p.step).isSorted() && "
             "self.points.all(p, self.points.exists_one(q, q.step == p.step)))",
-            "points must be in rising order of step, without repetition",
+            "points must be in rising order of step, without repetition; their steps are %s",
+            ("self.points.map(p, p.step)",),
             field=".points",
         ),
     ),
-    Template: (
-        Rule(
-            "!has(self.labels) || self.labels.all(k, !k.startsWith('trainingjob.io/'))",
-            "labels: trainingjob.io/* belongs to the operator",
-            field=".labels",
-        ),
-        Rule(
-            "!has(self.env) || self.env.all(e, !e.name.startsWith('TRAININGJOB_') && !e.name.startsWith('RAY_AUTH_'))",
-            "env: TRAININGJOB_* and RAY_AUTH_* belong to the operator",
-            field=".env",
-        ),
-        Rule(
-            "!has(self.volumes) || self.volumes.all(v, !v.name.startsWith('trainingjob-'))",
-            "volumes: trainingjob-* belongs to the operator",
-            field=".volumes",
-        ),
-        Rule(
-            "!has(self.volumeMounts) || "
-            "self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name))",
-            "volumeMounts: every name must be that of one of the template's volumes",
-            field=".volumeMounts",
-        ),
-    ),
+    **TEMPLATE_RULES,
 }

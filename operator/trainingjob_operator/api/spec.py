@@ -13,6 +13,7 @@ GROUP = "trainingjob.io"
 VERSION = "v1alpha1"
 KIND = "TrainingJob"
 PLURAL = "trainingjobs"
+GPU_RESOURCE = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 
@@ -22,7 +23,7 @@ class Resources(Config):
     cpu: Quantity = Field("1", description="CPU request and limit.")
     memory: Quantity = Field("4Gi", description="Memory request and limit.")
     gpus: Annotated[int, Field(ge=0, le=64)] = Field(0, description="GPUs of a pod; one rank runs on each.")
-    gpu_resource_name: Annotated[str, Field(min_length=3, max_length=253)] = Field(
+    gpu_resource_name: Annotated[str, Field(max_length=253, pattern=GPU_RESOURCE)] = Field(
         "nvidia.com/gpu", description="Resource name of the GPUs."
     )
 
@@ -42,7 +43,8 @@ class Workers(Config):
     @model_validator(mode="after")
     def _min_below_replicas(self) -> Self:
         if self.min_replicas is not None and self.min_replicas > self.replicas:
-            raise ValueError(f"minReplicas ({self.min_replicas}) must not be above replicas ({self.replicas})")
+            minimum, replicas = f"workers.minReplicas ({self.min_replicas})", f"workers.replicas ({self.replicas})"
+            raise ValueError(f"{minimum} must not be above {replicas}")
         return self
 
     @property
@@ -96,7 +98,7 @@ class RunPolicy(Config):
 class TrainingJobSpec(JobSpec):
     """The whole spec."""
 
-    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+    image: Annotated[str, Field(max_length=1024, pattern=r"^\S+$")] | None = Field(
         None, description="Trainer image. Absent: the operator's."
     )
     workers: Workers = Field(default_factory=Workers, description="Worker pods.")

@@ -9,8 +9,13 @@ from trainingjob_trainer.config import Config, ObjectName
 
 Free = Annotated[dict[str, Any], Field(max_length=64)]
 Key = Annotated[str, Field(max_length=317)]
-Labels = Annotated[dict[Key, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+Labels = Annotated[dict[Key, LabelValue], Field(max_length=64)]
 Annotations = Annotated[dict[Key, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+
+
+# Where every pod has something mounted.
+OWN_PATHS = ("/etc/trainingjob", "/etc/trainingjob-ray", "/tmp", "/home/trainer", "/dev/shm")
 
 
 class EnvVar(Config):
@@ -21,6 +26,12 @@ class EnvVar(Config):
     )
     value: Annotated[str, Field(max_length=32_768)] | None = Field(None, description="Value.")
     value_from: Free | None = Field(None, description="Source of the value, as in a container's env.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.value is not None and self.value_from is not None:
+            raise ValueError(f"{self.name} has value and valueFrom: remove one")
+        return self
 
 
 class Toleration(Config):
@@ -35,6 +46,19 @@ class Toleration(Config):
     toleration_seconds: Annotated[int, Field(ge=0, le=315_360_000)] | None = Field(
         None, description="Seconds that a NoExecute taint is tolerated. Absent: for ever."
     )
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        if self.key is None and self.operator != "Exists":
+            raise ValueError("key is missing: only with operator Exists a toleration is for every key")
+        if self.value is not None and self.operator == "Exists":
+            raise ValueError(f"value ({self.value}) is not for operator Exists: remove it, or set operator to Equal")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError(
+                f"tolerationSeconds ({self.toleration_seconds}) is for effect NoExecute only: "
+                "set effect to NoExecute, or remove it"
+            )
+        return self
 
 
 class Volume(Config):
@@ -56,6 +80,12 @@ class VolumeMount(Config):
     )
     sub_path: Annotated[str, Field(max_length=1024)] | None = Field(None, description="Path in the volume.")
     read_only: bool = Field(False, description="Mounted read-only.")
+
+    @model_validator(mode="after")
+    def _path_is_free(self) -> Self:
+        if self.mount_path in OWN_PATHS:
+            raise ValueError(f"mountPath ({self.mount_path}) is taken by the operator: mount the volume elsewhere")
+        return self
 
 
 class PullSecret(Config):
@@ -95,10 +125,15 @@ class Template(Config):
     def _keeps_to_its_own(self) -> Self:
         if any(key.startswith("trainingjob.io/") for key in self.labels):
             raise ValueError("labels: trainingjob.io/* belongs to the operator")
-        if any(e.name.startswith(("TRAININGJOB_", "RAY_AUTH_")) for e in self.env):
-            raise ValueError("env: TRAININGJOB_* and RAY_AUTH_* belong to the operator")
-        if any(v.name.startswith("trainingjob-") for v in self.volumes):
-            raise ValueError("volumes: trainingjob-* belongs to the operator")
-        if not {m.name for m in self.volume_mounts} <= {v.name for v in self.volumes}:
-            raise ValueError("volumeMounts: every name must be that of one of the template's volumes")
+        for env in self.env:
+            if env.name.startswith(("TRAININGJOB_", "RAY_AUTH_")):
+                raise ValueError(f"env: {env.name} cannot be set, TRAININGJOB_* and RAY_AUTH_* belong to the operator")
+        for volume in self.volumes:
+            if volume.name.startswith("trainingjob-"):
+                raise ValueError(
+                    f"volumes: {volume.name} must have another name, trainingjob-* belongs to the operator"
+                )
+        for mount in self.volume_mounts:
+            if mount.name not in {volume.name for volume in self.volumes}:
+                raise ValueError(f"volumeMounts: {mount.name} is none of the template's volumes")
         return self

@@ -13,7 +13,10 @@ Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(s3://[a-z0
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Argument = Annotated[str, Field(max_length=4096)]
-Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+# Above zero.
+Quantity = Annotated[
+    str, Field(max_length=32, pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")
+]
 
 
 class Config(BaseModel):

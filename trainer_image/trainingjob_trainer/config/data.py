@@ -32,7 +32,8 @@ class Split(Config):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.fraction is None) == (self.uri is None):
-            raise ValueError("exactly one of fraction and uri must be set")
+            how_many = "none" if self.uri is None else "both"
+            raise ValueError(f"exactly one of fraction and uri must be set, not {how_many}")
         return self
 
 
@@ -82,9 +83,10 @@ class Data(Config):
 
     @model_validator(mode="after")
     def _training_data_remains(self) -> Self:
-        held_out = (self.validation.fraction or 0) + (self.test.fraction or 0)
-        if held_out >= 1:
+        validation, test = self.validation.fraction or 0.0, self.test.fraction or 0.0
+        if validation + test >= 1:
             raise ValueError(
-                "validation.fraction and test.fraction leave nothing to train on: their sum must be below 1"
+                f"validation.fraction ({validation:.2f}) and test.fraction ({test:.2f}) leave nothing to train on: "
+                "their sum must be below 1"
             )
         return self

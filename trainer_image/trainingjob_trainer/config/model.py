@@ -69,7 +69,8 @@ class Model(Config):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.preset is None) == (self.transformer is None):
-            raise ValueError("exactly one of preset and transformer must be set")
+            how_many = "none" if self.preset is None else "both"
+            raise ValueError(f"exactly one of preset and transformer must be set, not {how_many}")
         return self
 
     @property

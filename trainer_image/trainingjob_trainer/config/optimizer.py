@@ -37,9 +37,8 @@ class Optimizer(Config):
     @model_validator(mode="after")
     def _one_kind_of_decay(self) -> Self:
         if self.l2 and self.weight_decay:
-            raise ValueError(
-                f"l2 ({self.l2:g}) is coupled and weightDecay ({self.weight_decay:g}) decoupled decay: set one of them"
-            )
+            both = f"l2 ({self.l2:.3f}) is coupled and weightDecay ({self.weight_decay:.3f}) decoupled decay"
+            raise ValueError(f"{both}: set one of them")
         return self
 
     @model_validator(mode="after")

@@ -12,10 +12,12 @@ from trainingjob_trainer.config.base import Argument, Config, ObjectName
 class Storage(Config):
     """Where `s3://` leads and whose credentials open it."""
 
-    endpoint_url: Annotated[str, Field(max_length=1024, pattern=r"^https?://.+")] | None = Field(
+    endpoint_url: Annotated[str, Field(max_length=1024, pattern=r"^https?://[^/\s]+(/\S*)?$")] | None = Field(
         None, description="S3 endpoint, for S3-compatible servers. Absent: Amazon's."
     )
-    region: Annotated[str, Field(max_length=64)] | None = Field(None, description="S3 region.")
+    region: Annotated[str, Field(max_length=64, pattern=r"^[-_A-Za-z0-9]+$")] | None = Field(
+        None, description="S3 region."
+    )
     credentials_secret: ObjectName | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and optionally AWS_SESSION_TOKEN."
     )
@@ -26,7 +28,8 @@ class Storage(Config):
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
         if self.credentials_secret is not None and self.service_account_name is not None:
-            raise ValueError("credentialsSecret and serviceAccountName exclude each other: remove one")
+            both = f"credentialsSecret ({self.credentials_secret}) and serviceAccountName ({self.service_account_name})"
+            raise ValueError(f"{both} exclude each other: remove one")
         return self
 
 

@@ -1,0 +1,323 @@
+"""Specs that are refused, with what is said: by the API server's rules and, in the same words, by the models."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def merged(base: Json, changes: Json) -> Json:
+    """JSON merge patch: None removes."""
+    result = copy.deepcopy(base)
+    for key, value in changes.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def _template(**fields: Any) -> Json:
+    return {"workers": {"template": fields}}
+
+
+def _transformer(**fields: Any) -> Json:
+    return {"model": {"preset": None, "transformer": {"layers": 1, "dim": 64, "heads": 4, **fields}}}
+
+
+INVALID, REQUIRED, FORBIDDEN = "Invalid value", "Required value", "Forbidden"
+
+# Changes to a valid spec, the field and the kind of mistake that the API server names, and the message.
+BY_RULE: list[tuple[Json, str, str, str]] = [
+    ({"outputUri": None}, "outputUri", REQUIRED, "outputUri is required for task.kind language-modeling"),
+    ({"data": None}, "data", REQUIRED, "data is required for task.kind language-modeling"),
+    ({"model": None}, "model", REQUIRED, "model is required for task.kind language-modeling"),
+    ({"training": None}, "training", REQUIRED, "training is required for task.kind language-modeling"),
+    *(
+        (
+            {"task": {"kind": "custom", "custom": {"command": ["true"]}}, **dict.fromkeys(others)},
+            part,
+            FORBIDDEN,
+            f"{part} is not for task.kind custom, whose command decides about it: remove it",
+        )
+        for part, others in (
+            ("data", ("model", "training")),
+            ("model", ("data", "training")),
+            ("training", ("data", "model")),
+        )
+    ),
+    (
+        {"task": {"kind": "custom"}},
+        "task.custom",
+        REQUIRED,
+        "custom is required for kind custom: give the command to run",
+    ),
+    (
+        {"task": {"custom": {"command": ["true"]}}},
+        "task.custom",
+        FORBIDDEN,
+        "custom is not for kind language-modeling: set kind to custom, or remove it",
+    ),
+    (
+        {"task": {"kind": "image-classification"}},
+        "data.train.format",
+        INVALID,
+        "data.train.format is jsonl: image-classification reads parquet, with a column of encoded images",
+    ),
+    (
+        {"workers": {"replicas": 9, "resources": {"gpus": 8}}},
+        "training.globalBatchSize",
+        INVALID,
+        "training.globalBatchSize (64) is below the number of ranks (72): raise it or ask for fewer workers",
+    ),
+    (
+        {"runPolicy": {"startDeadlineSeconds": 61, "activeDeadlineSeconds": 60}},
+        "runPolicy.startDeadlineSeconds",
+        INVALID,
+        "startDeadlineSeconds (61) must not be above activeDeadlineSeconds (60)",
+    ),
+    (
+        {"workers": {"replicas": 2, "minReplicas": 3}},
+        "workers.minReplicas",
+        INVALID,
+        "workers.minReplicas (3) must not be above workers.replicas (2)",
+    ),
+    (
+        {"workers": {"minReplicas": 1}, "runPolicy": {"queueName": "research"}},
+        "workers.minReplicas",
+        FORBIDDEN,
+        "workers.minReplicas and runPolicy.queueName exclude each other, because Kueue admits groups of a fixed size: "
+        "remove one",
+    ),
+    (
+        {"workers": {"minReplicas": 1}, "task": {"kind": "custom", "custom": {"command": ["true"]}}}
+        | dict.fromkeys(("data", "model", "training")),
+        "workers.minReplicas",
+        FORBIDDEN,
+        "workers.minReplicas is not for task.kind custom, whose commands cannot take a new peer in: remove it",
+    ),
+    (
+        {"training": {"optimizer": {"l2": 0.1, "weightDecay": 0.125}}},
+        "training.optimizer.l2",
+        INVALID,
+        "l2 (0.100) is coupled and weightDecay (0.125) decoupled decay: set one of them",
+    ),
+    (
+        {"training": {"optimizer": {"nesterov": True}}},
+        "training.optimizer.nesterov",
+        INVALID,
+        "nesterov is for name sgd with a momentum above 0",
+    ),
+    (
+        {"training": {"schedule": {"name": "points"}}},
+        "training.schedule.points",
+        INVALID,
+        "points are given exactly if name is points",
+    ),
+    (
+        {"training": {"schedule": {"name": "points", "points": [{"step": 5, "ratio": 1}, {"step": 5, "ratio": 0}]}}},
+        "training.schedule.points",
+        INVALID,
+        "points must be in rising order of step, without repetition; their steps are [5, 5]",
+    ),
+    (
+        {"storage": {"credentialsSecret": "s3", "serviceAccountName": "trainer"}},
+        "storage",
+        INVALID,
+        "credentialsSecret (s3) and serviceAccountName (trainer) exclude each other: remove one",
+    ),
+    (
+        {"data": {"validation": {"fraction": 0.1, "uri": "s3://corpus/v"}}},
+        "data.validation",
+        INVALID,
+        "exactly one of fraction and uri must be set, not both",
+    ),
+    ({"data": {"test": {}}}, "data.test", INVALID, "exactly one of fraction and uri must be set, not none"),
+    (
+        {"data": {"validation": {"fraction": 0.5}, "test": {"fraction": 0.5}}},
+        "data",
+        INVALID,
+        "validation.fraction (0.50) and test.fraction (0.50) leave nothing to train on: their sum must be below 1",
+    ),
+    (
+        {"data": {"prepare": {"clean": {"minChars": 9, "maxChars": 8}}}},
+        "data.prepare.clean.minChars",
+        INVALID,
+        "minChars (9) must not be above maxChars (8)",
+    ),
+    ({"model": {"preset": None}}, "model", INVALID, "exactly one of preset and transformer must be set, not none"),
+    (
+        {"model": {"transformer": {"layers": 1, "dim": 64, "heads": 4}}},
+        "model",
+        INVALID,
+        "exactly one of preset and transformer must be set, not both",
+    ),
+    (_transformer(dim=100, heads=3), "model.transformer.dim", INVALID, "dim (100) must be a multiple of heads (3)"),
+    (
+        _transformer(dim=12, heads=4),
+        "model.transformer.dim",
+        INVALID,
+        "dim / heads (3) must be even for rotary positions",
+    ),
+    (
+        _transformer(kvHeads=3),
+        "model.transformer.kvHeads",
+        INVALID,
+        "heads (4) must be a multiple of kvHeads (3)",
+    ),
+    (
+        _template(labels={"trainingjob.io/member": "true"}),
+        "workers.template.labels",
+        INVALID,
+        "labels: trainingjob.io/* belongs to the operator",
+    ),
+    (
+        _template(env=[{"name": "OK", "value": "1"}, {"name": "RAY_AUTH_MODE", "value": "none"}]),
+        "workers.template.env",
+        INVALID,
+        "env: RAY_AUTH_MODE cannot be set, TRAININGJOB_* and RAY_AUTH_* belong to the operator",
+    ),
+    (
+        _template(env=[{"name": "BOTH", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]),
+        "workers.template.env[0].valueFrom",
+        INVALID,
+        "BOTH has value and valueFrom: remove one",
+    ),
+    (
+        _template(volumes=[{"name": "trainingjob-tmp", "emptyDir": {}}]),
+        "workers.template.volumes",
+        INVALID,
+        "volumes: trainingjob-tmp must have another name, trainingjob-* belongs to the operator",
+    ),
+    (
+        _template(volumeMounts=[{"name": "nope", "mountPath": "/x"}]),
+        "workers.template.volumeMounts",
+        INVALID,
+        "volumeMounts: nope is none of the template's volumes",
+    ),
+    (
+        _template(volumes=[{"name": "v", "emptyDir": {}}], volumeMounts=[{"name": "v", "mountPath": "/dev/shm"}]),
+        "workers.template.volumeMounts[0].mountPath",
+        INVALID,
+        "mountPath (/dev/shm) is taken by the operator: mount the volume elsewhere",
+    ),
+    (
+        _template(tolerations=[{"effect": "NoSchedule"}]),
+        "workers.template.tolerations[0]",
+        INVALID,
+        "key is missing: only with operator Exists a toleration is for every key",
+    ),
+    (
+        _template(tolerations=[{"key": "gpu", "operator": "Exists", "value": "a100"}]),
+        "workers.template.tolerations[0].value",
+        INVALID,
+        "value (a100) is not for operator Exists: remove it, or set operator to Equal",
+    ),
+    (
+        _template(tolerations=[{"key": "gpu", "value": "a100", "tolerationSeconds": 5}]),
+        "workers.template.tolerations[0].tolerationSeconds",
+        INVALID,
+        "tolerationSeconds (5) is for effect NoExecute only: set effect to NoExecute, or remove it",
+    ),
+]
+
+# Changes to a valid spec that the schema refuses, and what the API server says then.
+BY_SCHEMA: list[tuple[Json, str]] = [
+    ({"outputUri": "http://models/run"}, 'spec.outputUri: Invalid value: "http://models/run"'),
+    ({"training": {"steps": None}}, "spec.training.steps: Required value"),
+    ({"training": {"steps": "many"}}, "spec.training.steps in body must be of type integer"),
+    ({"training": {"steps": 0}}, "spec.training.steps in body should be greater than or equal to 1"),
+    ({"training": {"optimizer": {"lr": -1}}}, "spec.training.optimizer.lr in body should be greater than 0"),
+    (
+        {"training": {"optimizer": {"betas": [0.9]}}},
+        "spec.training.optimizer.betas in body should have at least 2 items",
+    ),
+    (
+        {"training": {"optimizer": {"name": "adamax"}}},
+        'spec.training.optimizer.name: Unsupported value: "adamax": supported values: "adamw"',
+    ),
+    (
+        {"task": {"kind": "poetry"}},
+        'spec.task.kind: Unsupported value: "poetry": supported values: "language-modeling", "image-classification"',
+    ),
+    ({"model": {"preset": "gpt-9"}}, 'spec.model.preset: Unsupported value: "gpt-9": supported values: "gpt-nano"'),
+    ({"training": {"stepz": 5}}, 'unknown field "spec.training.stepz"'),
+    ({"checkpoint": {"drainSeconds": 1}}, "spec.checkpoint.drainSeconds in body should be greater than or equal to 5"),
+    ({"workers": {"replicas": 5000}}, "spec.workers.replicas in body should be less than or equal to 4096"),
+    ({"workers": {"minReplicas": 0}}, "spec.workers.minReplicas in body should be greater than or equal to 1"),
+    ({"workers": {"replicas": 0}}, "spec.workers.replicas in body should be greater than or equal to 1"),
+    ({"workers": {"resources": {"memory": "lots"}}}, 'spec.workers.resources.memory: Invalid value: "lots"'),
+    ({"workers": {"resources": {"cpu": "0"}}}, 'spec.workers.resources.cpu: Invalid value: "0"'),
+    (
+        {"workers": {"resources": {"gpuResourceName": "gpu"}}},
+        'spec.workers.resources.gpuResourceName: Invalid value: "gpu"',
+    ),
+    ({"storage": {"credentialsSecret": "My Secret"}}, 'spec.storage.credentialsSecret: Invalid value: "My Secret"'),
+    ({"storage": {"endpointUrl": "minio:9000"}}, 'spec.storage.endpointUrl: Invalid value: "minio:9000"'),
+    ({"storage": {"region": "eu west"}}, 'spec.storage.region: Invalid value: "eu west"'),
+    ({"image": "x" * 2000}, "spec.image: Too long"),
+    ({"image": "my image"}, 'spec.image: Invalid value: "my image"'),
+    (
+        {"task": {"kind": "custom", "custom": {"command": []}}},
+        "spec.task.custom.command in body should have at least 1 items",
+    ),
+    (_template(labels={"app": "not a label"}), 'spec.workers.template.labels.app: Invalid value: "not a label"'),
+    (_template(env=[{"name": "1A"}]), 'spec.workers.template.env[0].name: Invalid value: "1A"'),
+    (
+        _template(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]),
+        'spec.workers.template.env[1]: Duplicate value: {"name":"A"}',
+    ),
+    ({"runPolicy": {"maxRestarts": -1}}, "spec.runPolicy.maxRestarts in body should be greater than or equal to 0"),
+    ({"runPolicy": {"onExistingRun": "Ask"}}, 'supported values: "Resume", "Overwrite"'),
+]
+
+# For each field that may not change, a change.
+FIXED: dict[str, Json] = {
+    "outputUri": {"outputUri": "s3://models/other"},
+    "task.kind": {"task": {"kind": "image-classification"}, "data": {"train": {"format": "parquet"}}},
+    "data.train": {"data": {"train": {"uri": "s3://corpus/other"}}},
+    "data.validation": {"data": {"validation": {"fraction": 0.2}}},
+    "data.test": {"data": {"test": {"fraction": 0.2}}},
+    "data.prepare.tokenizer": {"data": {"prepare": {"tokenizer": {"vocabSize": 999}}}},
+    "data.prepare.clean": {"data": {"prepare": {"clean": {"minChars": 2}}}},
+    "model": {"model": {"preset": "gpt-3m"}},
+    "training.seed": {"training": {"seed": 2}},
+    "training.globalBatchSize": {"training": {"globalBatchSize": 128}},
+    "training.emaDecay": {"training": {"emaDecay": 0.5}},
+    "training.optimizer.name": {"training": {"optimizer": {"name": "sgd"}}},
+    "training.sequenceLength": {"training": {"sequenceLength": 512}},
+}
+
+# For each field that may change while the job is suspended, a change.
+WHILE_SUSPENDED: dict[str, Json] = {
+    "image": {"image": "other:1"},
+    "storage": {"storage": {"region": "eu-west-1"}},
+    "workers.resources": {"workers": {"resources": {"cpu": "2"}}},
+    "workers.template": {"workers": {"template": {"affinity": {"nodeAffinity": {}}}}},
+    "data.prepare.replicas": {"data": {"prepare": {"replicas": 5}}},
+    "data.prepare.cpu": {"data": {"prepare": {"cpu": "3"}}},
+    "data.prepare.memory": {"data": {"prepare": {"memory": "3Gi"}}},
+    "checkpoint": {"checkpoint": {"everySteps": 7}},
+    "evaluation": {"evaluation": {"everySteps": 7}},
+    "training.steps": {"training": {"steps": 200}},
+    "training.optimizer": {"training": {"optimizer": {"lr": 1e-3}}},
+    "training.schedule": {"training": {"schedule": {"warmupSteps": 7}}},
+    "training.microBatchSize": {"training": {"microBatchSize": 1}},
+    "training.clipNorm": {"training": {"clipNorm": 2}},
+    "training.precision": {"training": {"precision": "float32"}},
+    "training.deterministic": {"training": {"deterministic": True}},
+    "training.earlyStopping": {"training": {"earlyStopping": {"patience": 7}}},
+    "training.labelSmoothing": {"training": {"labelSmoothing": 0.5}},
+    "training.logEvery": {"training": {"logEvery": 7}},
+    "runPolicy.onExistingRun": {"runPolicy": {"onExistingRun": "Overwrite"}},
+    "runPolicy.queueName": {"runPolicy": {"queueName": "team"}},
+}
+FOR_GOOD = "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri"
+SUSPEND_FIRST = (
+    "can change only while the job is suspended: set runPolicy.suspend to true, change it in a second step, "
+    "then set suspend to false"
+)
