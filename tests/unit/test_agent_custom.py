@@ -55,6 +55,7 @@ def test_the_command_finds_what_torch_and_torchrun_ask_for(pod: AgentPod) -> Non
         "127.0.0.1",
         "29503",
     ]
+    assert env["GLOO_SOCKET_IFNAME"] == env["NCCL_SOCKET_IFNAME"] == "lo"
     assert env["PET_NPROC_PER_NODE"] == "auto", "the pod's own environment wins"
     assert env["TRAININGJOB_OUTPUT_URI"] == "/out"
 

@@ -90,7 +90,7 @@ def test_when_one_pod_fails_all_start_anew_and_it_counts_once(running: Play, ind
     running.step(4)
     assert (running.status.phase, running.status.restarts.total) == ("Running", 1)
     (incident,) = running.status.history
-    assert (incident.pod, incident.class_) == (f"gpt-train-{index}-1", "Crashed")
+    assert (incident.pod, incident.class_, incident.attempt) == (f"gpt-train-{index}-1", "Crashed", 1)
     assert (incident.seconds_to_recover, incident.steps_lost) == (4, None)
 
 

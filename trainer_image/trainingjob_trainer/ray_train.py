@@ -6,11 +6,8 @@ failure handling of its own.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import socket
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -21,6 +18,7 @@ from .config import JobConfig
 from .errors import Drained, TrainerError, WorkerLost
 from .failures import of_attempt, of_rank
 from .narration import Narrator
+from .network import interface_of
 from .ray_node import INDEX_LABEL, RANK_RESOURCE
 from .ray_pods import Node
 from .reporting import Reporter
@@ -151,22 +149,8 @@ def _join(rendezvous: str, rank: int, size: int, ip: str) -> None:
 
     if size == 1:
         return
-    interface = _interface(ip)
+    interface = interface_of(ip)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, rendezvous, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
-
-
-def _interface(ip: str) -> str:
-    """Name of the network interface that has address `ip`. Raises `TrainerError`."""
-    get_address = 0x8915  # SIOCGIFADDR
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, get_address, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # an interface without an IPv4 address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == ip:
-                return name
-    raise TrainerError(f"No network interface of the pod has the address {ip}.", "Look at the pod's network.")

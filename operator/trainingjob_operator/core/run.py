@@ -176,6 +176,7 @@ def _incident(
     here: Situation, failure: Failure, member: Member, pod: PodFacts | None, report: ProgressReport | None
 ) -> Incident:
     known_step = report.progress.step if report is not None and report.progress is not None else None
+    attempt = report.attempt if report is not None else None
     return Incident.model_validate(
         {
             "time": here.now,
@@ -184,7 +185,7 @@ def _incident(
             "pod": names.pod_name(here.job.name, member.role, member.index, member.incarnation),
             "node": pod.node if pod is not None else None,
             "rank": failure.rank,
-            "attempt": report.attempt if report is not None else None,
+            "attempt": member.incarnation if here.spec.custom else attempt,
             "step": known_step if failure.step is None else failure.step,
         }
     )

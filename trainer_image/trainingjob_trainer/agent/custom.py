@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import PodConfig
 from ..errors import Drained, UserError, WorkerLost
+from ..network import interface_of
 from ..outcome import Outcome
 from .agent import POLL, Agent
 from .kubeflow import Endpoint
@@ -92,7 +93,7 @@ class CustomAgent(Agent):
 
 def environment(base: Mapping[str, str], pod: Pod, config: PodConfig, agent_port: int) -> dict[str, str]:
     """The command's environment. `base`, the pod's own, wins."""
-    port = str(FIRST_PORT + pod.incarnation % PORTS)
+    port, interface = str(FIRST_PORT + pod.incarnation % PORTS), interface_of(pod.ip)
     own = {
         # For a script that is one process a pod; torchrun sets its own for its children.
         "MASTER_ADDR": pod.head,
@@ -107,6 +108,9 @@ def environment(base: Mapping[str, str], pod: Pod, config: PodConfig, agent_port
         "PET_NPROC_PER_NODE": str(config.ranks_per_pod),
         "PET_MASTER_ADDR": pod.head,
         "PET_MASTER_PORT": port,
+        # Left alone, gloo takes the interface that the host's name leads to, and NCCL the first that it likes.
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
         "KUBEFLOW_TRAINER_SERVER_URL": f"http://{pod.ip}:{agent_port}/progress",
         "KUBEFLOW_TRAINER_SERVER_TOKEN": str(pod.kubeflow_token),
     }
