@@ -162,13 +162,14 @@ async def test_nothing_runs_between_the_guard_and_the_socket(
     assert order[:3] == ["guard", "socket", "something else"]
 
 
-async def test_a_list_follows_all_pages(server: tuple[Server, Client]) -> None:
+async def test_a_list_follows_all_pages_and_drops_what_nobody_reads(server: tuple[Server, Client]) -> None:
     double, client = server
-    first = {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [{"n": 1}, {"n": 2}]}
-    last = {"metadata": {"resourceVersion": "7"}, "items": [{"n": 3}]}
+    a, b, c = ({"metadata": {"name": name, "managedFields": [{}]}} for name in "abc")
+    first = {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [a, b]}
+    last = {"metadata": {"resourceVersion": "7"}, "items": [c]}
     double.answer((200, first), (200, last))
     found = await client.list(PODS, None, "app")
-    assert [item["n"] for item in found.items] == [1, 2, 3]
+    assert [item["metadata"] for item in found.items] == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
     assert found.resource_version == "7"
     assert [request[1:3] for request in double.requests] == [
         ("/api/v1/pods", {"limit": "500", "labelSelector": "app"}),

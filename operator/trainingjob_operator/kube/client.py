@@ -90,11 +90,16 @@ class Client:
     async def list(
         self, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
     ) -> ObjectList:
-        """Quorum read of a collection, 500 objects a request; all pages are of the first one's resourceVersion."""
+        """Quorum read of a collection, 500 objects a request; all pages are of the first one's resourceVersion.
+
+        Without `managedFields`: half of what ten thousand objects take in memory, and nobody here reads them.
+        """
         items: list[Manifest] = []
         token = ""
         while True:
             page = await self.list_page(resource, namespace, label_selector, PAGE_SIZE, token, field_selector)
+            for item in page["items"]:
+                item["metadata"].pop("managedFields", None)
             items += page["items"]
             token = page["metadata"].get("continue", "")
             if not token:
