@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.play import FINISHED, RESULT, Play, policy
 from trainingjob_operator.core.decide import decide
-from trainingjob_operator.core.facts import InvalidSpec
+from trainingjob_operator.core.facts import InvalidSpec, ProgressFacts
 from trainingjob_operator.core.obstacle import Obstacle
 from trainingjob_operator.core.plan import ObjectRef, Plan, Settings
 
@@ -375,6 +375,19 @@ def test_a_silent_head_is_no_failure(training: Play) -> None:
     condition = next(c for c in training.status.conditions if c.type == "ProgressUnknown")
     assert "NetworkPolicy" in condition.message
     training.progress = replace(training.progress, unreachable_since=None)
+    training.step(1)
+    assert training.condition("ProgressUnknown") is None
+
+
+def test_a_new_operator_lets_silence_stand_until_the_head_answers(training: Play) -> None:
+    training.progress = replace(training.progress, unreachable_since=training.now)
+    training.step(60)
+    heard = training.progress
+    training.progress = ProgressFacts()
+    assert training.step().status is None
+    training.progress = ProgressFacts(unreachable_since=training.now)
+    assert training.step(1).status is None
+    training.progress = replace(heard, fetched_at=training.now, unreachable_since=None)
     training.step(1)
     assert training.condition("ProgressUnknown") is None
 

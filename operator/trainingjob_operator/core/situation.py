@@ -109,12 +109,14 @@ class Situation:
 
     def unreachable(self, status: TrainingJobStatus) -> str | None:
         """Why the progress is not known, once the head was silent for long; None: it is known."""
-        since, head = self.progress.unreachable_since, self.head(status)
-        if since is None or head is None or head.phase != "Running":
+        head, since = self.head(status), self.progress.unreachable_since
+        if head is None or head.phase != "Running":
             return None
-        if (self.now - since).total_seconds() < self.settings.unreachable_after:
-            return None
-        return (
+        text = (
             f"Pod {head.name} does not answer on port 8080, so progress is not known; training is not affected. "
             "A NetworkPolicy may keep the operator from the pods."
         )
+        if self.progress.fetched_at is None and any(c.message == text for c in status.conditions):
+            return text  # An operator that has just started has heard nobody: what was found before it stands.
+        silent = since is not None and (self.now - since).total_seconds() >= self.settings.unreachable_after
+        return text if silent else None
