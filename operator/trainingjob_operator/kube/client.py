@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
+from pydantic_core import from_json, to_json
 
 from .api import (
     ApiError,
@@ -149,7 +149,7 @@ class Client:
                 if code >= 400:
                     raise await _error(response)
                 async for line in _lines(response.content):
-                    event = json.loads(line)
+                    event = from_json(line)
                     if event["type"] == "ERROR":
                         raise error_from_status(event["object"])
                     yield WatchEvent(event["type"], event["object"])
@@ -209,7 +209,7 @@ class Client:
                 code = response.status
                 if code >= 400:
                     raise await _error(response)
-                answer: Manifest = json.loads(await response.read())
+                answer: Manifest = from_json(await response.read())
                 return answer
         except (aiohttp.ClientError, TimeoutError) as error:
             code = 0
@@ -247,7 +247,7 @@ class _GuardedBody(aiohttp.BytesPayload):
     """A write's body. aiohttp keeps the headers until it writes the body: here, after every wait for a connection."""
 
     def __init__(self, body: Manifest, guard: Guard) -> None:
-        super().__init__(json.dumps(body).encode(), content_type="application/json")
+        super().__init__(to_json(body), content_type="application/json")
         self._guard = guard
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
@@ -271,7 +271,7 @@ async def _error(response: aiohttp.ClientResponse) -> ApiError:
     text = (await response.read()).decode(errors="replace")
     retry_after = response.headers.get("Retry-After", "")
     try:
-        status = json.loads(text)
+        status = from_json(text)
     except ValueError:
         status = None
     if not isinstance(status, dict) or status.get("kind") != "Status":
