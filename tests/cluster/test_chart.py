@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 from support.chart import CHART, RELEASE, install_account, render
+from support.operator_process import Operator
+from support.runs import wait_until
 from trainingjob_local.cluster import LocalCluster
 from trainingjob_operator.kube.api import LEASES
 from trainingjob_operator.kube.preflight import LEASE_RIGHTS, OPTIONAL_RIGHTS, RIGHTS
@@ -178,3 +180,15 @@ def test_the_accounts_token_opens_what_the_role_says_and_nothing_else(
     assert allowed(cluster, kubeconfig, "create", "secrets", namespace)
     assert not allowed(cluster, kubeconfig, "get", "secrets", namespace)
     assert not allowed(cluster, kubeconfig, "create", "pods", "default")
+
+
+def test_an_operator_with_the_charts_account_leads(
+    cluster: LocalCluster, kubeconfig: Path, namespace: str, tmp_path: Path
+) -> None:
+    flags = ("--namespace", namespace, "--lease-namespace", namespace)
+    operator = Operator(kubeconfig, tmp_path / "operator.log", *flags, elect=True)
+    operator.start()
+    try:
+        wait_until("it leads", lambda: "trainingjob_operator_leader 1.0" in operator.metrics(), 10)
+    finally:
+        operator.stop()

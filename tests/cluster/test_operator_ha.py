@@ -66,6 +66,11 @@ class Pair:
         ]
 
 
+def times(writes: list[Request]) -> list[str]:
+    """When the API server received them, in order."""
+    return sorted(write["requestReceivedTimestamp"] for write in writes)
+
+
 def leads(operator: Operator) -> bool:
     return "trainingjob_operator_leader 1.0" in operator.metrics()
 
@@ -80,13 +85,13 @@ def pair(cluster: LocalCluster, namespace: str, tmp_path: Path) -> Iterator[Pair
             operator.stop()
 
 
-def suspended_jobs(played: MakeJob, count: int) -> list[PlayedJob]:
-    """So many jobs that want no pods, settled."""
-    jobs = [played(f"idle-{number}", runPolicy={"suspend": True}) for number in range(count)]
+def settle_suspended_jobs(played: MakeJob, count: int) -> None:
+    """So many jobs that want no pods, with their status written."""
+    job = played("idle", runPolicy={"suspend": True})
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(PlayedJob.create, jobs))
-    jobs[-1].wait_phase("Suspended", seconds=120)
-    return jobs
+        list(threads.map(job.create, (f"idle-{number}" for number in range(count))))
+    phases = ("-n", job.namespace, "get", "tj", "-o", "jsonpath={.items[*].status.phase}")
+    wait_until("all are suspended", lambda: job.cluster.kubectl(*phases).count("Suspended") == count, 180, every=0.5)
 
 
 def seconds_until_worked_on(job: PlayedJob, since: float, limit: float) -> float:
@@ -99,12 +104,15 @@ def seconds_until_worked_on(job: PlayedJob, since: float, limit: float) -> float
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_leader_that_is_told_to_end_hands_over_at_once(pair: Pair, played: MakeJob, count: int) -> None:
     leader, standby = pair.start()
-    suspended_jobs(played, count)
+    settle_suspended_jobs(played, count)
     assert pair.writes(standby) == []
+    for number in range(5):
+        played(f"late-{number}").create()  # It has much to do when it is told to end.
     told = time.monotonic()
     leader.stop()
     assert seconds_until_worked_on(played("new"), told, AFTER_SIGTERM) < AFTER_SIGTERM
     assert "the lease is released" in leader.log.read_text()
+    assert times(pair.writes(leader))[-1] < times(pair.writes(standby))[0]
     touched = {write["objectRef"].get("name", "") for write in pair.writes(standby)}
     assert [name for name in touched if name.startswith("idle")] == [], "jobs that need nothing are written"
 
@@ -112,7 +120,7 @@ def test_a_leader_that_is_told_to_end_hands_over_at_once(pair: Pair, played: Mak
 @pytest.mark.slow
 def test_a_killed_leader_is_replaced_when_its_lease_has_expired(pair: Pair, played: MakeJob) -> None:
     leader, _ = pair.start()
-    suspended_jobs(played, 1000)
+    settle_suspended_jobs(played, 1000)
     killed = time.monotonic()
     leader.kill()
     assert seconds_until_worked_on(played("new"), killed, AFTER_SIGKILL) < AFTER_SIGKILL
@@ -120,7 +128,7 @@ def test_a_killed_leader_is_replaced_when_its_lease_has_expired(pair: Pair, play
 
 def test_a_leader_that_was_frozen_past_its_lease_ends_without_a_write(pair: Pair, played: MakeJob) -> None:
     leader, standby = pair.start()
-    suspended_jobs(played, 20)
+    settle_suspended_jobs(played, 20)
     frozen = time.monotonic()
     os.kill(leader.pid, signal.SIGSTOP)
     taken = seconds_until_worked_on(played("new"), frozen, AFTER_SIGKILL)
@@ -130,8 +138,7 @@ def test_a_leader_that_was_frozen_past_its_lease_ends_without_a_write(pair: Pair
     os.kill(leader.pid, signal.SIGCONT)
     assert leader.wait_for_its_end(5) == 1
     assert "no longer leads" in leader.log.read_text()
-    first = min(write["requestReceivedTimestamp"] for write in pair.writes(standby))
-    assert max(write["requestReceivedTimestamp"] for write in pair.writes(leader)) < first
+    assert times(pair.writes(leader))[-1] < times(pair.writes(standby))[0]
 
 
 def test_a_standby_is_ready_writes_nothing_and_tells_of_no_job(pair: Pair, played: MakeJob) -> None:
