@@ -142,9 +142,6 @@ class Operator:
         for informer in self._informers:
             await informer.synced.wait()
         logger.info("caches are filled: %d TrainingJobs", sum(1 for _ in self._cache.jobs()))
-        for key, uid in self._cache.orphans():
-            self._executor.remember(key, uid)
-            self._queue.add(key)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resync())
             group.create_task(self._lead())
@@ -154,6 +151,9 @@ class Operator:
         async with self._election.leading() if self._election else contextlib.nullcontext():
             self._leading = True
             self._metrics.leader.set(1)
+            for key, uid in self._cache.orphans():
+                self._executor.remember(key, uid)
+                self._queue.add(key)
             for key, _ in self._cache.jobs():
                 self._queue.add(key)
             workers = self._options.max_concurrent_reconciles
