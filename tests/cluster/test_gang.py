@@ -27,8 +27,8 @@ def nodes(cluster: LocalCluster, namespace: str) -> Iterator[IdleNodes]:
 
 @pytest.fixture
 def gang(cluster: LocalCluster, namespace: str, nodes: IdleNodes) -> MakeGang:
-    def make(name: str, **template: Any) -> PlayedJob:
-        return idle_job(cluster, nodes, namespace, name, template)
+    def make(name: str, replicas: int = 3, **template: Any) -> PlayedJob:
+        return idle_job(cluster, nodes, namespace, name, template, replicas)
 
     return make
 
@@ -62,24 +62,24 @@ def test_without_the_feature_gate_the_workers_have_no_pod_group(
 def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way_and_comes_back(
     operator: Operator, gang: MakeGang, nodes: IdleNodes
 ) -> None:
-    """Each wants three of four nodes and holds two; without gang scheduling neither would ever get its third."""
-    nodes.add(2)
-    older, younger = gang("older"), gang("younger", tolerations=[{"key": "reserved", "operator": "Exists"}])
+    """Each wants six of ten nodes and holds five; without gang scheduling neither would ever get its sixth."""
+    nodes.add(5)
+    older, younger = gang("older", 6), gang("younger", 6, tolerations=[{"key": "reserved", "operator": "Exists"}])
     older.apply()
     check(older)
-    wait_placed(older, 2)
-    reserved = nodes.add(2, taint="reserved")
+    wait_placed(older, 5)
+    reserved = nodes.add(5, taint="reserved")
     younger.apply()
     check(younger)
-    wait_placed(younger, 2)
+    wait_placed(younger, 5)
     nodes.untaint(reserved)
     status = younger.wait_phase("Queued", seconds=60)
     assert "older job" in status["message"]
     assert status["restarts"]["total"] == 0
     assert len(younger.events("GaveWay")) == 1
-    wait_placed(older, 3)
+    wait_placed(older, 6)
     finish(older)
-    wait_placed(younger, 3, seconds=60)
+    wait_placed(younger, 6, seconds=60)
     finish(younger)
 
 
@@ -89,10 +89,13 @@ def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way_and_come
 def test_the_operator_notices_that_the_cluster_schedules_gangs_now(
     operator: Operator, gang: MakeGang, request: pytest.FixtureRequest
 ) -> None:
+    job = gang("later")
+    job.manifest["spec"]["runPolicy"] = {"suspend": True}
+    job.apply()
+    job.wait_phase("Suspended")
     request.getfixturevalue("_gang_scheduling")
     wait_until("the operator says so", lambda: "PodGroups are served" in operator.log.read_text(), SECONDS)
-    job = gang("later")
-    job.apply()
+    job.patch({"runPolicy": {"suspend": False}})
     status = job.wait("it began", lambda status: "resolved" in status)
     assert status["resolved"]["podGroup"] == "later-tj"
 
@@ -101,16 +104,16 @@ def test_the_operator_notices_that_the_cluster_schedules_gangs_now(
 def test_two_gangs_that_do_not_fit_together_are_placed_one_after_the_other(
     operator: Operator, gang: MakeGang, nodes: IdleNodes
 ) -> None:
-    one, other = gang("one"), gang("other")
+    one, other = gang("one", 6), gang("other", 6)
     one.apply()
     other.apply()
     check(one, other)
-    wait_until("all workers wait", lambda: len(workers(one)) == len(workers(other)) == 3, SECONDS)
-    nodes.add(5)
-    wait_until("one gang is placed", lambda: 3 in (placed(one), placed(other)), SECONDS)
-    first, second = (one, other) if placed(one) == 3 else (other, one)
+    wait_until("all workers wait", lambda: len(workers(one)) == len(workers(other)) == 6, SECONDS)
+    nodes.add(10)
+    wait_until("one gang is placed", lambda: 6 in (placed(one), placed(other)), SECONDS)
+    first, second = (one, other) if placed(one) == 6 else (other, one)
     status = second.wait_phase("Queued")
-    assert "minCount (3) cannot be satisfied" in status["message"]
+    assert "minCount (6) cannot be satisfied" in status["message"]
     found = pod_group(second)
     assert found is not None
     (condition,) = found["status"]["conditions"]
@@ -119,10 +122,10 @@ def test_two_gangs_that_do_not_fit_together_are_placed_one_after_the_other(
     second.wait("the PodGroup's own words", lambda status: said in status["message"])
     assert placed(second) == 0
     finish(first)
-    wait_placed(second, 3)
+    wait_placed(second, 6)
     found = pod_group(second)
     assert found is not None
-    assert found["spec"]["schedulingPolicy"]["gang"]["minCount"] == 3
+    assert found["spec"]["schedulingPolicy"]["gang"]["minCount"] == 6
     names = {pod["spec"]["schedulingGroup"]["podGroupName"] for pod in workers(second).values()}
     assert names == {f"{second.name}-tj"}
 

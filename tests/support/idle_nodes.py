@@ -112,11 +112,17 @@ def _ready() -> dict[str, Any]:
 
 
 def idle_job(
-    cluster: LocalCluster, nodes: IdleNodes, namespace: str, name: str, template: dict[str, Any], **spec: Any
+    cluster: LocalCluster,
+    nodes: IdleNodes,
+    namespace: str,
+    name: str,
+    template: dict[str, Any],
+    replicas: int = 3,
+    **spec: Any,
 ) -> PlayedJob:
-    """A job of three workers, each of which fills a node. Its prepare pods fit nowhere: the test plays them."""
+    """A job whose workers fill a node each. Its prepare pods fit nowhere: the test plays them."""
     workers = {
-        "replicas": 3,
+        "replicas": replicas,
         "resources": {"cpu": "1", "memory": "1Gi"},
         "template": {"nodeSelector": nodes.selector, **template},
     }

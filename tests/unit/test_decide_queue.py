@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.play import FINISHED, Play, policy
+from support.play import FINISHED, Play, custom, policy
 from trainingjob_operator.core.kueue import Queued
 
 QUEUE = {"queueName": "team"}
@@ -171,3 +171,17 @@ def test_a_gang_whose_workers_were_done_when_the_head_failed_begins_in_a_new_gro
     assert groups(queued)["gpt-train-0-2"] == groups(queued)["gpt-train-1-2"] == "gpt-train-3"
     assert queued.given_up == ["gpt-train-0-1"]
     assert queued.status.restarts.total == 1
+
+
+def test_a_custom_gang_that_starts_anew_keeps_its_group_and_its_quota() -> None:
+    play = Play(spec=custom(runPolicy=QUEUE))
+    play.settle()
+    hold(play)
+    play.run_pods()
+    play.end("gpt-train-1-1", 1)
+    play.settle()
+    assert play.deleted == ["gpt-train-0-1"]
+    play.end("gpt-train-0-1", 143, deleting=True)
+    play.settle()
+    assert groups(play)["gpt-train-0-2"] == groups(play)["gpt-train-1-2"] == "gpt-train-1"
+    assert play.given_up == []
