@@ -37,7 +37,13 @@ def gang(cluster: LocalCluster, namespace: str, nodes: IdleNodes) -> MakeGang:
 def _gang_scheduling(cluster: LocalCluster) -> Iterator[None]:
     cluster.control_plane.restart(gang_scheduling=True)
     yield
-    cluster.control_plane.restart(gang_scheduling=False)
+    if cluster.control_plane.gang_scheduling:
+        cluster.control_plane.restart(gang_scheduling=False)
+
+
+def suspend(job: PlayedJob) -> None:
+    job.patch({"runPolicy": {"suspend": True}})
+    job.wait_phase("Suspended")
 
 
 def pod_group(job: PlayedJob) -> Object | None:
@@ -153,20 +159,26 @@ def test_a_pod_group_that_was_deleted_or_is_outdated_is_made_anew(
     job.apply()
     check(job)
     wait_placed(job, 3)
-    job.patch({"runPolicy": {"suspend": True}})
-    job.wait_phase("Suspended")
-    before = pod_group(job)
-    assert before is not None
+    first = pod_group(job)
+    suspend(job)
+    job.cluster.kubectl("-n", job.namespace, "delete", "podgroups.scheduling.k8s.io", "again-tj")
+    job.patch({"runPolicy": {"suspend": False}})
+    check(job, incarnation=2)
+    wait_placed(job, 3)
+    second = pod_group(job)
+    suspend(job)
     priority = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 9}
     job.cluster.apply(priority)
     job.patch({"workers": {"template": {"priorityClassName": "high"}}})
     job.patch({"runPolicy": {"suspend": False}})
-    check(job, incarnation=2)
+    check(job, incarnation=3)
     wait_placed(job, 3)
-    after = pod_group(job)
-    assert after is not None
-    assert after["metadata"]["uid"] != before["metadata"]["uid"]
-    assert after["spec"]["priority"] == 9
+    third = pod_group(job)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert len({group["metadata"]["uid"] for group in (first, second, third)}) == 3
+    assert third["spec"]["priority"] == 9
 
 
 @pytest.mark.usefixtures("_gang_scheduling")
@@ -190,3 +202,24 @@ def test_a_foreign_pod_group_is_explained_and_not_touched(
     assert found is not None
     assert found["spec"]["schedulingPolicy"] == {"basic": {}}
     assert "ownerReferences" not in found["metadata"]
+
+
+@pytest.mark.usefixtures("_gang_scheduling")
+def test_a_run_goes_on_when_gang_scheduling_is_turned_off_and_says_what_it_lacks(
+    cluster: LocalCluster, operator: Operator, gang: MakeGang, nodes: IdleNodes
+) -> None:
+    nodes.add(3)
+    job = gang("off")
+    job.apply()
+    check(job)
+    wait_placed(job, 3)
+    job.run(*workers(job))
+    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
+    cluster.control_plane.restart(gang_scheduling=False)
+    job.remove_pod("train-1-1")
+    job.wait_pods("train-1-2")
+    wait_placed(job, 3)
+    conditions = job.wait("it says so", lambda status: len(status["conditions"]) > 7)["conditions"]
+    (lack,) = [c for c in conditions if c["type"] == "GangSchedulingUnavailable"]
+    assert lack["status"] == "True"
+    assert "GenericWorkload" in lack["message"]
