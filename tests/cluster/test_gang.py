@@ -82,7 +82,7 @@ def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way_and_come
     status = younger.wait_phase("Queued", seconds=60)
     assert "older job" in status["message"]
     assert status["restarts"]["total"] == 0
-    assert len(younger.events("GaveWay")) == 1
+    wait_until("one event tells of it", lambda: len(younger.events("GaveWay")) == 1, SECONDS)
     wait_placed(older, 6)
     finish(older)
     wait_placed(younger, 6, seconds=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from support.executing import KEY, NOW, World, pod, start_one_pod
@@ -73,6 +74,18 @@ async def test_the_groups_of_a_job_that_waits_for_its_pods_to_go_are_given_up() 
     await world.executor.reconcile(KEY)
     await world.executor.reconcile(KEY)
     assert world.api.writes() == [GIVE_UP]
+
+
+async def test_a_pod_that_is_held_back_from_the_start_is_decided_on_although_no_event_tells() -> None:
+    seen: list[int] = []
+
+    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
+        seen.append(len(pods))
+        return replace(start_one_pod(job, pods), create_pods=() if pods else (queued(),))
+
+    world = World(think)
+    await world.executor.reconcile(KEY)
+    assert seen[-1] == 1
 
 
 async def test_what_keeps_a_group_waiting_is_read_from_the_group() -> None:

@@ -32,7 +32,7 @@ from .cache import Cache, Key
 from .children import Children
 from .facts import Job, PodFacts, ProgressFacts, controlling_job
 from .findings import Claim, Findings
-from .kueue import RETRIABLE
+from .kueue import GROUP, RETRIABLE
 from .labels import LabelRepair
 from .names import LABEL_JOB_UID, LABEL_MEMBER
 from .obstacle import Look, Obstacle, foreign, newest_warning, told, unmet
@@ -165,6 +165,10 @@ class Executor:
             # The next decision will not tell them again, whatever became of this one's deeds.
             for event in plan.events:
                 await self._events.publish(job, event)
+        if any(
+            m["metadata"]["labels"].get(GROUP) or m.get("spec", {}).get("schedulingGroup") for m in plan.create_pods
+        ):
+            raise _DecideAgain("pods that wait as a group may wait from the start: no event will tell")
         for pod in plan.look_at:
             await self._look(job, pod, memory)
         if memory.refusal is not None or plan.look_at:
