@@ -154,6 +154,7 @@ class Measurement:
             "restart_cpu_s": cpu,
             "restart_writes": requests.writes,
             "restart_reads": requests.reads,
+            "restart_requests": requests.wire(),
             "restart_peak_rss_mib": memory_mib(self._operator.pid, "VmHWM"),
         }
 
