@@ -55,7 +55,7 @@ def test_an_exhausted_quota_queues_the_job_until_it_is_raised(operator: Operator
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team", "namespace": job.namespace}}
     job.cluster.apply({**quota, "spec": {"hard": {"pods": "0"}}})
     jsonpath = ("-o", "jsonpath={.status.used.pods}")
-    wait_until("the quota counts", lambda: job.cluster.kubectl("-n", job.namespace, "get", "quota", *jsonpath), 60)
+    wait_until("the quota counts", lambda: job.cluster.kubectl("-n", job.namespace, "get", "quota", "team", *jsonpath), 60)
     job.apply()
     status = blocked(job, "QuotaExceeded", "exceeded quota: team, requested: pods=1, used: pods=0, limited: pods=0")
     assert status["phase"] == "Queued"
