@@ -55,7 +55,9 @@ def test_an_exhausted_quota_queues_the_job_until_it_is_raised(operator: Operator
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team", "namespace": job.namespace}}
     job.cluster.apply({**quota, "spec": {"hard": {"pods": "0"}}})
     jsonpath = ("-o", "jsonpath={.status.used.pods}")
-    wait_until("the quota counts", lambda: job.cluster.kubectl("-n", job.namespace, "get", "quota", "team", *jsonpath), 60)
+    wait_until(
+        "the quota counts", lambda: job.cluster.kubectl("-n", job.namespace, "get", "quota", "team", *jsonpath), 60
+    )
     job.apply()
     status = blocked(job, "QuotaExceeded", "exceeded quota: team, requested: pods=1, used: pods=0, limited: pods=0")
     assert status["phase"] == "Queued"
@@ -140,14 +142,15 @@ def test_what_only_events_tell_costs_one_list(cluster: LocalCluster, operator: O
 
 
 @pytest.fixture
-def nodes(cluster: LocalCluster) -> Iterator[None]:
-    """Two nodes with 8 GPUs each, and no others."""
-    with played_nodes(cluster, "played-0", "played-1"):
-        yield
+def nodes(cluster: LocalCluster, namespace: str) -> Iterator[tuple[str, str]]:
+    """Two nodes with 8 GPUs each, and no others. Their names are new: pods of the test before may still hold GPUs."""
+    names = f"{namespace}-a", f"{namespace}-b"
+    with played_nodes(cluster, *names):
+        yield names
 
 
 def test_workers_that_no_node_can_take_are_queued_until_one_can(
-    operator: Operator, played: MakeJob, nodes: None
+    operator: Operator, played: MakeJob, nodes: tuple[str, str]
 ) -> None:
     job = played(workers={"replicas": 2, "resources": {"gpus": 16}})
     job.apply()
@@ -157,9 +160,9 @@ def test_workers_that_no_node_can_take_are_queued_until_one_can(
     status = blocked(job, "Unschedulable", "2 Insufficient nvidia.com/gpu")
     assert status["phase"] == "Queued"
     assert "preemption" not in status["message"]
-    give_gpus(job.cluster, "played-0", 16)
+    give_gpus(job.cluster, nodes[0], 16)
     job.wait("one has a place", lambda status: status["phase"] == "Starting" and "no node" in status["message"])
-    give_gpus(job.cluster, "played-1", 16)
+    give_gpus(job.cluster, nodes[1], 16)
     job.wait("both have a place", lambda status: "0 of 2 worker pods are ready" in status["message"])
     job.run("train-0-1", "train-1-1")
     status = job.wait("both are ready", lambda status: status["workers"]["ready"] == 2)
@@ -183,27 +186,27 @@ def test_a_run_that_does_not_start_in_time_fails_with_what_it_waited_for(operato
 
 @pytest.mark.parametrize("another_place", [True, False])
 def test_a_node_that_kills_twice_is_avoided_while_there_is_another(
-    operator: Operator, played: MakeJob, nodes: None, another_place: bool
+    operator: Operator, played: MakeJob, nodes: tuple[str, str], another_place: bool
 ) -> None:
     job = played(workers={"replicas": 1, "resources": {"gpus": 8}})
-    give_gpus(job.cluster, "played-1", 0)
+    give_gpus(job.cluster, nodes[1], 0)
     job.apply()
     job.wait_pods("prepare-0-1")
     job.run("prepare-0-1")
     job.end("prepare-0-1", outcome="Train")
     for worker in ("train-0-1", "train-0-2"):
-        wait_until("the worker is placed", lambda worker=worker: node_of(job, worker) == "played-0", 20)
+        wait_until("the worker is placed", lambda worker=worker: node_of(job, worker) == nodes[0], 20)
         job.run(worker)
         if worker == "train-0-2" and another_place:
-            give_gpus(job.cluster, "played-1", 8)
+            give_gpus(job.cluster, nodes[1], 8)
         job.end(worker, 137)
     last = "train-0-3" if another_place else "train-0-4"
     job.wait_pods(last)
     wait_until("the worker is placed", lambda: node_of(job, last), 20)
-    assert node_of(job, last) == ("played-1" if another_place else "played-0")
+    assert node_of(job, last) == nodes[another_place]
     status = job.status()
-    assert status["history"][-1]["cause"].endswith("; later pods avoid node played-0")
-    assert status["resolved"]["avoidedNodes"] == [{"name": "played-0", "required": another_place}]
+    assert status["history"][-1]["cause"].endswith(f"; later pods avoid node {nodes[0]}")
+    assert status["resolved"]["avoidedNodes"] == [{"name": nodes[0], "required": another_place}]
     kinds = set(job.pods()[f"gpt-{last}"]["spec"]["affinity"]["nodeAffinity"])
     assert kinds == {f"{'required' if another_place else 'preferred'}DuringSchedulingIgnoredDuringExecution"}
     assert len(job.events("NodeUsedAgain")) == (not another_place)
