@@ -243,3 +243,12 @@ def test_a_pod_is_running_soon(pods):
     created = pods.get("quick")["metadata"]["creationTimestamp"]
     began = float(pods.logs("quick"))
     assert began - datetime.fromisoformat(created).timestamp() < 10  # 0.4 on an idle machine; creation is to the second
+
+
+def test_a_pod_deleted_by_force_while_it_runs_leaves_its_node_at_work(pods):
+    """The API server forgets the pod at once, its containers end later: there is nobody to tell about it."""
+    pods.create("gone", "sleep", "600", nodeName="node-0", terminationGracePeriodSeconds=1)
+    pods.running("gone")
+    pods.kubectl("delete", "pod", "gone", "--force", "--grace-period=0")
+    assert pods.output("next", "python", "-c", "print('at work')", nodeName="node-0") == "at work\n"
+    assert pods.output("last", "python", "-c", "print('still')", nodeName="node-0") == "still\n"

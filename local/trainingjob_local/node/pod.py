@@ -299,7 +299,7 @@ class PodWorker:
 
     async def _write_changes(self) -> None:
         self._changed()
-        while True:
+        while not self._gone:  # a write for a pod that is gone does not wait for anything: it would be tried for ever
             await self._dirty.wait()
             if self._pod.get("status", {}).get("phase") in status.FINISHED:
                 return
