@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -130,7 +131,10 @@ class AgentPod:
     def end(self) -> None:
         """Leave nothing."""
         if self.process.poll() is None:
+            programs = _children(self.process.pid)
             self.process.kill()
+            for program in programs:
+                os.kill(program, signal.SIGKILL)
         self.process.wait()
 
     def _start(self, parts: dict[str, Any], arguments: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -139,6 +143,10 @@ class AgentPod:
         # A pod may be over before it is asked.
         wait_until("the agent serves", lambda: self.healthy() or self.process.poll() is not None, 60, every=0.02)
         return self.process
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def alive(pid: int) -> bool:
