@@ -65,6 +65,7 @@ def test_without_the_feature_gate_the_workers_have_no_pod_group(
     assert "podGroup" not in job.status()["resolved"]
 
 
+@pytest.mark.slow
 def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way_and_comes_back(
     operator: Operator, gang: MakeGang, nodes: IdleNodes
 ) -> None:

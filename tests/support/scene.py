@@ -23,7 +23,8 @@ from support.supervised import SupervisedOperator
 SECONDS = 30.0
 _numbers = itertools.count(1)
 # What differs from run to run though nothing does.
-_VOLATILE = {"uid", "observedGeneration", "secondsToRecover"}
+# What depends on how fast things went, and not on what went wrong.
+_VOLATILE = {"uid", "observedGeneration", "secondsToRecover", "trainingStartTime", "waited"}
 _TIME = re.compile(r'"\d{4}-\d\d-\d\dT[0-9:.]+Z"')
 
 
