@@ -76,8 +76,8 @@ def all_recovered(history: History, since: datetime, now: datetime) -> History:
 
 
 def interrupted(history: History, since: datetime) -> bool:
-    """Whether the run has not recovered from its newest incident; one up to `since` is of an earlier run."""
-    return bool(history) and history[-1].time > since and history[-1].seconds_to_recover is None
+    """Whether the run has not recovered from its newest incident; one before `since` is of an earlier run."""
+    return bool(history) and history[-1].time >= since and history[-1].seconds_to_recover is None
 
 
 def news(old: History, new: History) -> History:

@@ -18,12 +18,14 @@ from trainingjob_operator.core.stages import first_stage, gang_size, may_follow,
 def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     """A run from the start, or from where a suspended one stands: both from the first stage on."""
     resolved = resolve(here.job, here.spec, here.settings)
+    # Times are whole seconds: what an earlier run suffered in this very one must lie before the start.
+    earlier = [incident.time + timedelta(seconds=1) for incident in status.history[-1:]]
     begun = status.model_copy(
         update={
             "resolved": resolved,
             "selector": names.worker_selector(here.job.name),
             "given_way": 0,
-            "start_time": here.now,  # as with a Job, time spent suspended does not count
+            "start_time": max([here.now, *earlier]),  # as with a Job, time spent suspended does not count
             "training_start_time": None,
         }
     )
@@ -197,7 +199,7 @@ def _ends_in_a_row(here: Situation, status: TrainingJobStatus, member: Member) -
     since, ends = status.start_time or here.now, 0
     for incident in reversed(status.history):
         name = names.parse_pod_name(incident.pod) if incident.pod is not None else None
-        if incident.time <= since or name is None or (name.role, name.index) != (member.role, member.index):
+        if incident.time < since or name is None or (name.role, name.index) != (member.role, member.index):
             continue
         if incident.seconds_to_recover is not None and not history.is_harmless(incident):
             break
