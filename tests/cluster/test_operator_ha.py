@@ -150,7 +150,7 @@ def test_a_standby_is_ready_writes_nothing_and_tells_of_no_job(pair: Pair, playe
     assert standby.is_ready()
     assert leads(leader)
     assert not leads(standby)
-    assert 'trainingjob_phase{name="gpt"' in leader.metrics()
-    assert 'trainingjob_phase{name="gpt"' not in standby.metrics()
+    assert "trainingjob_phase{" in leader.metrics()
+    assert "trainingjob_phase{" not in standby.metrics()
     assert pair.writes(leader) != []
     assert pair.writes(standby) == []

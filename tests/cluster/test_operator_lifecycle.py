@@ -111,7 +111,7 @@ def test_progress_is_pulled_from_the_head_pod(operator: Operator, played: MakeJo
     assert status["checkpoint"]["latestStep"] == 20
     head.says(progress={"step": 50, "loss": 3.0})
     job.wait("the next step is written", lambda status: status["progress"]["step"] == 50)
-    labels = f'name="gpt",namespace="{job.namespace}"'
+    labels = f'namespace="{job.namespace}",name="gpt"'
     wait_until("metrics show it", lambda: f"trainingjob_loss{{{labels}}} 3.0" in operator.metrics(), 10)
     writes = settled(operator)
     head.says(jobUid="another", progress={"step": 99})

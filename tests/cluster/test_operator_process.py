@@ -118,7 +118,7 @@ def test_liveness_and_metrics_are_served(operator: Operator, played: MakeJob) ->
     with urllib.request.urlopen(f"http://{operator.address}/livez", timeout=5) as answer:
         assert answer.status == 200
     assert (
-        f'trainingjob_phase{{name="gpt",namespace="{job.namespace}",trainingjob_phase="Pending"}} 1.0'
+        f'trainingjob_phase{{namespace="{job.namespace}",name="gpt",trainingjob_phase="Pending"}} 1.0'
         in operator.metrics()
     )
     job.delete()
