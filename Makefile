@@ -58,7 +58,7 @@ test-all: on-cluster ## Everything
 on-cluster: lint unit
 	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else 5 to 15 minutes)')
 	$(BIN)/python -m trainingjob_local.binaries $(PROGRAMS)
-	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (10 to 20 minutes)')
+	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (20 to 30 minutes)')
 	$(SANDBOXED) $(SELECTED)
 
 .PHONY: bench-operator
@@ -69,7 +69,7 @@ bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK 
 
 .PHONY: unit
 unit: setup ## Unit tests
-	$(call heading,'Unit tests$(,) real S3 and torch in several processes among them (2 to 8 minutes)')
+	$(call heading,'Unit tests$(,) real S3 and torch in several processes among them (4 to 8 minutes)')
 	$(BIN)/pytest tests/unit
 
 .PHONY: lint
