@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
-from trainingjob_trainer.checkpoint.commits import latest
+from trainingjob_trainer.checkpoint.commits import commits, latest
 from trainingjob_trainer.checkpoint.state import Progress, hash_state, state_tensors
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.batches import share
@@ -23,6 +26,7 @@ from trainingjob_trainer.parallel import World, pass_dtype, shard
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.stop import Stop
+from trainingjob_trainer.storage import LocalStore, Store
 from trainingjob_trainer.tasks import IGNORE, build_task
 
 from support.training import VOCABULARY, Hooks, store_of
@@ -123,7 +127,69 @@ def save_state(config: JobConfig, attempt: int, steps: int, metrics: dict[str, f
     checkpointer = _checkpointer(config, attempt, stepper.world)
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     checkpointer.save(tensors, Progress(step=steps))
+    checkpointer.wait()
     return hash_whole(stepper)
+
+
+def save_often(config: JobConfig, every: int, seconds: float) -> tuple[dict[int, str], dict[int, str], int]:
+    """Take the run's steps and save every few of them through a store whose writes take `seconds`.
+
+    Hashes of this rank's state at each call and as it is loaded afterwards, by step; how many steps were taken while a
+    save was under way.
+    """
+    stepper = build(config)
+    store = store_of(config)
+    checkpointer = Checkpointer(
+        Attempt(1, SlowStore(store, seconds)), stepper.world, config.identity_hash(), config.checkpoint
+    )
+    at_call, overlapped = {}, 0
+    for step in range(1, config.training.steps + 1):
+        _take(stepper, range(step - 1, step))
+        overlapped += checkpointer.committed_step != checkpointer.saved_step
+        if step % every == 0:
+            tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
+            checkpointer.save(tensors, Progress(step=step))
+            at_call[step] = hash_state(tensors)
+    checkpointer.wait()
+    loaded = {}
+    for commit in commits(store):
+        checkpointer.load(commit, tensors)
+        loaded[commit.step] = hash_state(tensors)
+    return at_call, loaded, overlapped
+
+
+def train_without_space(config: JobConfig, attempt: int, full: str) -> Any:
+    """The whole loop; the last rank finds no space for objects whose key has `full` in it."""
+    world = World.join()
+    store = FullStore(store_of(config), full) if world.rank == world.size - 1 else store_of(config)
+    return train(config, Attempt(attempt, store), Hooks())
+
+
+class FullStore(LocalStore):
+    """A directory on a volume that is full, as far as some objects go."""
+
+    def __init__(self, store: Store, full: str) -> None:
+        super().__init__(store.root, store.storage)
+        self._full = full
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        if self._full in key:
+            with self._errors(key):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+
+
+class SlowStore(LocalStore):
+    """A directory whose big objects take their time."""
+
+    def __init__(self, store: Store, seconds: float) -> None:
+        super().__init__(store.root, store.storage)
+        self._seconds = seconds
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        if key.endswith(".bin"):
+            time.sleep(self._seconds)
+        return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
 
 
 def load_state(config: JobConfig, attempt: int) -> str:
@@ -155,7 +221,7 @@ def train_run(
 ) -> Any:
     """The whole loop; gives the result and what was reported. Only the last rank is asked to stop, all are killed."""
     last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
-    hooks = Hooks(stop_after if last else None, kill_after, stop)
+    hooks = Hooks(stop_after if last else None, kill_after, stop, store_of(config))
     result = train(config, Attempt(attempt, store_of(config)), hooks)
     return result, hooks.reports
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig, Storage
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import Store, open_store
+
+from support.runs import wait_until
 
 VOCABULARY = 32
 SEQUENCE = 16
@@ -94,17 +97,29 @@ def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -
 
 
 class Hooks:
-    """Hooks that record, stop after some steps, or kill the process: no signal handler, no finally, nothing runs."""
+    """Hooks that record, stop after some steps, or kill the process: no signal handler, no finally, nothing runs.
 
-    def __init__(self, stop_after: int | None = None, kill_after: int | None = None, stop: Stop = Stop.NOW) -> None:
+    With a store the kill waits until there is a commit: saves go on in the background.
+    """
+
+    def __init__(
+        self,
+        stop_after: int | None = None,
+        kill_after: int | None = None,
+        stop: Stop = Stop.NOW,
+        store: Store | None = None,
+    ) -> None:
         self.reports: list[Mapping[str, Any]] = []
         self._stop_after, self._kill_after, self._stop, self._asked = stop_after, kill_after, stop, 0
+        self._store = store
 
     def report(self, fields: Mapping[str, Any]) -> None:
         self.reports.append(fields)
 
     def stop_requested(self) -> Stop:
         if self._kill_after is not None and self._asked >= self._kill_after:
+            if (store := self._store) is not None:
+                wait_until("a commit", lambda: latest(store), seconds=60, every=0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         self._asked += 1
         return self._stop if self._stop_after is not None and self._asked >= self._stop_after else Stop.NO

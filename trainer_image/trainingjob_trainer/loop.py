@@ -25,7 +25,7 @@ from trainingjob_trainer.errors import Drained, UserError
 from trainingjob_trainer.evaluation.evaluate import evaluate, scalars
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
-from trainingjob_trainer.parallel import StopVote, World, full_state, pass_dtype, pass_precision, shard
+from trainingjob_trainer.parallel import Ballot, Vote, World, full_state, pass_dtype, pass_precision, shard
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
@@ -55,9 +55,10 @@ def train(config: JobConfig, attempt: Attempt, hooks: Hooks) -> RunResult:
     if config.training.deterministic:
         make_deterministic()
     run = _Run(config, attempt, hooks)
-    run.restore()
-    run.steps()
-    return run.finish()
+    with run.checkpointer:
+        run.restore()
+        run.steps()
+        return run.finish()
 
 
 class _Run:
@@ -87,8 +88,8 @@ class _Run:
         self.readers = {s: Reader(attempt.store, manifest, s, training.sequence_length) for s in SPLITS}
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
         self.telemetry = Telemetry(training, Progress(), tokens=manifest.kind == "tokens")
-        self.vote = StopVote(world, hooks.stop_requested)
-        self.committed_step = 0
+        self.vote = Vote(world)
+        self.told_step = 0  # of the newest checkpoint that was reported
 
     @property
     def progress(self) -> Progress:
@@ -108,7 +109,7 @@ class _Run:
             )
         else:
             self.telemetry.progress = self.checkpointer.load(commit, self._tensors())
-            self.committed_step = commit.step
+        self.told_step = self.checkpointer.committed_step
         self._report(
             state="Training",
             message=f"Training from step {self.progress.step} on {self.world.size} rank(s).",
@@ -132,7 +133,7 @@ class _Run:
         )
         with prefetch(reader, batches) as read:
             for step, batch in enumerate(read, start=start):
-                self.stop_if_asked(at_checkpoint=True)
+                self.between_steps(at_checkpoint=True)
                 due = self.telemetry.add(self.stepper(step, batch))
                 if step == start:
                     self._report(firstStepAt=datetime.now(UTC).isoformat())
@@ -141,6 +142,7 @@ class _Run:
                 self.after_step()
                 if self.over():
                     break
+        self.await_commit()
 
     def over(self) -> bool:
         """Whether no step is left, or the run has stopped getting better."""
@@ -157,27 +159,41 @@ class _Run:
         if self.over() or step % self.config.checkpoint.every_steps == 0:
             self.save()
 
-    def stop_if_asked(self, *, at_checkpoint: bool = False) -> None:
-        """At a step boundary: commit and raise `Drained` if any rank was asked to stop before the last boundary.
+    def between_steps(self, *, at_checkpoint: bool = False) -> None:
+        """Do what the ranks agreed on when they voted at the last boundary, and vote anew.
 
-        at_checkpoint: also stop for who asked to stop at a checkpoint, if this boundary is one.
+        If any was asked to stop: commit and raise `Drained`. at_checkpoint: also stop for who asked to stop at a
+        checkpoint, if this boundary is one. If a save in the background failed: raise its failure.
         """
-        asked, step = self.vote.result(), self.progress.step
-        if asked is Stop.NOW:
+        agreed, step = self.vote.result(), self.progress.step
+        if agreed.save_failed:
+            self.checkpointer.wait()
+        if agreed.stop is Stop.NOW:
             self._report(state="Draining", message="Asked to stop: committing a checkpoint.")
             self.save()
-        if asked is Stop.NOW or (asked is Stop.AT_CHECKPOINT and at_checkpoint and self.committed_step == step):
+        saved = self.checkpointer.saved_step == step
+        if agreed.stop is Stop.NOW or (agreed.stop is Stop.AT_CHECKPOINT and at_checkpoint and saved):
+            self.await_commit()
             raise Drained(f"Asked to stop; step {step} is committed.", step=step)
-        self.vote.cast()
+        self.tell_commit()
+        self.vote.cast(Ballot(self.hooks.stop_requested(), self.checkpointer.failed))
 
     def save(self) -> None:
-        """Commit a checkpoint of the present step, unless there is one."""
-        if self.committed_step == self.progress.step:
-            return
-        self.telemetry.flush()
-        self.checkpointer.save(self._tensors(), self.progress)
-        self.committed_step = self.progress.step
-        self._report(checkpoint=self._checkpoint_fields())
+        """Have a checkpoint of the present step committed, unless it is already; training goes on meanwhile."""
+        if self.checkpointer.saved_step != self.progress.step:
+            self.telemetry.flush()
+            self.checkpointer.save(self._tensors(), self.progress)
+
+    def await_commit(self) -> None:
+        """Return when the newest save is committed."""
+        self.checkpointer.wait()
+        self.tell_commit()
+
+    def tell_commit(self) -> None:
+        """Report a checkpoint that was committed since the last one."""
+        if self.told_step != self.checkpointer.committed_step:
+            self.told_step = self.checkpointer.committed_step
+            self._report(checkpoint=self._checkpoint_fields())
 
     def evaluate(self, split: SplitName, max_samples: int | None = None) -> TaskMetrics:
         """Metrics of the present weights on a split, the same on every rank."""
@@ -192,9 +208,9 @@ class _Run:
 
     def finish(self) -> RunResult:
         """Evaluate the final weights on the test split, export them, write the report."""
-        self.stop_if_asked()
+        self.between_steps()
         test = self.evaluate("test")
-        self.stop_if_asked()
+        self.between_steps()
         self._report(state="Exporting", message="Exporting the model and writing the report.")
         with self._evaluated_weights():
             weights = full_state(self.model, self.world)
@@ -222,12 +238,12 @@ class _Run:
         return nullcontext() if self.average is None else self.average.in_place()
 
     def _checkpoint_fields(self) -> dict[str, Any] | None:
-        if not self.committed_step:
+        if not self.told_step:
             return None
         best = self.progress.best
         return {
-            "latestStep": self.committed_step,
-            "latestUri": self.attempt.store.uri(step_prefix(self.committed_step)),
+            "latestStep": self.told_step,
+            "latestUri": self.attempt.store.uri(step_prefix(self.told_step)),
             "bestStep": best.step if best else None,
             "bestLoss": best.metrics["loss"] if best else None,
         }

@@ -30,6 +30,10 @@ class NotFound(StorageError):
     """There is no such object."""
 
 
+class Unavailable(StorageError):
+    """It does not answer, or asks for a pause: the same request may well succeed later."""
+
+
 class PreconditionFailed(StorageError):
     """The object exists already (`if_none_match`), or is not the one that was read (`if_match`)."""
 

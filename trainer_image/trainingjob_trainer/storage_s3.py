@@ -18,7 +18,7 @@ from botocore.config import Config
 
 from .config import Storage
 from .errors import StorageError, TrainerError, UserError
-from .storage import NotFound, ObjectInfo, PreconditionFailed, Store
+from .storage import NotFound, ObjectInfo, PreconditionFailed, Store, Unavailable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -32,6 +32,7 @@ _WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "Au
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
 _FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "507"}
 _MISSING = {"NoSuchKey", "404", "NotFound"}
+_BUSY = {429, 500, 502, 503, 504}  # HTTP status
 
 
 class S3Store(Store):
@@ -185,8 +186,8 @@ def _raise_s3(error: BaseException, store: S3Store, key: str) -> NoReturn:
             f"TLS with {endpoint} failed: {error}.",
             "Check the certificate of the endpoint and spec.storage.endpointUrl.",
         ) from error
-    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
-        raise StorageError(
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError):
+        raise Unavailable(
             f"{endpoint} cannot be reached: {error}.",
             "Check spec.storage.endpointUrl, and whether a NetworkPolicy or firewall lets the pods through.",
         ) from error
@@ -214,6 +215,9 @@ def _translate(error: boto.ClientError, store: S3Store, key: str) -> TrainerErro
             f"Access to {uri} is denied: {message} ({code}).",
             f"Check bucket name and permissions (list, get, put, delete) of the credentials in the Secret {secret}.",
         )
-    if code in _FULL or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 507:
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if code in _FULL or status == 507:
         return StorageError(f"The bucket {store.bucket} is full: {message} ({code}).", "Free space or raise its quota.")
+    if status in _BUSY:
+        return Unavailable(f"{uri}: {message} ({code}).", "Look at the storage's health.")
     return StorageError(f"{uri}: {message} ({code}).", "Look at the storage's health.")

@@ -2,11 +2,13 @@
 
 from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
 from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, shard, sync_gradients
-from trainingjob_trainer.parallel.world import StopVote, World, local_part
+from trainingjob_trainer.parallel.vote import Ballot, Vote
+from trainingjob_trainer.parallel.world import World, local_part
 
 __all__ = [
+    "Ballot",
     "StepSums",
-    "StopVote",
+    "Vote",
     "World",
     "full_state",
     "local_part",

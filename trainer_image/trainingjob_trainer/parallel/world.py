@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -11,8 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
-
-from trainingjob_trainer.stop import Stop
 
 T = TypeVar("T")
 
@@ -45,6 +43,10 @@ class World:
             return cls(rank, size, device)
         mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
         return cls(rank, size, device, mesh, _control_group())
+
+    def apart(self) -> World:
+        """The same ranks with a control group of their own, for another thread. Collective."""
+        return self if self.control is None else replace(self, control=_control_group())
 
     def sum(self, values: Tensor) -> None:
         """Sum `values` in place over all ranks, on the group of the gradients."""
@@ -83,26 +85,3 @@ def _control_group() -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
     return group
-
-
-class StopVote:
-    """Does any rank want to stop? Asked at one step and answered at the next, so that no step waits for it."""
-
-    def __init__(self, world: World, requested: Callable[[], Stop]) -> None:
-        self._world = world
-        self._requested = requested
-        self._flag = torch.zeros(1, dtype=torch.int32)
-        self._work: dist.Work | None = None
-
-    def cast(self) -> None:
-        """Send this rank's vote off. Every rank calls it at the same step."""
-        self._flag.fill_(int(self._requested()))
-        if self._world.control is not None:
-            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True)
-
-    def result(self) -> Stop:
-        """The verdict of the last vote, the same on every rank; `NO` before the first."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        return Stop(int(self._flag.item()))
