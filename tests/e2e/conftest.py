@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 BUCKET = "runs"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def operator(cluster: "LocalCluster", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """The operator with the token of the chart's ServiceAccount and no other right."""
+    """The operator with the token of the chart's ServiceAccount and no other right, in all namespaces."""
     cluster.kubectl("create", "namespace", "trainingjob-system")
     kubeconfig = install_account(cluster, "trainingjob-system")
     log: Path = tmp_path_factory.mktemp("operator") / "operator.log"
@@ -31,7 +31,7 @@ def operator(cluster: "LocalCluster", tmp_path_factory: pytest.TempPathFactory) 
     operator.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def runs_namespace(cluster: "LocalCluster", make_namespace: Callable[[str], str]) -> str:
     """A namespace that enforces Pod Security `restricted`, and the raw data in S3."""
     cluster.s3.ensure_bucket(BUCKET)
@@ -43,7 +43,7 @@ def runs_namespace(cluster: "LocalCluster", make_namespace: Callable[[str], str]
     return name
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def start_job(cluster: "LocalCluster", operator: Operator, runs_namespace: str) -> Callable[..., Run]:
     """Apply a job built by `language_job` or `digits_job`."""
     kubectl = Kubectl(cluster.kubectl_binary, cluster.kubeconfig, runs_namespace)
@@ -56,11 +56,11 @@ def start_job(cluster: "LocalCluster", operator: Operator, runs_namespace: str) 
     return start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def start_language_job(start_job: Callable[..., Run]) -> Callable[[str], Run]:
     return lambda name: start_job(language_job, name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def start_digits_job(start_job: Callable[..., Run]) -> Callable[[str], Run]:
     return lambda name: start_job(digits_job, name)
