@@ -7,7 +7,6 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 BIN := .venv/bin
 SOURCES := operator trainer_image cli local
 CRD := crds/trainingjobs.trainingjob.io.yaml
-SANDBOXED := $(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/pytest --ignore=tests/unit
 
 # The big wheels over a slow line.
 export UV_HTTP_TIMEOUT ?= 300
@@ -48,18 +47,20 @@ demo: setup ## Watch a job go from text in S3 to a trained model, on a local clu
 
 .PHONY: test
 test: SELECTED := -m "not slow"
+test: TAKES := 12 to 20 minutes
 test: on-cluster ## Everything but what takes many minutes
 
 .PHONY: test-all
 test-all: PROGRAMS := --all
+test-all: TAKES := an hour or more
 test-all: on-cluster ## Everything
 
 .PHONY: on-cluster
-on-cluster: lint unit
+on-cluster: lint
 	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else 5 to 15 minutes)')
 	$(BIN)/python -m trainingjob_local.binaries $(PROGRAMS)
-	$(call heading,'Tests on a real API server$(,) a real S3 server and real pods (20 to 30 minutes)')
-	$(SANDBOXED) $(SELECTED)
+	$(call heading,'All tests$(,) two lanes at once: units$(,) then whole runs; a real API server meanwhile ($(TAKES))')
+	$(BIN)/python tests/lanes.py $(SELECTED)
 
 .PHONY: bench-operator
 bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK plays (N=500, SUSPENDED=10000)
