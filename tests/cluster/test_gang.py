@@ -119,8 +119,8 @@ def test_two_gangs_that_do_not_fit_together_are_placed_one_after_the_other(
     nodes.add(10)
     wait_until("one gang is placed", lambda: 6 in (placed(one), placed(other)), SECONDS)
     first, second = (one, other) if placed(one) == 6 else (other, one)
-    status = second.wait_phase("Queued")
-    assert "minCount (6) cannot be satisfied" in status["message"]
+    second.wait_phase("Queued")
+    second.wait("it says what the gang lacks", lambda status: "minCount (6) cannot be satisfied" in status["message"])
     found = pod_group(second)
     assert found is not None
     (condition,) = found["status"]["conditions"]
