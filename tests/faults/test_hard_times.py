@@ -33,7 +33,8 @@ async def test_a_foreign_writer_every_50_ms_of(
             async def write() -> None:
                 nonlocal written
                 while True:
-                    annotations = {"example.com/count": str(written + 1), f"example.com/{written % ANNOTATIONS}": "kept"}
+                    kept = f"example.com/{written % ANNOTATIONS}"
+                    annotations = {"example.com/count": str(written + 1), kept: "kept"}
                     change = {"metadata": {"annotations": annotations, "labels": {"team": "vision"}}}
                     if "spec" in parts:
                         change["spec"] = {"runPolicy": {"maxRestarts": 10 + written % 2}}
