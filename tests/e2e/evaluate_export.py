@@ -3,7 +3,7 @@
     python evaluate_export.py s3://bucket/run      (credentials and AWS_ENDPOINT_URL from the environment)
 
 Prints the metrics as JSON. Data: the test shards that the manifest names. Model: what `result.json` points to, loaded
-by transformers (language) or by torch.export (images).
+by transformers (language) or by torch.export (texts, images).
 """
 
 import json
@@ -53,7 +53,7 @@ def main(uri: str) -> dict[str, Any]:
         return (
             language(directory, manifest, stream)
             if manifest["kind"] == "tokens"
-            else images(directory, manifest, stream)
+            else classes(directory, manifest, stream)
         )
 
 
@@ -85,24 +85,29 @@ def language(directory: str, manifest: dict[str, Any], stream: bytes) -> dict[st
     }
 
 
-def images(directory: str, manifest: dict[str, Any], stream: bytes) -> dict[str, Any]:
+def classes(directory: str, manifest: dict[str, Any], stream: bytes) -> dict[str, Any]:
     from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
-    shape = manifest["shape"]
-    rows = np.frombuffer(stream, dtype=np.uint8).reshape(-1, math.prod(shape) + 4)
+    shape, dtype = manifest["shape"], np.dtype(manifest["dtype"]).newbyteorder("<")
+    rows = np.frombuffer(stream, dtype=np.uint8).reshape(-1, math.prod(shape) * dtype.itemsize + 4)
     labels = np.ascontiguousarray(rows[:, -4:]).view("<i4")[:, 0]
-    pixels = torch.from_numpy(rows[:, :-4].astype(np.float32)).reshape(-1, *shape) / 127.5 - 1
-    classes = range(len(json.loads(Path(directory, "config.json").read_text())["classes"]))
-    logits = torch.export.load(Path(directory, "model.pt2")).module()(pixels).double()
+    numbers = np.ascontiguousarray(rows[:, :-4]).view(dtype).reshape(-1, *shape)
+    if manifest["kind"] == "images":
+        inputs = torch.from_numpy(numbers.astype(np.float32)) / 127.5 - 1
+    else:
+        inputs = torch.from_numpy(numbers.astype(np.int64))
+    every = range(len(json.loads(Path(directory, "config.json").read_text())["classes"]))
+    logits = torch.export.load(Path(directory, "model.pt2")).module()(inputs).double()
     predictions = logits.argmax(-1).numpy()
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, average="macro", zero_division=0)
+    found: dict[str, Any] = {}
+    for suffix, average in (("", "macro"), ("Micro", "micro")):
+        means = precision_recall_fscore_support(labels, predictions, average=average, zero_division=0)
+        found |= {f"{name}{suffix}": mean for name, mean in zip(("precision", "recall", "f1"), means, strict=False)}
     return {
-        "loss": log_loss(labels, logits.softmax(-1).numpy(), labels=list(classes)),
+        "loss": log_loss(labels, logits.softmax(-1).numpy(), labels=list(every)),
         "accuracy": float((predictions == labels).mean()),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "confusionMatrix": confusion_matrix(labels, predictions, labels=list(classes)).tolist(),
+        **found,
+        "confusionMatrix": confusion_matrix(labels, predictions, labels=list(every)).tolist(),
     }
 
 

@@ -69,6 +69,12 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "data.train.format is jsonl: image-classification reads parquet, with a column of encoded images",
     ),
     (
+        {"task": {"kind": "text-classification"}, "data": {"train": {"format": "text"}}},
+        "data.train.format",
+        INVALID,
+        "data.train.format is text: text-classification reads jsonl or parquet, with labels",
+    ),
+    (
         {"workers": {"replicas": 9, "resources": {"gpus": 8}}},
         "training.globalBatchSize",
         INVALID,
@@ -242,7 +248,7 @@ BY_SCHEMA: list[tuple[Json, str]] = [
     ),
     (
         {"task": {"kind": "poetry"}},
-        'spec.task.kind: Unsupported value: "poetry": supported values: "language-modeling", "image-classification"',
+        'spec.task.kind: Unsupported value: "poetry": supported values: "language-modeling", "text-classification"',
     ),
     ({"model": {"preset": "gpt-9"}}, 'spec.model.preset: Unsupported value: "gpt-9": supported values: "gpt-nano"'),
     ({"training": {"stepz": 5}}, 'unknown field "spec.training.stepz"'),

@@ -108,6 +108,32 @@ def test_a_classifier_runs_in_plain_torch_with_equal_metrics(tmp_path: Path, str
     assert recomputed == pytest.approx(scalars(test), rel=1e-5)
 
 
+def test_a_text_classifier_runs_in_plain_torch_on_what_its_card_makes_of_a_text(
+    tmp_path: Path, stranger: ModuleType
+) -> None:
+    from tokenizers import Tokenizer
+
+    lines = [{"text": f"{animal} number {i} " * 3, "label": animal} for i in range(100) for animal in ("cat", "dog")]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {
+        "train": {"uri": f"{tmp_path}/raw.jsonl"},
+        "validation": FIFTH,
+        "test": FIFTH,
+        "prepare": {"tokenizer": {"vocabSize": 300}},
+    }
+    config = job(tmp_path, task={"kind": "text-classification"}, data=data)
+    ours, manifest, test, uri = finished(config)
+    recomputed = stranger.main(str(tmp_path))
+    assert recomputed.pop("confusionMatrix") == test["confusionMatrix"]
+    assert recomputed == pytest.approx(scalars(test), rel=1e-5)
+    settings, tokenizer = json.loads(Path(uri, "config.json").read_text()), Tokenizer.from_file(f"{uri}tokenizer.json")
+    ids = [settings["eos"], *tokenizer.encode("dog number 7").ids]
+    row = torch.tensor([ids + [settings["eos"]] * (settings["shape"][0] - len(ids))])
+    with torch.no_grad():
+        assert torch.allclose(torch.export.load(f"{uri}model.pt2").module()(row), ours(row), atol=1e-5)
+    assert settings["classes"] == manifest.classes == ["cat", "dog"]
+
+
 def progress() -> Progress:
     history = [LoggedStep(step=s, loss=4 / s**0.3, learning_rate=1e-3, grad_norm=1.0) for s in range(1, 41)]
     evaluations = [Evaluated(step=s, metrics={"loss": 4 / s**0.3, "accuracy": s / 50}) for s in (20, 40)]

@@ -16,9 +16,10 @@ from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.errors import DataError, UserError
 from trainingjob_trainer.prepare import tokenizer as bpe
+from trainingjob_trainer.prepare.encoders import TokenEncoder
 from trainingjob_trainer.prepare.examples import arrange, raw_objects, read_examples
 from trainingjob_trainer.prepare.local import prepare_data
-from trainingjob_trainer.prepare.shards import TokenEncoder, manifest_of, publish, write_shards
+from trainingjob_trainer.prepare.shards import manifest_of, publish, write_shards
 from trainingjob_trainer.storage import NotFound, Store
 
 WORDS = ["alpha", "beta", "gamma", "delta", "<|endoftext|>", "naïve", "東京"]
@@ -97,7 +98,7 @@ def test_the_stream_does_not_depend_on_how_many_wrote_it(tmp_path: Path) -> None
         write_shards(store, examples[a:b], encoder, f"pod-{i % 2}", shard_bytes=400)
         for i, (a, b) in enumerate(pairwise(cuts))
     ]
-    many = manifest_of(config, reversed(parts), encoder, None)
+    many = manifest_of(config, reversed(parts), encoder)
     keys = [shard.key for data in many.splits.values() for shard in data.shards]
     assert len(keys) == len(set(keys)) > 20
     for split in many.splits:

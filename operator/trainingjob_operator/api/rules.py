@@ -220,6 +220,11 @@ SPEC_RULES = (
         ("self.data.train.format",),
         field=".data.train.format",
     ),
+    Rule(
+        "self.task.kind != 'text-classification' || !has(self.data) || self.data.train.format != 'text'",
+        "data.train.format is text: text-classification reads jsonl or parquet, with labels",
+        field=".data.train.format",
+    ),
 )
 
 RULES: dict[type[config.Config], tuple[Rule, ...]] = {

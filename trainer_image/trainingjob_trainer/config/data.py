@@ -18,9 +18,9 @@ class Source(Config):
     format: Literal["jsonl", "text", "parquet"] = Field(
         "jsonl", description="jsonl: one JSON object a line; text: one document a file; parquet: one row an example."
     )
-    field: Name = Field("text", description="Field or column that holds the text (language-modeling).")
+    field: Name = Field("text", description="Field or column that holds the text.")
     image_field: Name = Field("image", description="Column of encoded images, PNG or JPEG (image-classification).")
-    label_field: Name = Field("label", description="Column of integer or string labels (image-classification).")
+    label_field: Name = Field("label", description="Field of integer or string labels (classification).")
 
 
 class Split(Config):
@@ -69,7 +69,7 @@ class Prepare(Config):
     replicas: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Pods that prepare the data.")
     cpu: Quantity = Field("1", description="CPU request and limit of a prepare pod.")
     memory: Quantity = Field("4Gi", description="Memory request and limit of a prepare pod.")
-    tokenizer: Tokenizer = Field(default_factory=Tokenizer, description="Tokenizer (language-modeling).")
+    tokenizer: Tokenizer = Field(default_factory=Tokenizer, description="Tokenizer of text.")
     clean: Clean = Field(default_factory=Clean, description="Cleaning of text.")
 
 

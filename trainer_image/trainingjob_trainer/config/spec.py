@@ -46,12 +46,14 @@ class JobSpec(Config):
         return self
 
     @model_validator(mode="after")
-    def _images_are_columns(self) -> Self:
-        if self.task.kind == "image-classification" and self.data is not None and self.data.train.format != "parquet":
+    def _format_has_the_fields(self) -> Self:
+        read = None if self.data is None else self.data.train.format
+        if self.task.kind == "image-classification" and read not in (None, "parquet"):
             raise ValueError(
-                f"data.train.format is {self.data.train.format}: image-classification reads parquet, "
-                "with a column of encoded images"
+                f"data.train.format is {read}: image-classification reads parquet, with a column of encoded images"
             )
+        if self.task.kind == "text-classification" and read == "text":
+            raise ValueError("data.train.format is text: text-classification reads jsonl or parquet, with labels")
         return self
 
 

@@ -44,11 +44,12 @@ class Custom(Config):
     )
 
 
-Kind = Literal["language-modeling", "image-classification", "custom"]
+Kind = Literal["language-modeling", "text-classification", "image-classification", "custom"]
 # Parts of a spec that describe a task of the trainer's own. A custom command has no use for them, but for an outputUri.
 OWN_TASK_PARTS = ("data", "model", "training")
 REQUIRED: dict[Kind, tuple[str, ...]] = {
     "language-modeling": ("output_uri", *OWN_TASK_PARTS),
+    "text-classification": ("output_uri", *OWN_TASK_PARTS),
     "image-classification": ("output_uri", *OWN_TASK_PARTS),
     "custom": (),
 }
@@ -59,7 +60,8 @@ class Task(Config):
 
     kind: Kind = Field(
         "language-modeling",
-        description="language-modeling: next-token prediction; image-classification: one label; custom: `command`.",
+        description="language-modeling: next-token prediction; text- and image-classification: one label for each; "
+        "custom: `command`.",
     )
     custom: Custom | None = Field(None, description="The program to run (custom).")
 

@@ -11,19 +11,21 @@ from trainingjob_trainer.config import Config
 
 MANIFEST_KEY = "data/manifest.json"
 TOKENIZER_KEY = "data/tokenizer.json"
-LABEL_BYTES = 4  # an image row ends with its label, int32 little-endian
+LABEL_BYTES = 4  # a row ends with its label, int32 little-endian
+
+ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4}
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class Shard(Config):
-    """One object of a split: raw little-endian tokens, or image rows."""
+    """One object of a split: raw little-endian tokens, or rows."""
 
     key: str
     size: Annotated[int, Field(ge=0, description="Bytes.")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    count: Annotated[int, Field(ge=0, description="Tokens, or images.")]
+    count: Annotated[int, Field(ge=0, description="Tokens, or rows.")]
     writer: Annotated[str, Field(description="Pod (or host) that wrote it.")]
 
 
@@ -32,47 +34,52 @@ class SplitData(Config):
 
     shards: list[Shard]
     documents: Annotated[int, Field(ge=0, description="Documents, or images.")]
-    bytes: Annotated[int, Field(ge=0, description="UTF-8 bytes of the text (tokens), pixel bytes (images).")]
+    bytes: Annotated[int, Field(ge=0, description="UTF-8 bytes of the text, pixel bytes of images.")]
 
     @property
     def count(self) -> int:
-        """Tokens (EOS included), or images."""
+        """Tokens (EOS included), or rows."""
         return sum(shard.count for shard in self.shards)
 
 
 class Manifest(Config):
-    """What the prepared data is: tokens of a vocabulary, or images of one shape and their classes."""
+    """What the prepared data is: one stream of tokens, or rows, each a sample: an image or a text and its class.
+
+    All rows are of one size, so sample i lies at byte i * `item_bytes` of its split. A text's row is EOS, its tokens,
+    and EOS to the row's end (see `shape`); the one that would be longer is cut.
+    """
 
     version: Literal[1] = 1
-    kind: Literal["tokens", "images"]
+    kind: Literal["tokens", "images", "texts"]
     dtype: Literal["uint8", "uint16", "uint32"]
     identity_hash: Annotated[str, Field(description="Of the run whose data this is.")] = ""
     splits: dict[SplitName, SplitData]
     vocab_size: int | None = None
     tokenizer_digest: str | None = None
     eos_id: int | None = None
-    shape: tuple[int, int, int] | None = Field(None, description="Channels, height, width.")
+    shape: tuple[int, ...] | None = Field(
+        None, description="Of a row: channels, height, width of an image; tokens of a text, padding included."
+    )
     classes: list[str] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.kind == "tokens" and None in (self.vocab_size, self.tokenizer_digest, self.eos_id):
-            raise ValueError("a manifest of tokens needs vocabSize, tokenizerDigest and eosId")
-        if self.kind == "images" and None in (self.shape, self.classes):
-            raise ValueError("a manifest of images needs shape and classes")
+        if self.kind in ("tokens", "texts") and None in (self.vocab_size, self.tokenizer_digest, self.eos_id):
+            raise ValueError(f"a manifest of {self.kind} needs vocabSize, tokenizerDigest and eosId")
+        if self.kind in ("images", "texts") and None in (self.shape, self.classes):
+            raise ValueError(f"a manifest of {self.kind} needs shape and classes")
         return self
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one token, or of one image row (pixels, then label)."""
-        if self.shape is not None:
-            return math.prod(self.shape) + LABEL_BYTES
-        return 2 if self.dtype == "uint16" else 4
+        """Bytes of one token, or of one row (its numbers, then its label)."""
+        size = ITEM_BYTES[self.dtype]
+        return size if self.shape is None else math.prod(self.shape) * size + LABEL_BYTES
 
     def num_samples(self, split: SplitName, sequence_length: int) -> int:
-        """Samples of a split: images, or windows of `sequence_length + 1` tokens at stride `sequence_length`."""
+        """Samples of a split: rows, or windows of `sequence_length + 1` tokens at stride `sequence_length`."""
         count = self.splits[split].count
-        return count if self.kind == "images" else max(0, (count - 1) // sequence_length)
+        return count if self.shape is not None else max(0, (count - 1) // sequence_length)
 
     def to_json(self) -> bytes:
         """The stored form: camelCase JSON."""

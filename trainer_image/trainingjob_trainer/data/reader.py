@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainingjob_trainer.data.manifest import LABEL_BYTES, Manifest, Shard, SplitName
+from trainingjob_trainer.data.manifest import Manifest, Shard, SplitName
+from trainingjob_trainer.data.rows import decode
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.storage import NotFound, Store
 
@@ -69,8 +70,8 @@ class Reader:
     def read(self, indices: Sequence[int]) -> Batch:
         """The samples, in this order, on the CPU.
 
-        Tokens: inputs and targets `[rows, sequence_length]` int64, targets one token on. Images: inputs
-        `[rows, C, H, W]` float32 in [-1, 1], targets `[rows]` int64. Raises `DataError`.
+        Tokens: inputs and targets `[rows, sequence_length]` int64, targets one token on. Rows: as `decode` says.
+        Raises `DataError`.
         """
         ranges = [self._range(index) for index in indices]
         if self._cached:
@@ -78,14 +79,14 @@ class Reader:
         else:
             with ThreadPoolExecutor(READS_AT_ONCE) as pool:
                 rows = list(pool.map(lambda bounds: self._bytes(*bounds), ranges))
-        return self._tokens(rows) if self._manifest.kind == "tokens" else self._images(rows)
+        return self._tokens(rows) if self._manifest.kind == "tokens" else self._rows(rows)
 
     def _range(self, index: int) -> tuple[int, int]:
         """Bytes of a sample in the split's stream."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         size = self._manifest.item_bytes
-        if self._manifest.kind == "images":
+        if self._manifest.kind != "tokens":
             return index * size, (index + 1) * size
         return index * self._length * size, ((index + 1) * self._length + 1) * size
 
@@ -138,11 +139,9 @@ class Reader:
         whole = torch.from_numpy(tokens)
         return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous())
 
-    def _images(self, rows: list[bytes]) -> Batch:
+    def _rows(self, rows: list[bytes]) -> Batch:
         flat = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), self._manifest.item_bytes)
-        labels = np.ascontiguousarray(flat[:, -LABEL_BYTES:]).view("<i4").astype(np.int64).reshape(len(rows))
-        pixels = flat[:, :-LABEL_BYTES].astype(np.float32).reshape(len(rows), *(self._manifest.shape or ()))
-        return Batch(torch.from_numpy(pixels / 127.5 - 1.0), torch.from_numpy(labels))
+        return Batch(*decode(flat, self._manifest))
 
 
 @contextmanager

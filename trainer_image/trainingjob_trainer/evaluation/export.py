@@ -1,7 +1,7 @@
 """Hand a trained model out: a directory that loads without this project.
 
-A decoder becomes a Hugging Face directory of the Llama family (`AutoModelForCausalLM.from_pretrained`). A classifier,
-which no family there expresses, becomes safetensors and a `torch.export` program that plain PyTorch runs.
+A decoder becomes a Hugging Face directory of the Llama family (`AutoModelForCausalLM.from_pretrained`). Other models,
+which no family there expresses, become safetensors and a `torch.export` program that plain PyTorch runs.
 """
 
 from __future__ import annotations
@@ -45,25 +45,24 @@ def export_model(config: JobConfig, manifest: Manifest, weights: Mapping[str, Te
     prefix = f"model/a{attempt.number}/"
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
+        if manifest.tokenizer_digest is not None:
+            (path / "tokenizer.json").write_bytes(attempt.store.get(TOKENIZER_KEY))
         if manifest.kind == "tokens":
-            _write_decoder(path, config, manifest, weights, attempt.store.get(TOKENIZER_KEY))
+            _write_decoder(path, config, manifest, weights)
         else:
-            _write_classifier(path, config, manifest, weights)
+            _write_program(path, config, manifest, weights)
         for file in sorted(path.iterdir()):
             attempt.store.put_file(prefix + file.name, file)
     return attempt.store.uri(prefix)
 
 
-def _write_decoder(
-    path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor], tokenizer: bytes
-) -> None:
+def _write_decoder(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
     renamed = {llama_name(name): tensor.contiguous() for name, tensor in weights.items()}
     save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
     _write_json(path / "config.json", llama_config(config, manifest))
     # In training an EOS stands before every document, so it also begins one.
     ids = {"bos_token_id": manifest.eos_id, "eos_token_id": manifest.eos_id, "pad_token_id": manifest.eos_id}
     _write_json(path / "generation_config.json", ids)
-    (path / "tokenizer.json").write_bytes(tokenizer)
     _write_json(
         path / "tokenizer_config.json",
         {
@@ -117,25 +116,18 @@ def llama_config(config: JobConfig, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _write_classifier(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
+def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path / "model.safetensors")
     shape = list(manifest.shape or ())
-    _write_json(
-        path / "config.json",
-        {
-            "task": config.task.kind,
-            "transformer": config.model.size.wire(),
-            "shape": shape,
-            "classes": manifest.classes,
-            "pixels": {"scale": 1 / 127.5, "offset": -1.0},
-        },
-    )
+    inputs = {"pixels": {"scale": 1 / 127.5, "offset": -1.0}} if manifest.kind == "images" else {"eos": manifest.eos_id}
+    facts = {"task": config.task.kind, "transformer": config.model.size.wire(), "shape": shape}
+    _write_json(path / "config.json", {**facts, "classes": manifest.classes, **inputs})
     with torch.device("meta"):
         model = build_model(config, manifest)
     model.load_state_dict(dict(weights), assign=True)
     program = torch.export.export(
         model.eval(),
-        (torch.zeros(2, *shape),),
+        (torch.zeros(2, *shape, dtype=torch.float32 if manifest.kind == "images" else torch.int64),),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
     torch.export.save(program, path / "model.pt2")

@@ -20,7 +20,32 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ```
 """
 
-_CLASSIFIER = """# {name}
+_TEXTS = """# {name}
+
+A text classifier of {parameters:,} parameters: {layers} layers, width {dim}, {heads} heads. Texts are their first
+{length} tokens; classes: {classes}. Trained for {steps:,} steps of {batch} texts from `{source}`.
+
+`model.pt2` runs with PyTorch alone, `tokenizer.json` is read by the `tokenizers` library:
+
+```python
+import json, tokenizers, torch
+
+model = torch.export.load("model.pt2").module()
+config = json.load(open("config.json"))
+tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
+
+def row(text):  # EOS, the text as far as it fits, EOS to the end
+    ids = [config["eos"], *tokenizer.encode(text).ids][: config["shape"][0]]
+    return ids + [config["eos"]] * (config["shape"][0] - len(ids))
+
+texts = ["one text", "another"]
+print([config["classes"][i] for i in model(torch.tensor([row(text) for text in texts])).argmax(-1)])
+```
+
+`model.safetensors` holds the same weights by name, `config.json` the sizes.
+"""
+
+_IMAGES = """# {name}
 
 An image classifier of {parameters:,} parameters: {layers} layers, width {dim}, {heads} heads, patch side {patch}.
 Images are {shape} (channels x height x width); classes: {classes}. Trained for {steps:,} steps of {batch} images from
@@ -49,14 +74,16 @@ def decoder_card(config: JobConfig, manifest: Manifest, parameters: int) -> str:
 
 
 def classifier_card(config: JobConfig, manifest: Manifest, parameters: int) -> str:
-    """The card of an image classifier."""
+    """The card of a classifier of texts or images."""
+    common = {**_common(config, parameters), "classes": ", ".join(manifest.classes or ())}
     shape = manifest.shape or ()
-    return _CLASSIFIER.format(
-        **_common(config, parameters),
+    if manifest.kind == "texts":
+        return _TEXTS.format(**common, length=shape[0])
+    return _IMAGES.format(
+        **common,
         patch=config.model.size.patch_size,
         shape=" x ".join(map(str, shape)),
         dims=", ".join(map(str, shape)),
-        classes=", ".join(manifest.classes or ()),
     )
 
 

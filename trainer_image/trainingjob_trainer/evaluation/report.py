@@ -27,6 +27,9 @@ _TITLES = {
     "precision": "Precision (macro)",
     "recall": "Recall (macro)",
     "f1": "F1 (macro)",
+    "precisionMicro": "Precision (micro)",
+    "recallMicro": "Recall (micro)",
+    "f1Micro": "F1 (micro)",
 }
 
 

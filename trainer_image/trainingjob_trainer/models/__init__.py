@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from trainingjob_trainer.config import TrainerSpec
 from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.models.encoder import Encoder
 from trainingjob_trainer.models.initialize import init_weights
 from trainingjob_trainer.models.transformer import Classifier, Decoder
 
-__all__ = ["Classifier", "Decoder", "build_model", "init_weights"]
+__all__ = ["Classifier", "Decoder", "Encoder", "build_model", "init_weights"]
 
 
-def build_model(config: TrainerSpec, manifest: Manifest) -> Decoder | Classifier:
+def build_model(config: TrainerSpec, manifest: Manifest) -> nn.Module:
     """The model of a specification over the data of a manifest, its weights not yet initialised (`init_weights`).
 
     Under `torch.device("meta")` it takes no memory.
     """
-    size = config.model.size
-    if manifest.vocab_size is not None:
-        return Decoder(size, manifest.vocab_size)
-    return Classifier(size, manifest.shape or (), len(manifest.classes or ()))
+    size, classes = config.model.size, len(manifest.classes or ())
+    match manifest.kind:
+        case "tokens":
+            return Decoder(size, manifest.vocab_size or 0)
+        case "texts":
+            return Encoder(size, manifest.vocab_size or 0, manifest.eos_id or 0, classes)
+        case "images":
+            return Classifier(size, manifest.shape or (), classes)

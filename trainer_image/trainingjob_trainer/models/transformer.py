@@ -58,13 +58,13 @@ class Attention(nn.Module):
         self.value = nn.Linear(size.dim, kv_dim, bias=False)
         self.out = nn.Linear(size.dim, size.dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotation) -> Tensor:
-        """`[batch, length, dim]` -> the same."""
+    def forward(self, x: Tensor, rotary: Rotation, mask: Tensor | None = None) -> Tensor:
+        """`[batch, length, dim]` -> the same. mask: `[batch, 1, 1, length]`, whether a position is looked at."""
         query = rotate(self._split(self.query(x), self.heads), rotary)
         key = rotate(self._split(self.key(x), self.kv_heads), rotary)
         value = self._split(self.value(x), self.kv_heads)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, is_causal=self.causal, enable_gqa=self.kv_heads != self.heads
+            query, key, value, attn_mask=mask, is_causal=self.causal, enable_gqa=self.kv_heads != self.heads
         )
         joined: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return joined
@@ -100,8 +100,8 @@ class Block(nn.Module):
         self.ffn = FeedForward(size)
         self.dropout = nn.Dropout(size.dropout)
 
-    def forward(self, x: Tensor, rotary: Rotation) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
+    def forward(self, x: Tensor, rotary: Rotation, mask: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask))
         out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return out
 

@@ -25,7 +25,8 @@ HELD_OUT_FIRST: dict[str, int] = {"test": 0, "validation": 1, "train": 2}
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A document (`payload`: UTF-8) or an image (`payload`: uint8 pixels `[C, H, W]`, with `label` and `shape`)."""
+    """A document (`payload`: UTF-8; `label` if it has a class) or an image (`payload`: uint8 pixels `[C, H, W]`, with
+    `label` and `shape`)."""
 
     key: str  # SHA-256 of the content, hex
     split: SplitName
@@ -34,9 +35,9 @@ class Example:
     shape: tuple[int, ...] = ()
 
     @property
-    def rank(self) -> tuple[str, int]:
+    def rank(self) -> tuple[str, int, str]:
         """The place in the order; of equal contents the held-out one comes first, so that training never sees it."""
-        return self.key, HELD_OUT_FIRST[self.split]
+        return self.key, HELD_OUT_FIRST[self.split], self.label
 
 
 def raw_objects(config: TrainerSpec) -> list[tuple[SplitName, RawObject]]:
@@ -53,15 +54,28 @@ def raw_objects(config: TrainerSpec) -> list[tuple[SplitName, RawObject]]:
 
 def read_examples(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:
     """The examples of one raw object, in its order. Raises `DataError` or `UserError` naming object and field."""
+    if config.task.kind == "image-classification":
+        yield from _images(config, split, raw)
+    else:
+        yield from _documents(config, split, raw)
+
+
+def _documents(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:
+    """Texts, with a label beside each if that is the task. Equal texts share a split, whatever their labels."""
     source = config.data.train
-    if config.task.kind == "language-modeling":
-        for record in records(raw, source, [source.field], config.storage):
-            text = clean_text(_text(record, source.field, raw), config.data.prepare.clean)
-            if text is not None:
-                payload = text.encode()
-                key = hashlib.sha256(payload).hexdigest()
-                yield Example(key, _split_of(key, split, config), payload)
-        return
+    labelled = config.task.kind == "text-classification"
+    fields = [source.field, source.label_field] if labelled else [source.field]
+    for record in records(raw, source, fields, config.storage):
+        text = clean_text(_text(record, source.field, raw), config.data.prepare.clean)
+        if text is not None:
+            label = _label(record[source.label_field], source.label_field, raw) if labelled else ""
+            payload = text.encode()
+            key = hashlib.sha256(payload).hexdigest()
+            yield Example(key, _split_of(key, split, config), payload, label)
+
+
+def _images(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:
+    source = config.data.train
     for record in records(raw, source, [source.image_field, source.label_field], config.storage):
         pixels, shape = decode_image(record[source.image_field], source.image_field, raw)
         label = _label(record[source.label_field], source.label_field, raw)
@@ -72,7 +86,7 @@ def read_examples(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iter
 def arrange(examples: Iterable[Example], config: TrainerSpec) -> list[Example]:
     """Examples in the order of their content's hash; of equal documents one is kept, if the configuration says so."""
     ordered = sorted(examples, key=lambda example: example.rank)
-    if config.task.kind != "language-modeling" or not config.data.prepare.clean.deduplicate:
+    if config.task.kind == "image-classification" or not config.data.prepare.clean.deduplicate:
         return ordered
     return [next(equal) for _, equal in groupby(ordered, key=lambda example: example.key)]
 

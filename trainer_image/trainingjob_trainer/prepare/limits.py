@@ -24,10 +24,9 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
     for name in SPLITS:
         split = manifest.splits[name]
         if manifest.num_samples(name, training.sequence_length) < 1:
-            unit = "tokens" if manifest.kind == "tokens" else "images"
             wanted = f"; a sample takes {training.sequence_length + 1}" if manifest.kind == "tokens" else ""
             raise UserError(
-                f"The {name} split has {split.count} {unit} in {split.documents} documents{wanted}.",
+                f"The {name} split has {split.count} {manifest.kind} in {split.documents} documents{wanted}.",
                 f"Raise spec.data.{name}.fraction, give more data, or lower spec.training.sequenceLength.",
             )
     samples = manifest.num_samples("train", training.sequence_length)
@@ -37,19 +36,20 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
             f"{samples} samples: a batch would hold a sample twice.",
             f"Lower it to {samples} or less, or give more data.",
         )
-    if manifest.shape is not None:
-        _check_images(config, manifest.shape, manifest.classes or [])
+    if manifest.kind == "images":
+        _check_patches(config, manifest.shape or ())
+    if manifest.classes is not None and len(manifest.classes) < 2:
+        raise UserError(
+            f"All {manifest.kind} have the same label ({', '.join(manifest.classes)}).",
+            "Correct spec.data.train.labelField.",
+        )
 
 
-def _check_images(config: TrainerSpec, shape: tuple[int, int, int], classes: list[str]) -> None:
+def _check_patches(config: TrainerSpec, shape: tuple[int, ...]) -> None:
     patch, (_, height, width) = config.model.size.patch_size, shape
     if height % patch or width % patch:
         raise UserError(
             f"Images of {height} x {width} pixels do not divide into patches of spec.model.transformer.patchSize "
             f"{patch}.",
             "Choose a patch size that divides both sides.",
-        )
-    if len(classes) < 2:
-        raise UserError(
-            f"All images have the same label ({', '.join(classes)}).", "Correct spec.data.train.labelField."
         )

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from trainingjob_trainer.config import TrainerSpec
 from trainingjob_trainer.data.manifest import Manifest
-from trainingjob_trainer.prepare.examples import arrange, raw_objects, read_examples
-from trainingjob_trainer.prepare.shards import (
-    image_encoder,
-    manifest_of,
-    no_examples,
-    publish,
-    token_encoder,
-    write_shards,
-)
+from trainingjob_trainer.prepare.encoders import make_encoder
+from trainingjob_trainer.prepare.examples import Example, arrange, raw_objects, read_examples
+from trainingjob_trainer.prepare.shards import manifest_of, no_examples, publish, write_shards
 from trainingjob_trainer.storage import Store
 
 
@@ -31,13 +26,24 @@ def prepare_data(config: TrainerSpec, store: Store, report: Callable[[dict[str, 
         raise no_examples(config)
     if report:
         report({"state": "Preparing", "message": f"Writing {len(examples)} examples."})
-    if config.task.kind == "image-classification":
-        images, shape = image_encoder((e.label for e in examples), (e.shape for e in examples))
-        part = write_shards(store, examples, images, writer_name())
-        return publish(config, store, manifest_of(config, [part], images, shape))
-    tokens = token_encoder(store, config, (e.payload for e in examples if e.split == "train"))
-    part = write_shards(store, examples, tokens, writer_name())
-    return publish(config, store, manifest_of(config, [part], tokens, None))
+    encoder = make_encoder(store, config, InMemory(examples))
+    return publish(config, store, manifest_of(config, [write_shards(store, examples, encoder, writer_name())], encoder))
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """The examples of a job, in this process."""
+
+    examples: list[Example]
+
+    def labels(self) -> Iterator[str]:
+        return (example.label for example in self.examples)
+
+    def shapes(self) -> Iterator[tuple[int, ...]]:
+        return (example.shape for example in self.examples)
+
+    def training_payloads(self) -> Iterator[bytes]:
+        return (example.payload for example in self.examples if example.split == "train")
 
 
 def writer_name() -> str:

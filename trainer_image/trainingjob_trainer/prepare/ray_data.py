@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,18 +19,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainingjob_trainer.config import TrainerSpec
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.errors import TrainerError
+from trainingjob_trainer.prepare.encoders import Encoder, make_encoder
 from trainingjob_trainer.prepare.examples import Example, arrange, raw_objects, read_examples
 from trainingjob_trainer.prepare.local import writer_name
-from trainingjob_trainer.prepare.shards import (
-    Encoder,
-    Part,
-    image_encoder,
-    manifest_of,
-    no_examples,
-    publish,
-    token_encoder,
-    write_shards,
-)
+from trainingjob_trainer.prepare.shards import Part, manifest_of, no_examples, publish, write_shards
 from trainingjob_trainer.prepare.source import RawObject
 from trainingjob_trainer.storage import Store
 
@@ -71,11 +64,27 @@ def _prepare(config: TrainerSpec, store: Store, nodes: list[str], report: Callab
     if not examples:
         raise no_examples(config)
     report({"state": "Preparing", "message": f"Writing {examples} examples on {len(nodes)} pods."})
-    if config.task.kind == "image-classification":
-        images, shape = image_encoder(arranged.unique("label"), _shapes(arranged))
-        return publish(config, store, manifest_of(config, _write(arranged, store, images, nodes), images, shape))
-    tokens = token_encoder(store, config, _training_documents(arranged))
-    return publish(config, store, manifest_of(config, _write(arranged, store, tokens, nodes), tokens, None))
+    encoder = make_encoder(store, config, OnNodes(arranged))
+    return publish(config, store, manifest_of(config, _write(arranged, store, encoder, nodes), encoder))
+
+
+@dataclass(frozen=True)
+class OnNodes:
+    """The examples of a job, in the memory of Ray's nodes."""
+
+    arranged: ray.data.Dataset
+
+    def labels(self) -> list[str]:
+        labels: list[str] = self.arranged.unique("label")
+        return labels
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(map(int, shape.split("x"))) for shape in self.arranged.unique("shape")]
+
+    def training_payloads(self) -> Iterator[bytes]:
+        for row in self.arranged.iter_rows():
+            if row["split"] == "train":
+                yield row["payload"]
 
 
 def _write(arranged: ray.data.Dataset, store: Store, encoder: Encoder, nodes: list[str]) -> list[Part]:
@@ -110,16 +119,6 @@ def _read(row: Row, config: TrainerSpec) -> Iterator[Row]:
 def _arrange(block: pa.Table, config: TrainerSpec) -> pa.Table:
     rows = [_row(example) for example in arrange(map(_example, block.to_pylist()), config)]
     return pa.Table.from_pylist(rows, schema=block.schema)
-
-
-def _training_documents(arranged: ray.data.Dataset) -> Iterator[bytes]:
-    for row in arranged.iter_rows():
-        if row["split"] == "train":
-            yield row["payload"]
-
-
-def _shapes(arranged: ray.data.Dataset) -> list[tuple[int, ...]]:
-    return [tuple(map(int, shape.split("x"))) for shape in arranged.unique("shape")]
 
 
 def _object_row(split: str, raw: RawObject) -> Row:

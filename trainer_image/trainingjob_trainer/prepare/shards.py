@@ -5,16 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Protocol
-
-import numpy as np
-from tokenizers import Tokenizer
 
 from trainingjob_trainer.config import Config, TrainerSpec
-from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData, SplitName
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Shard, SplitData, SplitName
 from trainingjob_trainer.errors import DataError
-from trainingjob_trainer.prepare import tokenizer as bpe
+from trainingjob_trainer.prepare.encoders import Encoder
 from trainingjob_trainer.prepare.examples import Example
 from trainingjob_trainer.prepare.limits import check_limits
 from trainingjob_trainer.storage import PreconditionFailed, Store
@@ -29,50 +24,6 @@ class Part(Config):
     first: str
     last: str
     splits: dict[SplitName, SplitData]
-
-
-class Encoder(Protocol):
-    """Turns examples into the bytes of a shard. Small and picklable: it travels to the writers."""
-
-    @property
-    def item_bytes(self) -> int:
-        """Bytes of a token or of an image row."""
-
-    def encode(self, examples: Sequence[Example]) -> list[bytes]:
-        """One byte string for each example."""
-
-
-@dataclass(frozen=True)
-class TokenEncoder:
-    """Documents as little-endian tokens, each closed by EOS."""
-
-    tokenizer: bytes
-    dtype: str
-    eos_id: int
-
-    @property
-    def item_bytes(self) -> int:
-        return np.dtype(self.dtype).itemsize
-
-    @cached_property
-    def _loaded(self) -> Tokenizer:
-        return bpe.load(self.tokenizer)
-
-    def encode(self, examples: Sequence[Example]) -> list[bytes]:
-        encodings = self._loaded.encode_batch_fast([e.payload.decode() for e in examples], add_special_tokens=False)
-        dtype = np.dtype(self.dtype).newbyteorder("<")
-        return [np.asarray([*encoding.ids, self.eos_id], dtype=dtype).tobytes() for encoding in encodings]
-
-
-@dataclass(frozen=True)
-class ImageEncoder:
-    """Images as rows: pixels `[C, H, W]` uint8, then the label's place among the classes, int32 little-endian."""
-
-    classes: list[str]
-    item_bytes: int
-
-    def encode(self, examples: Sequence[Example]) -> list[bytes]:
-        return [e.payload + np.asarray(self.classes.index(e.label), dtype="<i4").tobytes() for e in examples]
 
 
 @dataclass
@@ -117,35 +68,7 @@ def _flush(store: Store, name: SplitName, split: _Open, item_bytes: int, writer:
     split.data.clear()
 
 
-def token_encoder(store: Store, config: TrainerSpec, training_documents: Iterable[bytes]) -> TokenEncoder:
-    """Train the tokenizer on the training documents, in the order of their hashes, and store it."""
-    tokenizer = bpe.train_bpe(training_documents, config.data.prepare.tokenizer.vocab_size)
-    stored = bpe.to_json(tokenizer)
-    store.put(TOKENIZER_KEY, stored)
-    dtype = "uint16" if tokenizer.get_vocab_size() <= 2**16 else "uint32"
-    return TokenEncoder(stored, dtype, bpe.EOS_ID)
-
-
-def image_encoder(
-    labels: Iterable[str], shapes: Iterable[tuple[int, ...]]
-) -> tuple[ImageEncoder, tuple[int, int, int]]:
-    """The encoder for these labels, and the one shape `[C, H, W]` that all images must have. Raises `DataError`."""
-    different = sorted({tuple(shape) for shape in shapes})
-    if len(different) != 1:
-        found = " and ".join("x".join(map(str, shape)) for shape in different[:3]) or "none"
-        raise DataError(
-            f"Images must have one shape (channels x height x width); found {found}.",
-            "Bring the images to one size and colour mode before they are uploaded.",
-        )
-    channels, height, width = different[0]
-    every = set(labels)
-    classes = sorted(every, key=int) if all(label.lstrip("-").isdecimal() for label in every) else sorted(every)
-    return ImageEncoder(classes, channels * height * width + 4), (channels, height, width)
-
-
-def manifest_of(
-    config: TrainerSpec, parts: Iterable[Part], encoder: TokenEncoder | ImageEncoder, shape: tuple[int, int, int] | None
-) -> Manifest:
+def manifest_of(config: TrainerSpec, parts: Iterable[Part], encoder: Encoder) -> Manifest:
     """The manifest of all parts, in the order of their examples."""
     every = sorted(parts, key=lambda part: part.first)
     splits: dict[SplitName, SplitData] = {
@@ -156,24 +79,7 @@ def manifest_of(
         )
         for name in SPLITS
     }
-    if isinstance(encoder, ImageEncoder):
-        return Manifest(
-            kind="images",
-            dtype="uint8",
-            identity_hash=config.identity_hash(),
-            splits=splits,
-            shape=shape,
-            classes=encoder.classes,
-        )
-    return Manifest(
-        kind="tokens",
-        dtype="uint16" if encoder.dtype == "uint16" else "uint32",
-        identity_hash=config.identity_hash(),
-        splits=splits,
-        vocab_size=bpe.load(encoder.tokenizer).get_vocab_size(),
-        tokenizer_digest=bpe.digest(encoder.tokenizer),
-        eos_id=encoder.eos_id,
-    )
+    return Manifest(identity_hash=config.identity_hash(), splits=splits, **encoder.facts())
 
 
 def no_examples(config: TrainerSpec) -> DataError:

@@ -15,6 +15,6 @@ def build_task(config: TrainerSpec, manifest: Manifest) -> Task:
         from trainingjob_trainer.tasks.language_modeling import LanguageModeling
 
         return LanguageModeling(manifest, config.training.label_smoothing)
-    from trainingjob_trainer.tasks.image_classification import ImageClassification
+    from trainingjob_trainer.tasks.classification import Classification
 
-    return ImageClassification(manifest, config.training.label_smoothing)
+    return Classification(manifest, config.training.label_smoothing)

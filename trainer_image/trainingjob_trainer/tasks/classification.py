@@ -1,4 +1,5 @@
-"""One label for each image: loss, accuracy, macro and per-class precision, recall and F1, confusion matrix."""
+"""One label for each text or image: loss, accuracy, precision, recall and F1 (macro, micro, per class), confusion
+matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from trainingjob_trainer.data.manifest import Manifest, SplitName
 from trainingjob_trainer.tasks.base import IGNORE, TaskMetrics, all_reduce, cross_entropy_sum, precise
 
 
-class ImageClassification:
+class Classification:
     """Logits `[rows, classes]`, targets `[rows]`."""
 
     def __init__(self, manifest: Manifest, label_smoothing: float = 0.0) -> None:
@@ -26,7 +27,7 @@ class ImageClassification:
 
 class ClassificationMetrics:
     """Macro means go over the classes that occur, as a label or as a prediction; a ratio without a case is 0 (as in
-    scikit-learn)."""
+    scikit-learn). Where each sample has one label, micro means all equal the accuracy."""
 
     def __init__(self, classes: list[str], device: torch.device) -> None:
         self._classes = classes
@@ -34,13 +35,11 @@ class ClassificationMetrics:
         self._sums = torch.zeros(1 + len(classes) ** 2, dtype=torch.float64, device=device)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-
+        size = len(self._classes)
         losses = cross_entropy(precise(logits), targets, ignore_index=IGNORE, reduction="none")
-        matrix = multiclass_confusion_matrix(
-            logits.argmax(-1), targets, num_classes=len(self._classes), ignore_index=IGNORE, validate_args=False
-        )
-        self._sums += torch.cat([losses.double().sum().reshape(1), matrix.double().flatten()])
+        cells = torch.where(targets != IGNORE, targets * size + logits.argmax(-1), size**2)  # the last: no weight
+        matrix = torch.bincount(cells, minlength=size**2 + 1)[:-1]
+        self._sums += torch.cat([losses.double().sum().reshape(1), matrix.double()])
 
     def reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
         all_reduce(self._sums, group)
@@ -49,29 +48,34 @@ class ClassificationMetrics:
         size = len(self._classes)
         sums = self._sums.cpu()
         matrix = sums[1:].reshape(size, size)  # rows: labels, columns: predictions
-        hits, labels, predictions = matrix.diag(), matrix.sum(1), matrix.sum(0)
-        precision, recall = _ratio(hits, predictions), _ratio(hits, labels)
-        f1 = _ratio(2 * hits, labels + predictions)
-        occurs = (labels + predictions) > 0
         count = float(matrix.sum())
         return {
             "loss": float(sums[0]) / count,
-            "accuracy": float(hits.sum()) / count,
-            "precision": float(precision[occurs].mean()),
-            "recall": float(recall[occurs].mean()),
-            "f1": float(f1[occurs].mean()),
-            "perClass": [
-                {
-                    "class": name,
-                    "precision": float(precision[i]),
-                    "recall": float(recall[i]),
-                    "f1": float(f1[i]),
-                    "support": int(labels[i]),
-                }
-                for i, name in enumerate(self._classes)
-            ],
+            "accuracy": float(matrix.diag().sum()) / count,
+            **hits_and_misses(self._classes, matrix.diag(), matrix.sum(1), matrix.sum(0)),
             "confusionMatrix": matrix.long().tolist(),
         }
+
+
+def hits_and_misses(classes: list[str], hits: Tensor, labels: Tensor, predictions: Tensor) -> TaskMetrics:
+    """Precision, recall and F1 from what was counted of each class: cases met, cases there, cases predicted."""
+    occurs = (labels + predictions) > 0
+    each = _ratios(hits, labels, predictions)
+    macro = {name: float(values[occurs].mean()) for name, values in each.items()}
+    micro = _ratios(hits.sum(), labels.sum(), predictions.sum())
+    per_class = [
+        {"class": name, **{key: float(values[i]) for key, values in each.items()}, "support": int(labels[i])}
+        for i, name in enumerate(classes)
+    ]
+    return {**macro, **{f"{name}Micro": float(value) for name, value in micro.items()}, "perClass": per_class}
+
+
+def _ratios(hits: Tensor, labels: Tensor, predictions: Tensor) -> dict[str, Tensor]:
+    return {
+        "precision": _ratio(hits, predictions),
+        "recall": _ratio(hits, labels),
+        "f1": _ratio(2 * hits, labels + predictions),
+    }
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

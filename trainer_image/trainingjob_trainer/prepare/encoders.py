@@ -1,0 +1,164 @@
+"""From examples to the bytes of shards: what is learnt of the data for that (tokenizer, classes), and what it gives.
+
+Encoders are small and picklable: they travel to the writers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from trainingjob_trainer.config import TrainerSpec
+from trainingjob_trainer.data.manifest import ITEM_BYTES, LABEL_BYTES, TOKENIZER_KEY
+from trainingjob_trainer.errors import DataError
+from trainingjob_trainer.prepare import tokenizer as bpe
+from trainingjob_trainer.prepare.examples import Example
+from trainingjob_trainer.storage import Store
+
+
+class Corpus(Protocol):
+    """All examples of a job, wherever they are: what an encoder is made from. Each call goes over them anew."""
+
+    def labels(self) -> Iterable[str]:
+        """Every label at least once."""
+
+    def shapes(self) -> Iterable[tuple[int, ...]]:
+        """Every shape at least once."""
+
+    def training_payloads(self) -> Iterable[bytes]:
+        """The payloads of the training split, in the order of their hashes."""
+
+
+class Encoder(Protocol):
+    """Turns examples into the bytes of a shard."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a token or of a row."""
+
+    def encode(self, examples: Sequence[Example]) -> list[bytes]:
+        """One byte string for each example."""
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of the manifest that say what the bytes mean."""
+
+
+def make_encoder(store: Store, config: TrainerSpec, corpus: Corpus) -> Encoder:
+    """The encoder of a job's data; a tokenizer is trained on the training split only, and stored."""
+    if config.task.kind == "image-classification":
+        return ImageEncoder(class_names(corpus.labels()), only_shape(corpus.shapes()))
+    tokenizer = bpe.train_bpe(corpus.training_payloads(), config.data.prepare.tokenizer.vocab_size)
+    stored = bpe.to_json(tokenizer)
+    store.put(TOKENIZER_KEY, stored)
+    tokens = TokenEncoder(stored, "uint16" if tokenizer.get_vocab_size() <= 2**16 else "uint32", bpe.EOS_ID)
+    if config.task.kind == "language-modeling":
+        return tokens
+    return TextEncoder(tokens, class_names(corpus.labels()), config.training.sequence_length)
+
+
+@dataclass(frozen=True)
+class TokenEncoder:
+    """Documents as little-endian tokens, each closed by EOS."""
+
+    tokenizer: bytes
+    dtype: str
+    eos_id: int
+
+    @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES[self.dtype]
+
+    @cached_property
+    def _loaded(self) -> Tokenizer:
+        return bpe.load(self.tokenizer)
+
+    def encode(self, examples: Sequence[Example]) -> list[bytes]:
+        return [self.stored([*ids, self.eos_id]) for ids in self.token_ids(examples)]
+
+    def token_ids(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The tokens of each document."""
+        texts = [example.payload.decode() for example in examples]
+        return [encoding.ids for encoding in self._loaded.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def stored(self, ids: Sequence[int]) -> bytes:
+        """Tokens as they are stored."""
+        return np.asarray(ids, dtype=np.dtype(self.dtype).newbyteorder("<")).tobytes()
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "kind": "tokens",
+            "dtype": self.dtype,
+            "vocab_size": self._loaded.get_vocab_size(),
+            "tokenizer_digest": bpe.digest(self.tokenizer),
+            "eos_id": self.eos_id,
+        }
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Texts as rows of `length` tokens: EOS, the text as far as it fits, EOS to the end; then the label."""
+
+    tokens: TokenEncoder
+    classes: list[str]
+    length: int
+
+    @property
+    def item_bytes(self) -> int:
+        return self.length * self.tokens.item_bytes + LABEL_BYTES
+
+    def encode(self, examples: Sequence[Example]) -> list[bytes]:
+        eos = self.tokens.eos_id
+        padded = ([eos, *ids[: self.length - 1]] for ids in self.tokens.token_ids(examples))
+        rows = [self.tokens.stored(row + [eos] * (self.length - len(row))) for row in padded]
+        return [row + stored_label(self.classes, e.label) for row, e in zip(rows, examples, strict=True)]
+
+    def facts(self) -> dict[str, Any]:
+        return {**self.tokens.facts(), "kind": "texts", "shape": (self.length,), "classes": self.classes}
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Images as rows: pixels `[C, H, W]` uint8, then the label."""
+
+    classes: list[str]
+    shape: tuple[int, int, int]
+
+    @property
+    def item_bytes(self) -> int:
+        channels, height, width = self.shape
+        return channels * height * width + LABEL_BYTES
+
+    def encode(self, examples: Sequence[Example]) -> list[bytes]:
+        return [e.payload + stored_label(self.classes, e.label) for e in examples]
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "images", "dtype": "uint8", "shape": self.shape, "classes": self.classes}
+
+
+def stored_label(classes: list[str], label: str) -> bytes:
+    """A label's place among the classes, int32 little-endian."""
+    return np.asarray(classes.index(label), dtype="<i4").tobytes()
+
+
+def class_names(labels: Iterable[str]) -> list[str]:
+    """The classes in their order: numbers by value, names by spelling."""
+    every = set(labels)
+    return sorted(every, key=int) if all(label.lstrip("-").isdecimal() for label in every) else sorted(every)
+
+
+def only_shape(shapes: Iterable[tuple[int, ...]]) -> tuple[int, int, int]:
+    """The one shape `[C, H, W]` that all images must have. Raises `DataError`."""
+    different = sorted({tuple(shape) for shape in shapes})
+    if len(different) != 1:
+        found = " and ".join("x".join(map(str, shape)) for shape in different[:3]) or "none"
+        raise DataError(
+            f"Images must have one shape (channels x height x width); found {found}.",
+            "Bring the images to one size and colour mode before they are uploaded.",
+        )
+    channels, height, width = different[0]
+    return channels, height, width
