@@ -318,6 +318,7 @@ WHILE_SUSPENDED: dict[str, Json] = {
     "training.deterministic": {"training": {"deterministic": True}},
     "training.earlyStopping": {"training": {"earlyStopping": {"patience": 7}}},
     "training.labelSmoothing": {"training": {"labelSmoothing": 0.5}},
+    "training.hangSeconds": {"training": {"hangSeconds": 7000}},
     "training.logEvery": {"training": {"logEvery": 7}},
     "runPolicy.onExistingRun": {"runPolicy": {"onExistingRun": "Overwrite"}},
     "runPolicy.queueName": {"runPolicy": {"queueName": "team"}},

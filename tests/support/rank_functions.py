@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import logging
 import os
+import threading
 import time
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from trainingjob_trainer import watchdog
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import commits, latest
@@ -278,3 +283,21 @@ def _take(stepper: Stepper, steps: range) -> None:
     training = stepper.training
     for step in steps:
         stepper(step, own_rows(stepper, masked_batch(step, training.global_batch_size, training.sequence_length)))
+
+
+def train_until_a_rank_dozes_off(config: JobConfig, logs: str, after: int) -> None:
+    """The whole loop, in which the last rank falls asleep in a reduction; its log lies in `logs`, by rank."""
+    world = World.join()
+    logging.basicConfig(filename=f"{logs}/{world.rank}.log", force=True)
+    watchdog.GRACE = 1.0
+    impatient = config.training.model_copy(update={"hang_seconds": 2})
+
+    reduce, number = World.sum, itertools.count()
+
+    def doze(self: World, values: torch.Tensor) -> None:
+        if world.rank == world.size - 1 and next(number) == after:
+            threading.Event().wait()
+        reduce(self, values)
+
+    with mock.patch.object(World, "sum", doze):
+        train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Hooks())

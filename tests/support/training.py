@@ -7,12 +7,13 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig, Storage
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
+from trainingjob_trainer.errors import Hang
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import Store, open_store
 
@@ -123,3 +124,6 @@ class Hooks:
             os.kill(os.getpid(), signal.SIGKILL)
         self._asked += 1
         return self._stop if self._stop_after is not None and self._asked >= self._stop_after else Stop.NO
+
+    def hung(self, error: Hang) -> NoReturn:
+        os._exit(error.exit_code)

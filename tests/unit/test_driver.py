@@ -8,15 +8,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from trainingjob_trainer import driver
+from trainingjob_trainer import driver, ray_train
 from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import Commit, publish
 from trainingjob_trainer.config import JobConfig, Storage
-from trainingjob_trainer.errors import Drained, Fenced, TrainerError, UserError, WorkerLost
+from trainingjob_trainer.errors import Drained, Fenced, Hang, TrainerError, UserError, WorkerLost
 from trainingjob_trainer.ray_pods import PATIENCE, Gang, Node
 from trainingjob_trainer.records import Evaluation, Incident, RunResult, load_result
 from trainingjob_trainer.reporting import Reporter
@@ -307,3 +307,20 @@ def test_a_check_says_that_data_must_be_prepared(pod: Pod, tmp_path: Path) -> No
     (tmp_path / "raw.jsonl").write_text('{"text": "once upon a time"}\n')
     code, message = run_pod(tmp_path, "check")
     assert (code, message["outcome"]) == (0, "PrepareData")
+
+
+def test_a_rank_that_stands_still_leaves_the_driver_a_note_for_its_attempt(
+    pod: Pod, head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(code: int) -> NoReturn:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    hooks = ray_train.RankHooks(Reporter(head.url, "secret"), 3, 1, pod)
+    assert ray_train._hang(pod, 3) is None
+    with pytest.raises(SystemExit, match="21"):
+        hooks.hung(Hang("No pass began.", "Look.", step=7))
+    found = ray_train._hang(pod, 3)
+    assert found is not None
+    assert (found.cause, found.next_step, found.rank, found.step) == ("No pass began.", "Look.", 1, 7)
+    assert ray_train._hang(pod, 4) is None, "an older attempt's note"

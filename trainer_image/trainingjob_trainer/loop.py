@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Sp
 from trainingjob_trainer.data.order import Order
 from trainingjob_trainer.data.reader import Reader, prefetch
 from trainingjob_trainer.early_stopping import stops_early
-from trainingjob_trainer.errors import Drained, UserError
+from trainingjob_trainer.errors import Drained, Hang, UserError
 from trainingjob_trainer.evaluation.evaluate import evaluate, scalars
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
@@ -32,6 +32,7 @@ from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.tasks import TaskMetrics, build_task
 from trainingjob_trainer.telemetry import Telemetry
+from trainingjob_trainer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ class Hooks(Protocol):
     def stop_requested(self) -> Stop:
         """Whether this rank was asked to stop. If any was, all stop at the same step, with that step committed."""
 
+    def hung(self, error: Hang) -> NoReturn:
+        """Tell of it and end the process at once: its main thread answers to nothing. Not called in that thread."""
+
 
 def train(config: JobConfig, attempt: Attempt, hooks: Hooks) -> RunResult:
     """Train to the last step from wherever the run's newest checkpoint stands, evaluate, export, report.
@@ -57,8 +61,9 @@ def train(config: JobConfig, attempt: Attempt, hooks: Hooks) -> RunResult:
     run = _Run(config, attempt, hooks)
     with run.checkpointer:
         run.restore()
-        run.steps()
-        return run.finish()
+        with run.watchdog:
+            run.steps()
+            return run.finish()
 
 
 class _Run:
@@ -89,6 +94,7 @@ class _Run:
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
         self.telemetry = Telemetry(training, Progress(), tokens=manifest.kind == "tokens")
         self.vote = Vote(world)
+        self.watchdog = Watchdog(self.model, training.hang_seconds, lambda: self.progress.step, hooks.hung)
         self.told_step = 0  # of the newest checkpoint that was reported
 
     @property
@@ -182,11 +188,13 @@ class _Run:
         """Have a checkpoint of the present step committed, unless it is already; training goes on meanwhile."""
         if self.checkpointer.saved_step != self.progress.step:
             self.telemetry.flush()
-            self.checkpointer.save(self._tensors(), self.progress)
+            with self.watchdog.paused():
+                self.checkpointer.save(self._tensors(), self.progress)
 
     def await_commit(self) -> None:
         """Return when the newest save is committed."""
-        self.checkpointer.wait()
+        with self.watchdog.paused():
+            self.checkpointer.wait()
         self.tell_commit()
 
     def tell_commit(self) -> None:
@@ -212,9 +220,10 @@ class _Run:
         test = self.evaluate("test")
         self.between_steps()
         self._report(state="Exporting", message="Exporting the model and writing the report.")
-        with self._evaluated_weights():
-            weights = full_state(self.model, self.world)
-        return self.world.on_first(lambda: self._hand_out(weights, test))
+        with self.watchdog.paused():
+            with self._evaluated_weights():
+                weights = full_state(self.model, self.world)
+            return self.world.on_first(lambda: self._hand_out(weights, test))
 
     def _hand_out(self, weights: Mapping[str, Tensor], test: TaskMetrics) -> RunResult:
         from trainingjob_trainer.evaluation.export import export_model  # imports transformers

@@ -11,14 +11,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .agent.pod import Pod
 from .config import JobConfig
-from .errors import Drained, TrainerError, WorkerLost
+from .errors import Drained, Hang, TrainerError, WorkerLost
 from .failures import of_attempt, of_rank
 from .narration import Narrator
 from .network import interface_of
+from .outcome import Outcome
 from .ray_node import INDEX_LABEL, RANK_RESOURCE
 from .ray_pods import Node
 from .reporting import Reporter
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RENDEZVOUS_PORTS = range(29500, 29600)
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 SECONDARY_DELAY = 5.0  # seconds
 
 # What of Ray Train the job uses, without what costs time and actors.
@@ -80,16 +80,26 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: Sequence[Node], re
     try:
         answer: dict[str, Any] = trainer.fit().return_value
     except Exception as error:
-        raise of_attempt(error) from error
+        raise _hang(pod, attempt.number) or of_attempt(error) from error
     return answer
+
+
+def _hang(pod: Pod, attempt: int) -> Hang | None:
+    """What a rank of this pod left behind when it had come to a stand in this attempt, as all ranks do together."""
+    try:
+        note = Outcome.model_validate_json(pod.hang_note.read_bytes())
+    except FileNotFoundError:
+        return None
+    return Hang(note.cause, note.next_step, rank=note.rank, step=note.step) if note.attempt == attempt else None
 
 
 class RankHooks:
     """A rank's surroundings, as the training loop sees them."""
 
-    def __init__(self, reporter: Reporter, attempt: int, pod: Pod) -> None:
+    def __init__(self, reporter: Reporter, attempt: int, rank: int, pod: Pod) -> None:
         self._reporter = reporter
         self._attempt = attempt
+        self._rank = rank
         self._pod = pod
         self._narrator = Narrator()
 
@@ -104,6 +114,12 @@ class RankHooks:
         if self._pod.drain_flag.exists():
             return Stop.NOW
         return Stop.AT_CHECKPOINT if self._pod.resize_flag.exists() else Stop.NO
+
+    def hung(self, error: Hang) -> NoReturn:
+        """Leave a note for the driver, to which Ray only tells that the process is gone."""
+        error.rank = self._rank
+        self._pod.hang_note.write_text(Outcome.failure(error, self._attempt).model_dump_json(by_alias=True))
+        os._exit(error.exit_code)
 
 
 def run_rank(work: dict[str, Any]) -> dict[str, Any]:
@@ -122,8 +138,9 @@ def run_rank(work: dict[str, Any]) -> dict[str, Any]:
         if (rank == 0) != (pod.index == 0 and get_context().get_local_rank() == 0):
             raise TrainerError(f"Rank {rank} was placed on pod {pod.index}.", "This is a defect; please report it.")
         with Reporter(work["report_url"], pod.token) as reporter:
-            _join(work["rendezvous"], rank, size, pod.ip)
-            return _train(work, RankHooks(reporter, work["attempt"].number, pod))
+            config = JobConfig.model_validate(work["config"])
+            _join(work["rendezvous"], rank, size, pod.ip, config.training.collective_timeout)
+            return _train(config, work["attempt"], RankHooks(reporter, work["attempt"].number, rank, pod))
     except Exception as error:
         logger.exception("Rank %d failed", rank)
         failure = of_rank(error, rank)
@@ -132,17 +149,17 @@ def run_rank(work: dict[str, Any]) -> dict[str, Any]:
         raise failure from None
 
 
-def _train(work: dict[str, Any], hooks: RankHooks) -> dict[str, Any]:
+def _train(config: JobConfig, attempt: Attempt, hooks: RankHooks) -> dict[str, Any]:
     from . import loop
 
     try:
-        result = loop.train(JobConfig.model_validate(work["config"]), work["attempt"], hooks)
+        result = loop.train(config, attempt, hooks)
     except Drained as drained:
         return {"drained": drained.step}
     return {"result": result.wire()}
 
 
-def _join(rendezvous: str, rank: int, size: int, ip: str) -> None:
+def _join(rendezvous: str, rank: int, size: int, ip: str, timeout: timedelta) -> None:
     """Form the process group: NCCL for CUDA tensors, gloo for the others. A world of one has no group."""
     import torch
     import torch.distributed as dist
@@ -153,4 +170,4 @@ def _join(rendezvous: str, rank: int, size: int, ip: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rendezvous, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(backend, rendezvous, rank=rank, world_size=size, timeout=timeout)

@@ -17,14 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
 
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.errors import Drained, Fenced, TrainerError, UserError
+from trainingjob_trainer.errors import Drained, Fenced, Hang, TrainerError, UserError
 from trainingjob_trainer.failures import of_rank
 from trainingjob_trainer.narration import Narrator
 from trainingjob_trainer.records import Incident
@@ -54,11 +55,21 @@ class Console:
         """At once after SIGTERM."""
         return Stop.NOW if self._stop.is_set() else Stop.NO
 
+    def hung(self, error: Hang) -> NoReturn:
+        """Say so and end."""
+        tell(error)
+        os._exit(error.exit_code)
+
 
 def say(text: str) -> None:
     """One line on stderr, with the time."""
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stderr.flush()
+
+
+def tell(error: TrainerError) -> None:
+    """What ends the program."""
+    say(f"{error.error_class}: {error.cause}" + (f"\n         {error.next_step}" if error.next_step else ""))
 
 
 def read_config(path: Path, world_size: int) -> JobConfig:
@@ -107,7 +118,7 @@ def begin(config: JobConfig, store: Store, console: Console) -> Attempt | None:
     return Attempt.take(store, commit.step if commit else 0)
 
 
-def join(rank: int, world_size: int) -> None:
+def join(rank: int, world_size: int, timeout: timedelta) -> None:
     """Form the process group that torchrun described in the environment. A world of one has none."""
     import torch
     import torch.distributed as dist
@@ -119,7 +130,7 @@ def join(rank: int, world_size: int) -> None:
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):  # all on this machine
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world_size)
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def run(path: Path, rank: int, world_size: int) -> None:
@@ -132,7 +143,7 @@ def run(path: Path, rank: int, world_size: int) -> None:
     attempt = begin(config, store, console) if rank == 0 else None
     if attempt is None and world_size == 1:
         return
-    join(rank, world_size)
+    join(rank, world_size, config.training.collective_timeout)
 
     from trainingjob_trainer.loop import train
     from trainingjob_trainer.parallel import World
@@ -164,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(job, rank, world_size)
     except TrainerError as error:
-        say(f"{error.error_class}: {error.cause}" + (f"\n         {error.next_step}" if error.next_step else ""))
+        tell(error)
         return error.exit_code
     return 0
 

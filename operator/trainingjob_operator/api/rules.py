@@ -149,6 +149,7 @@ WHILE_SUSPENDED = (
     "training.earlyStopping",
     "training.precision",
     "training.deterministic",
+    "training.hangSeconds",
     "training.logEvery",
     "runPolicy.onExistingRun",
     "runPolicy.queueName",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -38,7 +39,17 @@ class Training(Config):
     )
     deterministic: bool = Field(False, description="Deterministic kernels only: the same run gives the same bits.")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(1, description="Of weights, data order and dropout.")
+    hang_seconds: Annotated[int, Field(ge=10, le=86_400)] = Field(
+        300,
+        description="Seconds in which no rank begins a pass through the model after which the attempt ends with class "
+        "Hang, the stacks of all ranks in their logs. Checkpoints and the export do not count.",
+    )
     log_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(10, description="Steps between two logged losses.")
+
+    @property
+    def collective_timeout(self) -> timedelta:
+        """Of torch's process groups. The watchdog, which has more to tell, comes first."""
+        return timedelta(seconds=max(600, 2 * self.hang_seconds))
 
 
 class Checkpoint(Config):

@@ -1,0 +1,93 @@
+"""Ends a rank that has come to a stand: in a collective that a peer never joins, in a driver, in a file system."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NoReturn, Self
+
+from torch import nn
+
+from trainingjob_trainer.errors import Hang
+
+GRACE = 10.0
+"""Seconds that the other ranks have at least to notice it by themselves, before this one ends and takes them along."""
+NEXT_STEP = "Compare the stacks of all ranks in the pods' logs: the one that differs holds up the others."
+
+log = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """Expects the model to begin a forward pass every `seconds`, as training and evaluation do.
+
+    Ranks are in lockstep, so all of them notice within a step's time of each other. Each logs the stacks of its threads
+    and then calls `hung`, in a thread of its own, because the main thread answers to nothing.
+    """
+
+    def __init__(
+        self, model: nn.Module, seconds: float, step: Callable[[], int], hung: Callable[[Hang], NoReturn]
+    ) -> None:
+        self._model, self._seconds, self._step, self._hung = model, seconds, step, hung
+        self._main = threading.get_ident()
+        self._last = time.monotonic()
+        self._longest = 0.0  # between two passes
+        self._paused = False
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._hook = self._model.register_forward_pre_hook(lambda *_: self.beat())
+        self.beat()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()  # a rank that lost its peers while it stood still has hung as they have
+        self._hook.remove()
+
+    def beat(self) -> None:
+        """It goes on."""
+        now = time.monotonic()
+        self._longest = max(self._longest, now - self._last)
+        self._last = now
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the rank does something else that may take long, and has limits of its own: storage, export."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._last, self._paused = time.monotonic(), False
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._seconds / 10)):
+            if not self._paused and time.monotonic() - self._last > self._seconds:
+                self._tell_and_end()
+
+    def _tell_and_end(self) -> None:
+        step, last = self._step(), self._last
+        where = traceback.extract_stack(sys._current_frames()[self._main])[-1].name
+        log.error("No pass for %g s. The stacks of all threads:\n%s", self._seconds, stacks())
+        self._ended.wait(max(GRACE, 2 * self._longest))
+        if self._last == last:
+            cause = f"No pass began for {self._seconds:g} s after step {step}; this rank is in {where}."
+            self._hung(Hang(cause, NEXT_STEP, step=step))
+
+
+def stacks() -> str:
+    """What all threads of this process do, the newest call last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"Thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame)).rstrip()}"
+        for ident, frame in sys._current_frames().items()
+    )
