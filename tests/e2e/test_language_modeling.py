@@ -120,6 +120,7 @@ def _recovered(run: Run, killed: Object, others: list[Object], after: int) -> in
     newest = json.loads(run.read(sorted(run.keys("attempts/"), key=_number)[-1]))
     assert newest["resumesFromStep"] >= committed, "a committed step was trained again"
     step = run.wait_commit(after=max(committed, after))
+    wait_until("the status says what it cost", lambda: "stepsLost" in run.status()["history"][-1], 30)
     now = {pod["metadata"]["uid"] for pod in run.pods().values()}
     assert {pod["metadata"]["uid"] for pod in others} <= now, "a pod that was not killed was replaced"
     return step
