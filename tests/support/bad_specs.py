@@ -81,6 +81,24 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "training.globalBatchSize (64) is below the number of ranks (72): raise it or ask for fewer workers",
     ),
     (
+        {"training": {"parallelism": {"fsdpRanks": 2}}},
+        "training.parallelism.fsdpRanks",
+        INVALID,
+        "fsdpRanks (2) is for fsdp full, not auto",
+    ),
+    (
+        {"training": {"parallelism": {"fsdp": "full", "fsdpRanks": 4}}},
+        "training.parallelism.fsdpRanks",
+        INVALID,
+        "training.parallelism.fsdpRanks (4) must divide the number of ranks (2; of an elastic job those of a pod)",
+    ),
+    (
+        {"training": {"parallelism": {"fsdp": "full", "fsdpRanks": 2}}, "workers": {"minReplicas": 1}},
+        "training.parallelism.fsdpRanks",
+        INVALID,
+        "training.parallelism.fsdpRanks (2) must divide the number of ranks (1; of an elastic job those of a pod)",
+    ),
+    (
         {"runPolicy": {"startDeadlineSeconds": 61, "activeDeadlineSeconds": 60}},
         "runPolicy.startDeadlineSeconds",
         INVALID,
@@ -315,6 +333,7 @@ WHILE_SUSPENDED: dict[str, Json] = {
     "training.microBatchSize": {"training": {"microBatchSize": 1}},
     "training.clipNorm": {"training": {"clipNorm": 2}},
     "training.precision": {"training": {"precision": "float32"}},
+    "training.parallelism": {"training": {"parallelism": {"fsdp": "none"}}},
     "training.deterministic": {"training": {"deterministic": True}},
     "training.earlyStopping": {"training": {"earlyStopping": {"patience": 7}}},
     "training.labelSmoothing": {"training": {"labelSmoothing": 0.5}},

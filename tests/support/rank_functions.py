@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,7 @@ from trainingjob_trainer.data.reader import Batch
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
-from trainingjob_trainer.parallel import World, pass_dtype, shard
+from trainingjob_trainer.parallel import StepSums, World, layout_of, pass_dtype, shard
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.stop import Stop
@@ -37,15 +38,17 @@ from trainingjob_trainer.tasks import IGNORE, build_task
 from support.training import VOCABULARY, Hooks, store_of
 
 
-def build(config: JobConfig) -> Stepper:
-    """Model and optimizer at their first step, as the loop builds them."""
+def build(config: JobConfig, exact: bool = False) -> Stepper:
+    """Model and optimizer at their first step, as the loop builds them; `exact`: all of it in float64."""
     make_deterministic()
     world = World.join()
     manifest = Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY))
     with torch.device("meta"):
         model = build_model(config, manifest)
-    dtype = pass_dtype(config.training.precision, world.device)
-    model = shard(model, world.mesh, dtype).to_empty(device=world.device)
+    dtype = torch.float64 if exact else pass_dtype(config.training.precision, world.device)
+    model = model.to(torch.float64 if exact else torch.float32)
+    world = world.arranged(world.on_first(lambda: layout_of(config, model, world.size, world.device)))
+    model = shard(model, world, dtype).to_empty(device=world.device)
     init_weights(model, config.training.seed)
     optimizer = build_optimizer(model, config.training.optimizer)
     average = WeightAverage(model, config.training.ema_decay) if config.training.ema_decay else None
@@ -70,23 +73,16 @@ def own_rows(stepper: Stepper, batch: Batch) -> Batch:
     return Batch(batch.inputs[rows], batch.targets[rows])
 
 
-def take_steps(config: JobConfig) -> dict[str, Any]:
-    """Losses and gradient norms of the run's steps on masked batches, and the first step's whole gradient."""
-    stepper = build(config)
-    rows, length = config.training.global_batch_size, config.training.sequence_length
-    stepper.backward(0, own_rows(stepper, masked_batch(0, rows, length)))
-    gradients = {}
-    for name, parameter in stepper.model.named_parameters():
-        assert parameter.grad is not None
-        whole = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-        gradients[name] = whole.numpy().copy()
-    stepper.optimizer.zero_grad()
-    sums = [stepper(step, own_rows(stepper, masked_batch(step, rows, length))) for step in range(config.training.steps)]
-    return {
-        "losses": [step.loss.item() for step in sums],
-        "grad_norms": [step.grad_norm.item() for step in sums],
-        "gradients": gradients,
-    }
+def in_turn(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """Many functions in the same ranks, whose start takes longer than they do."""
+    return [function(*args) for function, args in calls]
+
+
+def series_of(config: JobConfig, exact: bool) -> tuple[list[float], list[float], dict[str, np.ndarray[Any, Any]]]:
+    """Losses and gradient norms of the run's steps on masked batches, and the whole weights after them."""
+    stepper = build(config, exact)
+    sums = _take(stepper, range(config.training.steps))
+    return [step.loss.item() for step in sums], [step.grad_norm.item() for step in sums], whole_weights(stepper.model)
 
 
 def memory(config: JobConfig) -> tuple[int, int]:
@@ -235,9 +231,14 @@ def weights_after(config: JobConfig) -> dict[str, np.ndarray[Any, Any]]:
     """The whole weights after the run's steps."""
     stepper = build(config)
     _take(stepper, range(config.training.steps))
+    return whole_weights(stepper.model)
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """All weights, on every rank."""
     return {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().numpy().copy()
-        for name, p in stepper.model.named_parameters()
+        for name, p in model.named_parameters()
     }
 
 
@@ -279,10 +280,10 @@ def _poison(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
     output.register_hook(lambda gradient: gradient.index_put((torch.tensor(0),) * 3, torch.tensor(torch.nan)))
 
 
-def _take(stepper: Stepper, steps: range) -> None:
+def _take(stepper: Stepper, steps: range) -> list[StepSums]:
     training = stepper.training
-    for step in steps:
-        stepper(step, own_rows(stepper, masked_batch(step, training.global_batch_size, training.sequence_length)))
+    rows, length = training.global_batch_size, training.sequence_length
+    return [stepper(step, own_rows(stepper, masked_batch(step, rows, length))) for step in steps]
 
 
 def train_until_a_rank_dozes_off(config: JobConfig, logs: str, after: int) -> None:

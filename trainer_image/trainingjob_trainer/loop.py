@@ -25,7 +25,16 @@ from trainingjob_trainer.errors import Drained, Hang, UserError
 from trainingjob_trainer.evaluation.evaluate import evaluate, scalars
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
-from trainingjob_trainer.parallel import Ballot, Vote, World, full_state, pass_dtype, pass_precision, shard
+from trainingjob_trainer.parallel import (
+    Ballot,
+    Vote,
+    World,
+    full_state,
+    layout_of,
+    pass_dtype,
+    pass_precision,
+    shard,
+)
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
@@ -71,14 +80,16 @@ class _Run:
 
     def __init__(self, config: JobConfig, attempt: Attempt, hooks: Hooks) -> None:
         self.config, self.attempt, self.hooks = config, attempt, hooks
-        self.world = world = World.join()
+        world = World.join()
         training = config.training
         manifest = world.on_first(lambda: Manifest.model_validate_json(attempt.store.get(MANIFEST_KEY)))
         self.manifest = manifest
         dtype = pass_dtype(training.precision, world.device)
         with torch.device("meta"):
             model = build_model(config, manifest)
-        self.model = shard(model, world.mesh, dtype).to_empty(device=world.device)
+        self.layout = world.on_first(lambda: layout_of(config, model, world.size, world.device))
+        self.world = world = world.arranged(self.layout)
+        self.model = shard(model, world, dtype).to_empty(device=world.device)
         self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
         self.stepper = Stepper(
             self.model,
@@ -118,7 +129,7 @@ class _Run:
         self.told_step = self.checkpointer.committed_step
         self._report(
             state="Training",
-            message=f"Training from step {self.progress.step} on {self.world.size} rank(s).",
+            message=f"Training from step {self.progress.step} on {self.world.size} rank(s): {self.layout}.",
             worldSize=self.world.size,
             resumedFromStep=commit.step if commit else None,
             progress=self.telemetry.fields(),

@@ -111,7 +111,11 @@ def _exactly_one(first: str, second: str) -> Rule:
     )
 
 
-RANKS = "self.workers.replicas * (self.workers.resources.gpus > 0 ? self.workers.resources.gpus : 1)"
+RANKS_PER_POD = "(self.workers.resources.gpus > 0 ? self.workers.resources.gpus : 1)"
+RANKS = f"self.workers.replicas * {RANKS_PER_POD}"
+# Of an elastic job, any number of pods must do.
+DIVIDED = f"(has(self.workers.minReplicas) ? {RANKS_PER_POD} : {RANKS})"
+FSDP_RANKS = "self.training.parallelism.?fsdpRanks.orValue(1)"
 
 # With TrainerSpec.identity(): these and no others are fixed; a test compares.
 FIXED = (
@@ -148,6 +152,7 @@ WHILE_SUSPENDED = (
     "training.labelSmoothing",
     "training.earlyStopping",
     "training.precision",
+    "training.parallelism",
     "training.deterministic",
     "training.hangSeconds",
     "training.logEvery",
@@ -214,6 +219,12 @@ SPEC_RULES = (
         "training.globalBatchSize (%d) is below the number of ranks (%d): raise it or ask for fewer workers",
         ("self.training.globalBatchSize", RANKS),
         field=".training.globalBatchSize",
+    ),
+    Rule(
+        f"!has(self.training) || {DIVIDED} % {FSDP_RANKS} == 0",
+        "training.parallelism.fsdpRanks (%d) must divide the number of ranks (%d; of an elastic job those of a pod)",
+        (FSDP_RANKS, DIVIDED),
+        field=".training.parallelism.fsdpRanks",
     ),
     Rule(
         "self.task.kind != 'image-classification' || !has(self.data) || self.data.train.format == 'parquet'",
@@ -311,6 +322,14 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             "(self.name == 'sgd' && (!has(self.momentum) || self.momentum > 0.0))",
             "nesterov is for name sgd with a momentum above 0",
             field=".nesterov",
+        ),
+    ),
+    config.Parallelism: (
+        Rule(
+            "!has(self.fsdpRanks) || (has(self.fsdp) && self.fsdp == 'full')",
+            "fsdpRanks (%d) is for fsdp full, not %s",
+            ("self.fsdpRanks", "self.?fsdp.orValue('auto')"),
+            field=".fsdpRanks",
         ),
     ),
     config.Schedule: (

@@ -115,6 +115,17 @@ class TrainingJobSpec(JobSpec):
         return self
 
     @model_validator(mode="after")
+    def _ranks_divide_into_groups(self) -> Self:
+        workers = self.workers
+        ranks = workers.ranks_per_pod * (1 if workers.elastic else workers.replicas)
+        if self.training is not None and ranks % self.training.parallelism.group:
+            raise ValueError(
+                f"training.parallelism.fsdpRanks ({self.training.parallelism.group}) must divide the number of ranks "
+                f"({ranks}; of an elastic job those of a pod)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_elastic(self) -> Self:
         if self.custom and self.workers.elastic:
             raise ValueError(

@@ -9,6 +9,7 @@ from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, 
 from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
 from trainingjob_trainer.config.model import PRESETS, Model, Transformer
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point, Schedule
+from trainingjob_trainer.config.parallelism import Parallelism
 from trainingjob_trainer.config.spec import JobConfig, JobSpec, PodConfig, TrainerSpec
 from trainingjob_trainer.config.task import OWN_TASK_PARTS, REQUIRED, Custom, Kind, Storage, Task
 from trainingjob_trainer.config.training import Checkpoint, Evaluation, Training
@@ -31,6 +32,7 @@ __all__ = [
     "ObjectName",
     "Optimizer",
     "PRESETS",
+    "Parallelism",
     "PodConfig",
     "Point",
     "Prepare",

@@ -94,7 +94,7 @@ class TrainerSpec(JobSpec):
     def plan_hash(self) -> str:
         """Hash of everything that the result depends on: a stored result answers exactly this."""
         plan = {
-            "training": self.training.wire(),
+            "training": {k: v for k, v in self.training.wire().items() if k != "parallelism"},
             "evaluation": self.evaluation.wire(),
             "keepBest": self.checkpoint.keep_best,
         }

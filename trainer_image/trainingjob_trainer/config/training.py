@@ -9,6 +9,7 @@ from pydantic import Field
 
 from trainingjob_trainer.config.base import Config
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Schedule
+from trainingjob_trainer.config.parallelism import Parallelism
 
 
 class Training(Config):
@@ -37,6 +38,7 @@ class Training(Config):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of the passes; weights, moments and reductions are float32. auto: bfloat16 on CUDA."
     )
+    parallelism: Parallelism = Field(default_factory=Parallelism, description="How the model is spread over the ranks.")
     deterministic: bool = Field(False, description="Deterministic kernels only: the same run gives the same bits.")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(1, description="Of weights, data order and dropout.")
     hang_seconds: Annotated[int, Field(ge=10, le=86_400)] = Field(

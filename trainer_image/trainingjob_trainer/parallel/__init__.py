@@ -1,16 +1,19 @@
 """All ranks as one: the world, the sharding of a model, and sums over ranks."""
 
 from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
+from trainingjob_trainer.parallel.layout import Layout, layout_of
 from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, shard, sync_gradients
 from trainingjob_trainer.parallel.vote import Ballot, Vote
 from trainingjob_trainer.parallel.world import World, local_part
 
 __all__ = [
     "Ballot",
+    "Layout",
     "StepSums",
     "Vote",
     "World",
     "full_state",
+    "layout_of",
     "local_part",
     "pass_dtype",
     "pass_precision",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainingjob_trainer.parallel.world import World, local_part
+from trainingjob_trainer.parallel.world import World, is_first_holder, local_part
 
 
 class StepSums(NamedTuple):
@@ -26,10 +26,14 @@ def scale_and_clip(
     """Divide gradients of the summed loss by the global count of targets, then clip them by their global norm.
 
     `loss_sum` and `count` are this rank's; a `clip_norm` of 0 clips nothing. Gradients are summed over ranks already;
-    each rank holds a shard of them.
+    each rank holds a shard of them, of which there may be copies.
     """
-    gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
-    squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    whole = [p.grad for p in parameters if p.grad is not None]
+    gradients = [local_part(gradient) for gradient in whole]
+    counted = [local_part(gradient) for gradient in whole if is_first_holder(gradient)]
+    squares = loss_sum.new_zeros((), dtype=torch.float64)
+    if counted:
+        squares = torch.stack(torch._foreach_norm(counted)).double().square().sum()
     totals = torch.stack([squares, loss_sum.double(), count.double()])
     world.sum(totals)
     count = totals[2].clamp(min=1)
@@ -37,5 +41,5 @@ def scale_and_clip(
     factor = 1 / count
     if clip_norm:  # 0: not clipped
         factor = factor * (clip_norm / (grad_norm + 1e-6)).clamp(max=1)
-    torch._foreach_mul_(gradients, factor.float())
+    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
     return StepSums(totals[1] / count, grad_norm, count)

@@ -1,13 +1,16 @@
-"""FSDP2: parameters, gradients and moments are sharded over all ranks, gathered block by block (Zhao et al. 2023)."""
+"""FSDP2 over the groups of a layout: shards of a copy are gathered block by block (Zhao et al. 2023).
+
+A group of one rank holds all of its copy: over such groups the same machinery is DDP, which sums gradients only.
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -23,27 +26,33 @@ def pass_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype) -> Model:
-    """Shard `model` (with its `blocks`) in place over the mesh, a group for each block; without a mesh, leave it whole.
+def shard(model: Model, world: World, dtype: torch.dtype) -> Model:
+    """Shard `model` (with its `blocks`) in place over the world's mesh, a group for each block; without one, leave it.
 
-    Gradients are summed over ranks, not averaged: the loss is a sum, divided once by the step's global count.
+    Gradients are summed over ranks, not averaged: the loss is a sum, divided once by the step's global count. While a
+    block computes, the weights of the next one are gathered.
     """
-    if mesh is None:
+    if world.mesh is None:
         return model
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for block in model.get_submodule("blocks").children():
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    copies, shards = world.mesh["copies"], world.mesh["shards"]
+    mesh = world.mesh["copies", "shards"] if copies.size() > 1 else shards
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
+    blocks = [
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=shards.size() > 1)
+        for block in model.get_submodule("blocks").children()
+    ]
+    root = fully_shard(model, mesh=mesh, mp_policy=policy)
+    for earlier, later in pairwise([root, *blocks]):
+        earlier.set_modules_to_forward_prefetch([later])
+    for module in (root, *blocks):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
     return model
 
 
 def pass_precision(world: World, dtype: torch.dtype) -> AbstractContextManager[None]:
     """The context of a pass: autocast for a whole model; a sharded one casts by itself."""
-    if world.mesh is not None or dtype == torch.float32:
+    if world.mesh is not None or dtype != torch.bfloat16:
         return nullcontext()
     return torch.autocast(world.device.type, dtype)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
+
+from trainingjob_trainer.parallel.layout import Layout
 
 T = TypeVar("T")
 
@@ -20,11 +22,20 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def is_first_holder(tensor: Tensor) -> bool:
+    """Whether this rank is the first of those that hold the same part of a tensor, so that sums take it once."""
+    if not isinstance(tensor, DTensor):
+        return True
+    place = tensor.device_mesh.get_coordinate() or ()
+    return all(at == 0 for at, placement in zip(place, tensor.placements, strict=True) if placement.is_replicate())
+
+
 @dataclass(frozen=True)
 class World:
     """This rank among all. With one rank there is no mesh and no group, and nothing is communicated.
 
-    `control` is a gloo group for small things on the CPU (votes, checkpoint plans), apart from the gradients' group.
+    `mesh` has the dimensions of a layout, `copies` and `shards`; neighbours in rank hold shards of one copy. `control`
+    is a gloo group for small things on the CPU (votes, checkpoint plans), apart from the gradients' group.
     """
 
     rank: int
@@ -35,14 +46,20 @@ class World:
 
     @classmethod
     def join(cls) -> World:
-        """The world of the default process group, or a world of one. Collective, and makes a group."""
+        """The world of the default process group, or a world of one; no layout yet. Collective, and makes a group."""
         size = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         if size == 1:
             return cls(rank, size, device)
-        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-        return cls(rank, size, device, mesh, _control_group())
+        return cls(rank, size, device, control=_control_group())
+
+    def arranged(self, layout: Layout) -> Self:
+        """The same ranks in the groups of a layout. Collective, and makes groups."""
+        if self.size == 1:
+            return self
+        shape = (layout.copies, layout.shards)
+        return replace(self, mesh=init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards")))
 
     def apart(self) -> World:
         """The same ranks with a control group of their own, for another thread. Collective."""
@@ -50,7 +67,7 @@ class World:
 
     def sum(self, values: Tensor) -> None:
         """Sum `values` in place over all ranks, on the group of the gradients."""
-        if self.mesh is not None:
+        if self.size > 1:
             dist.all_reduce(values)
 
     def from_first(self, value: T) -> T:

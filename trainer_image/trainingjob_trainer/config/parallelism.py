@@ -1,0 +1,34 @@
+"""How a model is spread over the ranks of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainingjob_trainer.config.base import Config
+
+
+class Parallelism(Config):
+    """How weights, gradients and moments are spread over the ranks. It changes no result but by rounding."""
+
+    fsdp: Literal["auto", "full", "none"] = Field(
+        "auto",
+        description="full: weights, gradients and moments are sharded (FSDP2, ZeRO-3); none: each rank holds all of "
+        "them (DDP); auto: by the model's size, the memory of a rank and the number of ranks.",
+    )
+    fsdp_ranks: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        None,
+        description="Ranks of an FSDP group; the groups hold copies of each other (HSDP). Absent: all ranks form one.",
+    )
+
+    @model_validator(mode="after")
+    def _groups_are_of_fsdp(self) -> Self:
+        if self.fsdp_ranks is not None and self.fsdp != "full":
+            raise ValueError(f"fsdpRanks ({self.fsdp_ranks}) is for fsdp full, not {self.fsdp}")
+        return self
+
+    @property
+    def group(self) -> int:
+        """Ranks must divide into groups of this size."""
+        return self.fsdp_ranks or 1
