@@ -180,7 +180,48 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         INVALID,
         "exactly one of preset and transformer must be set, not both",
     ),
-    (_transformer(dim=100, heads=3), "model.transformer.dim", INVALID, "dim (100) must be a multiple of heads (3)"),
+    (
+        _transformer(dim=100, heads=3),
+        "model.transformer.dim",
+        INVALID,
+        "dim (100) must be a multiple of heads (3), or headDim be set",
+    ),
+    (
+        _transformer(context=64),
+        "model.transformer.context",
+        INVALID,
+        "context (64) is for positions learned: remove it",
+    ),
+    *(
+        (
+            _transformer(**parts),
+            "model.transformer",
+            INVALID,
+            f"model.transformer (norm {norm}, positions rotary, ffn {ffn}, bias {bias}) has no counterpart among "
+            "GPT-2, Llama and Qwen to be exported to: change it, or set model.export to none",
+        )
+        for parts, norm, ffn, bias in (
+            ({"norm": "layernorm"}, "layernorm", "swiglu", "none"),
+            ({"ffn": "gelu"}, "rmsnorm", "gelu", "none"),
+            ({"qkNorm": True, "bias": "qkv"}, "rmsnorm", "swiglu", "qkv"),
+        )
+    ),
+    (
+        _transformer(positions="learned", norm="layernorm", ffn="gelu", bias="all", kvHeads=2),
+        "model.transformer",
+        INVALID,
+        "model.transformer (norm layernorm, positions learned, ffn gelu, bias all) has no counterpart among GPT-2, "
+        "Llama and Qwen to be exported to: change it, or set model.export to none",
+    ),
+    (
+        merged(
+            _transformer(positions="learned", context=512),
+            {"model": {"export": "none"}, "training": {"sequenceLength": 513}},
+        ),
+        "training.sequenceLength",
+        INVALID,
+        "training.sequenceLength (513) must not be above model.transformer.context (512)",
+    ),
     (
         _transformer(dim=12, heads=4),
         "model.transformer.dim",

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig, Storage
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
 from trainingjob_trainer.errors import Hang
+from trainingjob_trainer.prepare import tokenizer
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import Store, open_store
 
@@ -84,15 +87,17 @@ def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -
         )
         store.put(shard.key, data)
         splits[split] = SplitData(shards=[shard], documents=1, bytes=len(data))
+    words = WordLevel({f"word{i}": i for i in range(vocabulary)}, unk_token="word0")
+    stored = tokenizer.to_json(Tokenizer(words))
     manifest = Manifest(
         kind="tokens",
         dtype="uint16",
         splits=splits,
         vocab_size=vocabulary,
-        tokenizer_digest="0" * 64,
+        tokenizer_digest=tokenizer.digest(stored),
         eos_id=0,
     )
-    store.put(TOKENIZER_KEY, b"{}")  # goes into the export as it is
+    store.put(TOKENIZER_KEY, stored)
     store.put(MANIFEST_KEY, manifest.to_json())
     return manifest
 

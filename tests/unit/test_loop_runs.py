@@ -134,3 +134,14 @@ def test_two_attempts_that_write_at_the_same_time_never_mix(tmp_path: Path) -> N
         assert all(stored.key.startswith(commit.prefix) for stored in commit.objects)
         for stored in commit.objects:
             read_verified(store_of(config), stored)
+
+
+def test_a_run_that_exports_nothing_has_a_result_without_a_model(tmp_path: Path) -> None:
+    """A shape that no family of Hugging Face's expresses trains all the same."""
+    shape = {"layers": 1, "dim": 16, "heads": 2, "norm": "layernorm"}
+    config = prepared(tmp_path, model={"transformer": shape, "export": "none"}, steps=2)
+    [(result, _)] = run_ranks(1, train_run, config, 1)
+    assert result.model_uri is None
+    assert "modelUri" not in result.save(store_of(config)).wire()
+    assert not (tmp_path / "model").exists()
+    assert (tmp_path / "reports" / "a1" / "report.html").exists()

@@ -232,11 +232,13 @@ class _Run:
         self.between_steps()
         self._report(state="Exporting", message="Exporting the model and writing the report.")
         with self.watchdog.paused():
-            with self._evaluated_weights():
-                weights = full_state(self.model, self.world)
+            weights = None
+            if self.config.model.export != "none":
+                with self._evaluated_weights():
+                    weights = full_state(self.model, self.world)
             return self.world.on_first(lambda: self._hand_out(weights, test))
 
-    def _hand_out(self, weights: Mapping[str, Tensor], test: TaskMetrics) -> RunResult:
+    def _hand_out(self, weights: Mapping[str, Tensor] | None, test: TaskMetrics) -> RunResult:
         from trainingjob_trainer.evaluation.export import export_model  # imports transformers
         from trainingjob_trainer.evaluation.report import write_report
 
@@ -245,7 +247,7 @@ class _Run:
             plan_hash=self.config.plan_hash(),
             attempt=number,
             step=step,
-            model_uri=export_model(self.config, self.manifest, weights, self.attempt),
+            model_uri=None if weights is None else export_model(self.config, self.manifest, weights, self.attempt),
             report_uri=write_report(self.config, self.manifest, self.progress, test, self.attempt),
             evaluation=Evaluation(split="test", step=step, metrics=test),
         )

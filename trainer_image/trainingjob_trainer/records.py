@@ -58,13 +58,13 @@ class Evaluation(Config):
 
 
 class RunResult(Config):
-    """What a run led to. `plan_hash` says which plan it answers."""
+    """What a run led to. `plan_hash` says which plan it answers; without `model_uri` nothing was to be exported."""
 
     version: int = 1
     plan_hash: str
     attempt: int
     step: int
-    model_uri: str
+    model_uri: str | None = None
     report_uri: str
     evaluation: Evaluation
     completed_at: str = Field(default_factory=now)

@@ -208,6 +208,14 @@ ELASTICITY = (
     ),
 )
 
+# As `config.Transformer.family` says.
+_IN_A_FAMILY = (
+    "[self.model.transformer].all(t, "
+    "(t.norm == 'rmsnorm' && t.positions == 'rotary' && t.ffn == 'swiglu' && (!t.qkNorm || t.bias == 'none')) || "
+    "(t.norm == 'layernorm' && t.positions == 'learned' && t.ffn == 'gelu' && t.bias == 'all' && !t.qkNorm && "
+    "t.?kvHeads.orValue(t.heads) == t.heads && (!has(t.headDim) || t.headDim * t.heads == t.dim)))"
+)
+
 SPEC_RULES = (
     *(_fixed(path) for path in FIXED),
     *(_while_suspended(path) for path in WHILE_SUSPENDED),
@@ -236,6 +244,21 @@ SPEC_RULES = (
         "self.task.kind != 'text-classification' || !has(self.data) || self.data.train.format != 'text'",
         "data.train.format is text: text-classification reads jsonl or parquet, with labels",
         field=".data.train.format",
+    ),
+    Rule(
+        "self.task.kind != 'language-modeling' || !has(self.model) || self.model.export == 'none' || "
+        f"!has(self.model.transformer) || ({_IN_A_FAMILY})",
+        "model.transformer (norm %s, positions %s, ffn %s, bias %s) has no counterpart among GPT-2, Llama and Qwen to "
+        "be exported to: change it, or set model.export to none",
+        tuple(f"self.model.transformer.{part}" for part in ("norm", "positions", "ffn", "bias")),
+        field=".model.transformer",
+    ),
+    Rule(
+        "!has(self.model) || !has(self.training) || self.training.sequenceLength <= "
+        "self.model.?transformer.?context.orValue(self.training.sequenceLength)",
+        "training.sequenceLength (%d) must not be above model.transformer.context (%d)",
+        ("self.training.sequenceLength", "self.model.transformer.context"),
+        field=".training.sequenceLength",
     ),
 )
 
@@ -292,13 +315,14 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
     config.Model: (_exactly_one("preset", "transformer"),),
     config.Transformer: (
         Rule(
-            "self.dim % self.heads == 0",
-            "dim (%d) must be a multiple of heads (%d)",
+            "has(self.headDim) || self.dim % self.heads == 0",
+            "dim (%d) must be a multiple of heads (%d), or headDim be set",
             ("self.dim", "self.heads"),
             field=".dim",
         ),
         Rule(
-            "self.dim % self.heads != 0 || self.dim / self.heads % 2 == 0",
+            "self.positions != 'rotary' || has(self.headDim) || self.dim % self.heads != 0 || "
+            "self.dim / self.heads % 2 == 0",
             "dim / heads (%d) must be even for rotary positions",
             ("self.dim / self.heads",),
             field=".dim",
@@ -308,6 +332,12 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             "heads (%d) must be a multiple of kvHeads (%d)",
             ("self.heads", "self.kvHeads"),
             field=".kvHeads",
+        ),
+        Rule(
+            "!has(self.context) || self.positions == 'learned'",
+            "context (%d) is for positions learned: remove it",
+            ("self.context",),
+            field=".context",
         ),
     ),
     config.Optimizer: (

@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 
 from trainingjob_trainer.config.base import Config
 
+Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
+
 
 class Transformer(Config):
-    """Size of a Transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+    """Shape of a Transformer. The defaults are Llama's: RMSNorm, rotary positions, SwiGLU, no biases."""
 
     layers: Annotated[int, Field(ge=1, le=256)] = Field(description="Blocks.")
     dim: Annotated[int, Field(ge=8, le=65536)] = Field(description="Width of the residual stream.")
@@ -18,22 +20,46 @@ class Transformer(Config):
     kv_heads: Annotated[int, Field(ge=1, le=512)] | None = Field(
         None, description="Key and value heads. Absent: heads."
     )
+    head_dim: Annotated[int, Field(ge=2, le=1024, multiple_of=2)] | None = Field(
+        None, description="Width of a head. Absent: dim / heads."
+    )
+    ffn: Literal["swiglu", "gelu"] = Field(
+        "swiglu", description="Feed-forward: gated with SiLU, or two matrices with GELU (tanh) between them."
+    )
     ffn_dim: Annotated[int, Field(ge=8, le=262144)] | None = Field(
-        None, description="Hidden width of the SwiGLU. Absent: 8/3 of dim, rounded up to a multiple of 64."
+        None, description="Hidden width of the feed-forward. Absent: 4 dim (gelu); 8/3 dim, up to a multiple of 64."
+    )
+    norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="Norm before each branch and at the end.")
+    norm_eps: Annotated[float, Field(gt=0, le=0.1)] = Field(1e-5, description="Added to the variance in norms.")
+    positions: Literal["rotary", "learned"] = Field(
+        "rotary", description="Rotary: queries and keys are turned. Learned: a table of vectors, added to the tokens'."
     )
     rope_theta: Annotated[float, Field(gt=0, le=1e9)] = Field(10_000.0, description="Base of the rotary positions.")
+    context: Annotated[int, Field(ge=8, le=1_048_576)] | None = Field(
+        None, description="Positions in the table (learned). Absent: training.sequenceLength."
+    )
+    bias: Literal["none", "qkv", "all"] = Field(
+        "none", description="Biases: of queries, keys and values (qkv), or of all but the output head (all)."
+    )
+    qk_norm: bool = Field(False, description="RMSNorm over each head's queries and keys.")
     tie_embeddings: bool = Field(True, description="Output head shares the input embedding (language-modeling).")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the residual branches.")
     patch_size: Annotated[int, Field(ge=1, le=64)] = Field(2, description="Pixels a patch side (image-classification).")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})")
-        if (self.dim // self.heads) % 2:
-            raise ValueError(f"dim / heads ({self.dim // self.heads}) must be even for rotary positions")
-        if self.heads % (self.kv_heads or self.heads):
+        if self.head_dim is None and self.dim % self.heads:
+            raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads}), or headDim be set")
+        if self.positions == "rotary" and self.head_width % 2:
+            raise ValueError(f"dim / heads ({self.head_width}) must be even for rotary positions")
+        if self.heads % self.num_kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kvHeads ({self.kv_heads})")
+        return self
+
+    @model_validator(mode="after")
+    def _context_is_of_a_table(self) -> Self:
+        if self.context is not None and self.positions != "learned":
+            raise ValueError(f"context ({self.context}) is for positions learned: remove it")
         return self
 
     @property
@@ -41,30 +67,62 @@ class Transformer(Config):
         return self.kv_heads or self.heads
 
     @property
+    def head_width(self) -> int:
+        """Width of a head, after the default."""
+        return self.head_dim or self.dim // self.heads
+
+    @property
     def hidden_dim(self) -> int:
         """Hidden width of the feed-forward, after the default."""
-        return self.ffn_dim or -(-(8 * self.dim // 3) // 64) * 64
+        return self.ffn_dim or (4 * self.dim if self.ffn == "gelu" else -(-(8 * self.dim // 3) // 64) * 64)
+
+    @property
+    def family(self) -> Family | None:
+        """The family of Hugging Face models that computes the same, if there is one."""
+        parts = (self.norm, self.positions, self.ffn)
+        if parts == ("rmsnorm", "rotary", "swiglu"):
+            if self.qk_norm:
+                return "qwen3" if self.bias == "none" else None
+            return "qwen2" if self.bias == "qkv" else "llama"
+        whole_heads = self.num_kv_heads == self.heads and self.head_width * self.heads == self.dim
+        if parts == ("layernorm", "learned", "gelu") and self.bias == "all" and whole_heads and not self.qk_norm:
+            return "gpt2"
+        return None
+
+
+def _gpt(layers: int, dim: int, heads: int) -> Transformer:
+    """The shape of GPT-2 (Radford et al. 2019)."""
+    return Transformer(
+        layers=layers, dim=dim, heads=heads, ffn="gelu", norm="layernorm", positions="learned", bias="all"
+    )
 
 
 PRESETS: dict[str, Transformer] = {
     "gpt-nano": Transformer(layers=4, dim=128, heads=4),
     "gpt-3m": Transformer(layers=4, dim=192, heads=6),
-    "gpt-124m": Transformer(layers=12, dim=768, heads=12),
-    "gpt-350m": Transformer(layers=24, dim=1024, heads=16),
+    "gpt-124m": _gpt(12, 768, 12),
+    "gpt-350m": _gpt(24, 1024, 16),
+    "gpt-774m": _gpt(36, 1280, 20),
+    "gpt-1.3b": _gpt(24, 2048, 16),
     "llama-1b": Transformer(layers=16, dim=2048, heads=32, kv_heads=8, ffn_dim=8192, rope_theta=500_000.0),
     "llama-8b": Transformer(
         layers=32, dim=4096, heads=32, kv_heads=8, ffn_dim=14336, rope_theta=500_000.0, tie_embeddings=False
     ),
 }
 
+Preset = Literal["gpt-nano", "gpt-3m", "gpt-124m", "gpt-350m", "gpt-774m", "gpt-1.3b", "llama-1b", "llama-8b"]
+
 
 class Model(Config):
-    """The model: a preset, or its size field by field."""
+    """The model: a preset, or its shape field by field."""
 
-    preset: Literal["gpt-nano", "gpt-3m", "gpt-124m", "gpt-350m", "llama-1b", "llama-8b"] | None = Field(
-        None, description="A named size."
+    preset: Preset | None = Field(None, description="A named shape.")
+    transformer: Transformer | None = Field(None, description="A shape of your own.")
+    export: Literal["huggingface", "none"] = Field(
+        "huggingface",
+        description="What is handed out at the end: a directory that loads without this project (a language model's in "
+        "the layout of GPT-2, Llama or Qwen), or nothing. A shape that none of them can express needs none.",
     )
-    transformer: Transformer | None = Field(None, description="A size of your own.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -75,5 +133,5 @@ class Model(Config):
 
     @property
     def size(self) -> Transformer:
-        """The size, whichever way it was named."""
+        """The shape, whichever way it was named."""
         return self.transformer or PRESETS[str(self.preset)]

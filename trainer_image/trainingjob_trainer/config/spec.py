@@ -56,6 +56,30 @@ class JobSpec(Config):
             raise ValueError("data.train.format is text: text-classification reads jsonl or parquet, with labels")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_exported(self) -> Self:
+        if self.task.kind != "language-modeling" or self.model is None or self.model.export == "none":
+            return self
+        size = self.model.size
+        if size.family is None:
+            raise ValueError(
+                f"model.transformer (norm {size.norm}, positions {size.positions}, ffn {size.ffn}, bias {size.bias}) "
+                "has no counterpart among GPT-2, Llama and Qwen to be exported to: change it, or set model.export to "
+                "none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit_into_the_context(self) -> Self:
+        if self.model is None or self.training is None or self.model.size.context is None:
+            return self
+        if self.training.sequence_length > self.model.size.context:
+            raise ValueError(
+                f"training.sequenceLength ({self.training.sequence_length}) must not be above "
+                f"model.transformer.context ({self.model.size.context})"
+            )
+        return self
+
 
 class TrainerSpec(JobSpec):
     """A job of one of the trainer's own tasks: all its parts are there."""
@@ -64,6 +88,11 @@ class TrainerSpec(JobSpec):
     data: Data
     model: Model
     training: Training
+
+    @property
+    def context(self) -> int:
+        """Positions that the model knows: the length of a learned table, and what an export states."""
+        return self.model.size.context or self.training.sequence_length
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs' states interchangeable: nothing that may change over one run directory is in it.
@@ -97,6 +126,7 @@ class TrainerSpec(JobSpec):
             "training": {k: v for k, v in self.training.wire().items() if k != "parallelism"},
             "evaluation": self.evaluation.wire(),
             "keepBest": self.checkpoint.keep_best,
+            "export": self.model.export,
         }
         return digest({**self.identity(), **dict(_flatten(plan))})
 

@@ -9,29 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from trainingjob_trainer.config import Transformer as Size
-from trainingjob_trainer.models.transformer import NORM_EPS, Block, rotation
+from trainingjob_trainer.models.transformer import Trunk
 
 
-class Encoder(nn.Module):
+class Encoder(Trunk):
     """A text classifier. Rows begin with EOS, and are filled up with it: only the first one is looked at."""
 
-    def __init__(self, size: Size, vocab_size: int, eos_id: int, num_classes: int) -> None:
-        super().__init__()
-        self.size, self.eos_id = size, eos_id
+    def __init__(self, size: Size, vocab_size: int, eos_id: int, num_classes: int, context: int = 1024) -> None:
+        super().__init__(size, causal=False, context=context)
+        self.eos_id = eos_id
         self.embed = nn.Embedding(vocab_size, size.dim)
-        self.blocks = nn.ModuleList(Block(size, causal=False) for _ in range(size.layers))
-        self.norm = nn.RMSNorm(size.dim, eps=NORM_EPS)
         self.head = nn.Linear(size.dim, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Tokens `[batch, length]` -> logits `[batch, classes]`."""
         text = inputs != self.eos_id
         text = torch.cat([torch.ones_like(text[:, :1]), text[:, 1:]], dim=1)
-        x = self.embed(inputs)
-        rotary = rotation(inputs.shape[1], self.size.dim // self.size.heads, self.size.rope_theta, x)
-        for block in self.blocks:
-            x = block(x, rotary, text[:, None, None, :])
-        logits: Tensor = self.head(masked_mean(self.norm(x), text))
+        features = self.features(self.embed(inputs), text[:, None, None, :])
+        logits: Tensor = self.head(masked_mean(features, text))
         return logits
 
 

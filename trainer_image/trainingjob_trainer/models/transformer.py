@@ -1,23 +1,23 @@
 """The Transformer: a causal decoder over tokens, and the same blocks bidirectional over image patches.
 
-Pre-norm with RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021, halves rotated as Llama does),
-grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020), no biases.
+Pre-norm, and by default the parts of Llama: RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021, the
+first half of a head against the second), grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020), no
+biases. Or those of GPT-2 (Radford et al. 2019): LayerNorm, learned positions, GELU, biases; or any mixture of them.
 
-Names in the state dict, and what Llama's layout in Hugging Face calls them (an export is this renaming, nothing else):
+Names in the state dict (`huggingface.families` has the names elsewhere):
 
-    embed.weight                                  model.embed_tokens.weight
-    blocks.<n>.attention_norm.weight              model.layers.<n>.input_layernorm.weight
-    blocks.<n>.attention.{query,key,value,out}    model.layers.<n>.self_attn.{q,k,v,o}_proj
-    blocks.<n>.ffn_norm.weight                    model.layers.<n>.post_attention_layernorm.weight
-    blocks.<n>.ffn.{gate,up,down}                 model.layers.<n>.mlp.{gate,up,down}_proj
-    norm.weight                                   model.norm.weight
-    head.weight (absent when tied)                lm_head.weight
+    embed.weight, positions.weight (learned)
+    blocks.<n>.attention_norm                     blocks.<n>.attention.{query,key,value,out}
+    blocks.<n>.ffn_norm                           blocks.<n>.attention.{query,key}_norm (qkNorm)
+    norm                                          blocks.<n>.ffn.{gate (swiglu),up,down}
+    head.weight (absent when tied)
 
 The classifier has `patch.{weight,bias}` in place of `embed` and `head.{weight,bias}` over the classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from trainingjob_trainer.config import Transformer as Size
-
-NORM_EPS = 1e-5
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -46,46 +44,72 @@ def rotate(x: Tensor, rotary: Rotation) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """softmax(Q K^T / sqrt(d_k)) V: what `scaled_dot_product_attention` is held to.
+
+    Queries `[batch, heads, length, head_dim]`; keys and values may have fewer heads, each shared by neighbours.
+    """
+    shared = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return scores.softmax(dim=-1) @ value
+
+
+def norm(size: Size) -> nn.Module:
+    """The norm of a shape, over the residual stream."""
+    if size.norm == "layernorm":
+        return nn.LayerNorm(size.dim, eps=size.norm_eps, bias=size.bias == "all")
+    return nn.RMSNorm(size.dim, eps=size.norm_eps)
+
+
 class Attention(nn.Module):
     """Grouped-query attention, causal or over everything."""
 
     def __init__(self, size: Size, causal: bool) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.causal = size.heads, size.num_kv_heads, causal
-        kv_dim = size.dim // size.heads * size.num_kv_heads
-        self.query = nn.Linear(size.dim, size.dim, bias=False)
-        self.key = nn.Linear(size.dim, kv_dim, bias=False)
-        self.value = nn.Linear(size.dim, kv_dim, bias=False)
-        self.out = nn.Linear(size.dim, size.dim, bias=False)
+        self.causal, self.width, self.grouped = causal, size.head_width, size.num_kv_heads != size.heads
+        q_dim, kv_dim = size.heads * self.width, size.num_kv_heads * self.width
+        self.query = nn.Linear(size.dim, q_dim, bias=size.bias != "none")
+        self.key = nn.Linear(size.dim, kv_dim, bias=size.bias != "none")
+        self.value = nn.Linear(size.dim, kv_dim, bias=size.bias != "none")
+        self.out = nn.Linear(q_dim, size.dim, bias=size.bias == "all")
+        self.query_norm = nn.RMSNorm(self.width, eps=size.norm_eps) if size.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.width, eps=size.norm_eps) if size.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotation, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
         """`[batch, length, dim]` -> the same. mask: `[batch, 1, 1, length]`, whether a position is looked at."""
-        query = rotate(self._split(self.query(x), self.heads), rotary)
-        key = rotate(self._split(self.key(x), self.kv_heads), rotary)
-        value = self._split(self.value(x), self.kv_heads)
+        query, key = self.query_norm(self._split(self.query(x))), self.key_norm(self._split(self.key(x)))
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        value = self._split(self.value(x))
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=self.causal, enable_gqa=self.kv_heads != self.heads
+            query, key, value, attn_mask=mask, is_causal=self.causal, enable_gqa=self.grouped
         )
         joined: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return joined
 
-    @staticmethod
-    def _split(x: Tensor, heads: int) -> Tensor:
+    def _split(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        return x.view(batch, length, heads, -1).transpose(1, 2)
+        return x.view(batch, length, -1, self.width).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU, or two matrices with GELU between them."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.gate = nn.Linear(size.dim, size.hidden_dim, bias=False)
-        self.up = nn.Linear(size.dim, size.hidden_dim, bias=False)
-        self.down = nn.Linear(size.hidden_dim, size.dim, bias=False)
+        bias = size.bias == "all"
+        self.gate = nn.Linear(size.dim, size.hidden_dim, bias=bias) if size.ffn == "swiglu" else None
+        self.up = nn.Linear(size.dim, size.hidden_dim, bias=bias)
+        self.down = nn.Linear(size.hidden_dim, size.dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        up = self.up(x)
+        hidden = F.gelu(up, approximate="tanh") if self.gate is None else F.silu(self.gate(x)) * up
+        out: Tensor = self.down(hidden)
         return out
 
 
@@ -94,61 +118,70 @@ class Block(nn.Module):
 
     def __init__(self, size: Size, causal: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(size.dim, eps=NORM_EPS)
+        self.attention_norm = norm(size)
         self.attention = Attention(size, causal)
-        self.ffn_norm = nn.RMSNorm(size.dim, eps=NORM_EPS)
+        self.ffn_norm = norm(size)
         self.ffn = FeedForward(size)
         self.dropout = nn.Dropout(size.dropout)
 
-    def forward(self, x: Tensor, rotary: Rotation, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask))
         out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return out
 
 
-class Decoder(nn.Module):
-    """A causal language model."""
+class Trunk(nn.Module):
+    """What all kinds have in common: positions, the blocks and the last norm."""
 
-    def __init__(self, size: Size, vocab_size: int) -> None:
+    def __init__(self, size: Size, causal: bool, context: int) -> None:
         super().__init__()
         self.size = size
+        self.positions = nn.Embedding(context, size.dim) if size.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(size, causal) for _ in range(size.layers))
+        self.norm = norm(size)
+
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embedded tokens or patches `[batch, length, dim]` -> what the blocks make of them, normalised."""
+        length, rotary = x.shape[1], None
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(length, device=x.device))
+        else:
+            rotary = rotation(length, self.size.head_width, self.size.rope_theta, x)
+        for block in self.blocks:
+            x = block(x, rotary, mask)
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+class Decoder(Trunk):
+    """A causal language model over sequences of at most `context` tokens (learned positions; else no bound)."""
+
+    def __init__(self, size: Size, vocab_size: int, context: int = 1024) -> None:
+        super().__init__(size, causal=True, context=context)
         self.embed = nn.Embedding(vocab_size, size.dim)
-        self.blocks = nn.ModuleList(Block(size, causal=True) for _ in range(size.layers))
-        self.norm = nn.RMSNorm(size.dim, eps=NORM_EPS)
         self.head = None if size.tie_embeddings else nn.Linear(size.dim, vocab_size, bias=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each."""
-        x = self.embed(inputs)
-        rotary = rotation(inputs.shape[1], self.size.dim // self.size.heads, self.size.rope_theta, x)
-        for block in self.blocks:
-            x = block(x, rotary)
-        x = self.norm(x)
+        x = self.features(self.embed(inputs))
         logits: Tensor = F.linear(x, self.embed.weight) if self.head is None else self.head(x)
         return logits
 
 
-class Classifier(nn.Module):
+class Classifier(Trunk):
     """An image classifier: patches in reading order, the blocks bidirectional, mean pooling."""
 
     def __init__(self, size: Size, shape: Sequence[int], num_classes: int) -> None:
-        super().__init__()
         channels, height, width = shape
         if height % size.patch_size or width % size.patch_size:
             raise ValueError(f"images of {height}x{width} cannot be cut into patches of {size.patch_size}")
-        self.size = size
+        super().__init__(size, causal=False, context=height * width // size.patch_size**2)
         self.patch = nn.Linear(channels * size.patch_size**2, size.dim)
-        self.blocks = nn.ModuleList(Block(size, causal=False) for _ in range(size.layers))
-        self.norm = nn.RMSNorm(size.dim, eps=NORM_EPS)
         self.head = nn.Linear(size.dim, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images `[batch, channels, height, width]` -> logits `[batch, classes]`."""
         side = self.size.patch_size
         patches = F.unfold(inputs, kernel_size=side, stride=side).transpose(1, 2)
-        x = self.patch(patches)
-        rotary = rotation(x.shape[1], self.size.dim // self.size.heads, self.size.rope_theta, x)
-        for block in self.blocks:
-            x = block(x, rotary)
-        logits: Tensor = self.head(self.norm(x).mean(dim=1))
+        logits: Tensor = self.head(self.features(self.patch(patches)).mean(dim=1))
         return logits

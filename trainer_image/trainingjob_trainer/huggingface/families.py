@@ -1,0 +1,148 @@
+"""The families of Hugging Face models that the decoder covers: their `config.json`, and their names for our parameters.
+
+Both ways, from one table each: an export is a renaming, and an import is the same renaming read backwards. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainingjob_trainer.accounting import Shapes, decoder_shapes
+from trainingjob_trainer.config import Transformer
+
+_LLAMA = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "blocks": "model.layers",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attention.query": "self_attn.q_proj",
+    "attention.key": "self_attn.k_proj",
+    "attention.value": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj",
+    "attention.query_norm": "self_attn.q_norm",
+    "attention.key_norm": "self_attn.k_norm",
+    "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj",
+    "ffn.down": "mlp.down_proj",
+}
+_GPT2 = {
+    "embed": "transformer.wte",
+    "positions": "transformer.wpe",
+    "norm": "transformer.ln_f",
+    "head": "lm_head",
+    "blocks": "transformer.h",
+    "attention_norm": "ln_1",
+    "ffn_norm": "ln_2",
+    "attention.query": "attn.c_attn",  # queries, keys and values are one matrix there
+    "attention.key": "attn.c_attn",
+    "attention.value": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "ffn.up": "mlp.c_fc",
+    "ffn.down": "mlp.c_proj",
+}
+_ARCHITECTURES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of theirs: ours, joined along their outputs (the first dimension), then transposed or not."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool
+    shape: tuple[int, ...]  # of theirs
+
+
+def entries(size: Transformer, vocab_size: int, context: int) -> list[Entry]:
+    """Every tensor of a model in the layout of its family."""
+    names = _GPT2 if size.family == "gpt2" else _LLAMA
+    joined: dict[str, Shapes] = {}
+    for ours, shape in decoder_shapes(size, vocab_size, context).items():
+        joined.setdefault(_their_name(ours, names), {})[ours] = shape
+    return [_entry(theirs, ours, size) for theirs, ours in joined.items()]
+
+
+def _entry(theirs: str, ours: Shapes, size: Transformer) -> Entry:
+    first = next(iter(ours))
+    inside = first.startswith("blocks.")
+    transposed = size.family == "gpt2" and inside and len(ours[first]) == 2  # Conv1D: [inputs, outputs]
+    rows = sum(shape[0] for shape in ours.values())
+    shape = (rows, *ours[first][1:])
+    return Entry(theirs, tuple(ours), transposed, shape[::-1] if transposed else shape)
+
+
+def _their_name(ours: str, names: Mapping[str, str]) -> str:
+    module, _, leaf = ours.rpartition(".")
+    if not module.startswith("blocks."):
+        return f"{names[module]}.{leaf}"
+    blocks, number, part = module.split(".", 2)
+    return f"{names[blocks]}.{number}.{names[part]}.{leaf}"
+
+
+def write_config(size: Transformer, vocab_size: int, context: int, eos_id: int) -> dict[str, Any]:
+    """The `config.json` of a model. What is left to a default there is wrong: Llama's `eos_token_id` would be 2.
+
+    In training an EOS stands before every document, so it is also what begins one.
+    """
+    assert size.family is not None
+    common = {
+        "architectures": [_ARCHITECTURES[size.family]],
+        "model_type": size.family,
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": size.tie_embeddings,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": eos_id,
+        "use_cache": True,
+        "dtype": "float32",
+    }
+    return common | (_gpt2_fields(size, context) if size.family == "gpt2" else _llama_fields(size, context))
+
+
+def _gpt2_fields(size: Transformer, context: int) -> dict[str, Any]:
+    return {
+        "n_positions": context,
+        "n_embd": size.dim,
+        "n_layer": size.layers,
+        "n_head": size.heads,
+        "n_inner": size.hidden_dim,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": size.norm_eps,
+        "resid_pdrop": size.dropout,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+    }
+
+
+def _llama_fields(size: Transformer, context: int) -> dict[str, Any]:
+    fields = {
+        "hidden_size": size.dim,
+        "intermediate_size": size.hidden_dim,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.num_kv_heads,
+        "head_dim": size.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": context,
+        "rms_norm_eps": size.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": size.rope_theta},
+        "rope_theta": size.rope_theta,  # where transformers 4 looks
+        "attention_dropout": 0.0,
+    }
+    if size.family == "qwen2":
+        return fields | {"use_sliding_window": False}
+    if size.family == "qwen3":
+        return fields | {"use_sliding_window": False, "attention_bias": False}
+    return fields | {"attention_bias": size.bias == "all", "mlp_bias": size.bias == "all"}
