@@ -74,7 +74,13 @@ def test_defaults_are_filled_in_and_equal_the_models(jobs: Jobs) -> None:
     jobs.apply()
     found = jobs.get()
     assert found["status"] == {"observedGeneration": -1}
-    assert found["spec"]["checkpoint"] == {"everySteps": 500, "keepLast": 2, "keepBest": 1, "drainSeconds": 120}
+    assert found["spec"]["checkpoint"] == {
+        "keepLast": 2,
+        "keepBest": 1,
+        "bestMetric": "loss",
+        "bestMode": "min",
+        "drainSeconds": 120,
+    }
     assert found["spec"]["training"]["optimizer"]["betas"] == [0.9, 0.95]
     assert "suspend" not in found["spec"]["runPolicy"]
     assert TrainingJobSpec.model_validate(found["spec"]) == TrainingJobSpec.model_validate(spec())

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,26 @@ def test_big_objects_go_in_parts(store: Store, tmp_path: Path) -> None:
     store.put("from-memory", data)
     assert store.get("from-file") == data
     assert store.get("from-memory", 40 * 2**20, 41 * 2**20) == data[40 * 2**20 : 41 * 2**20]
+
+
+def test_an_upload_that_ended_half_way_is_aborted_where_it_is_left(
+    store: Store, cluster: "LocalCluster", bucket: str
+) -> None:
+    client = cluster.s3.client()
+    for key in ("run/a1/x", "run/a2/x", "other/a1/x"):
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"half")
+    asked: dict[str, datetime] = {}
+
+    def is_left(key: str, begun: datetime) -> bool:
+        asked[key] = begun
+        return key.startswith("a1/")
+
+    store.abort_uploads("a", is_left)
+    assert set(asked) == {"a1/x", "a2/x"}
+    assert all(abs(datetime.now(UTC) - begun) < timedelta(minutes=5) for begun in asked.values())
+    left = client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+    assert sorted(upload["Key"] for upload in left) == ["other/a1/x", "run/a2/x"]
 
 
 def test_a_missing_object_is_named(store: Store) -> None:

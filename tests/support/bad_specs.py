@@ -155,6 +155,12 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "credentialsSecret (s3) and serviceAccountName (trainer) exclude each other: remove one",
     ),
     (
+        {"checkpoint": {"everySteps": 20, "everyMinutes": 2.5}},
+        "checkpoint",
+        INVALID,
+        "everySteps (20) and everyMinutes (2.50) exclude each other: remove one",
+    ),
+    (
         {"data": {"validation": {"fraction": 0.1, "uri": "s3://corpus/v"}}},
         "data.validation",
         INVALID,

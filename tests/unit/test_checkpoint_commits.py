@@ -1,14 +1,17 @@
 """A checkpoint exists if and only if its COMMIT does; attempts fence each other and never mix; old ones go."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.cadence import Cadence
 from trainingjob_trainer.checkpoint.commits import Commit, StoredObject, attempt_prefix, commits, latest, publish
 from trainingjob_trainer.checkpoint.retention import retain
+from trainingjob_trainer.checkpoint.state import Evaluated, Progress
 from trainingjob_trainer.config import Checkpoint, Storage
-from trainingjob_trainer.errors import Fenced, StorageError
+from trainingjob_trainer.errors import Fenced, StorageError, UserError
 from trainingjob_trainer.storage import Store, open_store
 
 
@@ -104,6 +107,69 @@ def test_retention_keeps_the_last_and_the_best(store: Store) -> None:
     assert {key.split("/")[1] for key in keys(store)} == {"step-00000040", "step-00000100", "step-00000120"}
 
 
+def test_retention_goes_by_any_metric_and_keeps_milestones(store: Store) -> None:
+    attempt = Attempt.take(store, 0)
+    for step, accuracy in [(20, 0.5), (40, math.nan), (50, 0.9), (60, 0.9), (80, 0.7), (100, None), (120, None)]:
+        commit = write(attempt, step)
+        metrics = {} if accuracy is None else {"accuracy": accuracy}
+        publish(commit.model_copy(update={"metrics": metrics}), attempt)
+    retain(attempt, Checkpoint(keep_last=1, keep_best=1, best_metric="accuracy", best_mode="max", keep_every=40))
+    assert [commit.step for commit in commits(store)] == [40, 50, 80, 120]
+
+
+def test_retention_drops_what_a_write_that_was_cut_off_left(store: Store) -> None:
+    """Of this attempt at once, of another one when it is older than an hour."""
+    attempt = Attempt(2, store)
+    own, others = (Path(store.root, attempt_prefix(20, number), ".tmp-0123") for number in (2, 1))
+    for left in (own, others):
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"half")
+    retain(attempt, Checkpoint())
+    assert (own.exists(), others.exists()) == (False, True)
+    retain(attempt, Checkpoint(), now=datetime.now(UTC) + timedelta(hours=1, seconds=1))
+    assert not others.exists()
+
+
+def evaluated(*losses: float) -> Progress:
+    """A run that was evaluated every 10 steps."""
+    found = [Evaluated(step=10 * n, metrics={"loss": loss}) for n, loss in enumerate(losses, start=1)]
+    return Progress(step=10 * len(losses), evaluations=found)
+
+
+def test_a_checkpoint_is_due_by_steps_at_milestones_and_when_the_run_was_never_better() -> None:
+    by_steps = Cadence(Checkpoint(every_steps=20, keep_every=50, keep_best=0))
+    assert [step for step in range(1, 101) if by_steps.due(Progress(step=step))] == [20, 40, 50, 60, 80, 100]
+    best = Cadence(Checkpoint(every_steps=1000))
+    assert [best.due(evaluated(*losses)) for losses in ([3.0], [3.0, 2.0], [3.0, 2.0, 2.0])] == [True, True, False]
+    assert not Cadence(Checkpoint(every_steps=1000, keep_best=0)).due(evaluated(3.0))
+    assert not best.due(Progress(step=11, evaluations=evaluated(3.0).evaluations))
+
+
+def test_the_best_goes_by_a_metric_that_the_task_has() -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.bestMetric is bleu, which this task does not have") as refused:
+        Cadence(Checkpoint(best_metric="bleu")).due(evaluated(3.0))
+    assert "loss" in refused.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("policy", "minutes"),
+    [(Checkpoint(), 10), (Checkpoint(every_minutes=2.5), 2.5), (Checkpoint(every_steps=5), float("inf"))],
+    ids=["default", "minutes", "steps"],
+)
+def test_the_clock_asks_for_a_checkpoint_so_long_after_the_last(
+    monkeypatch: pytest.MonkeyPatch, policy: Checkpoint, minutes: float
+) -> None:
+    clock = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    cadence = Cadence(policy)
+    for _ in range(2):
+        clock += min(60 * minutes, 1e9) - 1
+        assert not cadence.overdue()
+        clock += 1
+        assert cadence.overdue() is (minutes < 1e9)
+        cadence.restart()
+
+
 def test_retention_spares_young_objects_of_other_attempts(store: Store) -> None:
     dead, attempt = Attempt(1, store), Attempt(2, store)
     publish(write(dead, 20), dead)
@@ -116,6 +182,12 @@ def test_retention_spares_young_objects_of_other_attempts(store: Store) -> None:
     assert of_dead in keys(store)
     retain(attempt, policy, now=datetime.now(UTC) + timedelta(hours=1, seconds=1))
     assert keys(store) == {"checkpoints/step-00000060/COMMIT.json", f"{attempt_prefix(60, 2)}rank-0-0.bin"}
+
+
+def test_metrics_that_are_not_numbers_are_read_as_they_were_written() -> None:
+    progress = evaluated(math.nan, math.inf, 1.0)
+    read = Progress.model_validate_json(progress.model_dump_json(by_alias=True))
+    assert [str(e.metrics["loss"]) for e in read.evaluations] == ["nan", "inf", "1.0"]
 
 
 def test_a_commit_that_is_not_one_is_an_error_and_not_a_start_from_zero(store: Store) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.rank_functions import train_run
+from support.rank_functions import train_by_the_clock, train_run
 from support.ranks import run_ranks
 from support.training import VOCABULARY, job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
@@ -75,6 +75,13 @@ def test_a_wish_to_stop_at_a_checkpoint_waits_for_the_next_commit_and_costs_no_s
     [(result, reports)] = run_ranks(1, train_run, config, 2, 3, None, Stop.AT_CHECKPOINT)
     assert reports[0]["resumedFromStep"] == 5
     assert result.step == 10, "the last step is committed too, but there is nothing to stop for"
+
+
+def test_ranks_whose_clocks_differ_commit_the_same_step(tmp_path: Path) -> None:
+    checkpoint = {"everyMinutes": 60, "keepLast": 1000, "keepBest": 0}
+    config = prepared(tmp_path, steps=20, checkpoint=checkpoint)
+    results = run_ranks(2, train_by_the_clock, config, 1)
+    assert [commit.step for commit in commits(store_of(config))] == [7, 14, 20], results
 
 
 def test_the_losses_do_not_depend_on_when_the_world_changes_its_size(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from trainingjob_trainer.checkpoint.state import Evaluated
 from trainingjob_trainer.config import EarlyStopping
-from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.watched import badness
 
 
 def stops_early(evaluations: Sequence[Evaluated], policy: EarlyStopping | None) -> bool:
@@ -16,7 +16,8 @@ def stops_early(evaluations: Sequence[Evaluated], policy: EarlyStopping | None) 
     """
     if policy is None:
         return False
-    values = [_value(evaluated, policy) for evaluated in evaluations]
+    field = "training.earlyStopping.metric"
+    values = [badness(evaluated.metrics, policy.metric, policy.mode, field) for evaluated in evaluations]
     best, since = float("inf"), 0
     for value in values:
         if value < best - policy.min_delta:
@@ -24,14 +25,3 @@ def stops_early(evaluations: Sequence[Evaluated], policy: EarlyStopping | None) 
         else:
             since += 1
     return since >= policy.patience
-
-
-def _value(evaluated: Evaluated, policy: EarlyStopping) -> float:
-    """The watched metric, less being better."""
-    value = evaluated.metrics.get(policy.metric)
-    if value is None:
-        raise UserError(
-            f"training.earlyStopping.metric is {policy.metric}, which this task does not have.",
-            f"Use one of {', '.join(sorted(evaluated.metrics))}.",
-        )
-    return value if policy.mode == "min" else -value

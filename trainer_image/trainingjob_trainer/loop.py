@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.cadence import Cadence, best_of
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import latest, step_prefix
 from trainingjob_trainer.checkpoint.state import Evaluated, Progress, state_tensors
@@ -104,6 +105,7 @@ class _Run:
         self.readers = {s: Reader(attempt.store, manifest, s, training.sequence_length) for s in SPLITS}
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
         self.telemetry = Telemetry(training, Progress(), tokens=manifest.kind == "tokens")
+        self.cadence = Cadence(config.checkpoint)
         self.vote = Vote(world)
         self.watchdog = Watchdog(self.model, training.hang_seconds, lambda: self.progress.step, hooks.hung)
         self.told_step = 0  # of the newest checkpoint that was reported
@@ -173,7 +175,7 @@ class _Run:
             self.telemetry.flush()
             metrics = scalars(self.evaluate("validation", self.config.evaluation.max_samples))
             self.progress.evaluations.append(Evaluated(step=step, metrics=metrics))
-        if self.over() or step % self.config.checkpoint.every_steps == 0:
+        if self.over() or self.cadence.due(self.progress):
             self.save()
 
     def between_steps(self, *, at_checkpoint: bool = False) -> None:
@@ -187,13 +189,14 @@ class _Run:
             self.checkpointer.wait()
         if agreed.stop is Stop.NOW:
             self._report(state="Draining", message="Asked to stop: committing a checkpoint.")
+        if agreed.stop is Stop.NOW or agreed.save_due:
             self.save()
         saved = self.checkpointer.saved_step == step
         if agreed.stop is Stop.NOW or (agreed.stop is Stop.AT_CHECKPOINT and at_checkpoint and saved):
             self.await_commit()
             raise Drained(f"Asked to stop; step {step} is committed.", step=step)
         self.tell_commit()
-        self.vote.cast(Ballot(self.hooks.stop_requested(), self.checkpointer.failed))
+        self.vote.cast(Ballot(self.hooks.stop_requested(), self.checkpointer.failed, self.cadence.overdue()))
 
     def save(self) -> None:
         """Have a checkpoint of the present step committed, unless it is already; training goes on meanwhile."""
@@ -201,6 +204,7 @@ class _Run:
             self.telemetry.flush()
             with self.watchdog.paused():
                 self.checkpointer.save(self._tensors(), self.progress)
+            self.cadence.restart()
 
     def await_commit(self) -> None:
         """Return when the newest save is committed."""
@@ -262,12 +266,12 @@ class _Run:
     def _checkpoint_fields(self) -> dict[str, Any] | None:
         if not self.told_step:
             return None
-        best = self.progress.best
+        best = best_of(self.progress.evaluations, self.config.checkpoint)
         return {
             "latestStep": self.told_step,
             "latestUri": self.attempt.store.uri(step_prefix(self.told_step)),
             "bestStep": best.step if best else None,
-            "bestLoss": best.metrics["loss"] if best else None,
+            "bestLoss": best.metrics.get("loss") if best else None,
         }
 
     def _report(self, **fields: Any) -> None:

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,6 +90,10 @@ class Store(ABC):
         """Delete objects; those that do not exist are no error."""
 
     @abstractmethod
+    def abort_uploads(self, prefix: str, is_left: Callable[[str, datetime], bool]) -> None:
+        """Drop the objects below `prefix` that were begun and never finished, where `is_left(key, begun)`."""
+
+    @abstractmethod
     def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]: ...
 
 
@@ -147,18 +151,23 @@ class LocalStore(Store):
             with self._errors(key):
                 self._path(key).unlink(missing_ok=True)
 
+    def abort_uploads(self, prefix: str, is_left: Callable[[str, datetime], bool]) -> None:
+        for found in self._walk(prefix, unfinished=True):
+            if is_left(found.key, found.modified):
+                self.delete([found.key])
+
     def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]:
         with self._errors(key), self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(-1 if end is None else max(0, end - start)), _etag(os.fstat(file.fileno()))
 
-    def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
+    def _walk(self, prefix: str, *, unfinished: bool = False) -> Iterator[ObjectInfo]:
         top = self._path(prefix.rpartition("/")[0])
         for directory, _, names in os.walk(top):
             for name in names:
                 path = Path(directory, name)
                 key = path.relative_to(self.root).as_posix()
-                if name.startswith(TEMPORARY) or not key.startswith(prefix):
+                if name.startswith(TEMPORARY) is not unfinished or not key.startswith(prefix):
                     continue
                 try:
                     stat = path.stat()

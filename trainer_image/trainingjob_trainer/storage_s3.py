@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -88,6 +89,22 @@ class S3Store(Store):
             for failed in answer.get("Errors", []):
                 if failed.get("Code") not in _MISSING:
                     raise StorageError(f"s3://{self.bucket}/{failed.get('Key')}: {failed.get('Message')}.")
+
+    def abort_uploads(self, prefix: str, is_left: Callable[[str, datetime], bool]) -> None:
+        with self._errors(prefix):
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self._prefix + prefix
+            )
+            for upload in (upload for page in pages for upload in page.get("Uploads", [])):
+                if is_left(upload["Key"].removeprefix(self._prefix), upload["Initiated"]):
+                    self._abort(upload["Key"], upload["UploadId"])
+
+    def _abort(self, key: str, upload: str) -> None:
+        try:
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+        except boto.ClientError as error:
+            if _code(error) != "NoSuchUpload":  # it has ended meanwhile
+                raise
 
     def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]:
         if end is not None and end <= start:

@@ -296,6 +296,13 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             ("self.credentialsSecret", "self.serviceAccountName"),
         ),
     ),
+    config.Checkpoint: (
+        Rule(
+            "!has(self.everySteps) || !has(self.everyMinutes)",
+            "everySteps (%d) and everyMinutes (%.2f) exclude each other: remove one",
+            ("self.everySteps", "self.everyMinutes"),
+        ),
+    ),
     config.Split: (_exactly_one("fraction", "uri"),),
     config.Data: (
         Rule(

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +45,9 @@ class PatientStore(Store):
     def delete(self, keys: Iterable[str]) -> None:
         every = [*keys]
         self._insist(lambda: self._store.delete(every))
+
+    def abort_uploads(self, prefix: str, is_left: Callable[[str, datetime], bool]) -> None:
+        self._insist(lambda: self._store.abort_uploads(prefix, is_left))
 
     def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]:
         return self._insist(lambda: self._store._read(key, start, end))

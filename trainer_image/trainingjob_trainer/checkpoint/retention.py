@@ -9,24 +9,26 @@ from datetime import UTC, datetime, timedelta
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import COMMIT_NAME, PREFIX, Commit, commits
 from trainingjob_trainer.config import Checkpoint
+from trainingjob_trainer.watched import badness
 
 GRACE = timedelta(hours=1)  # another attempt's objects, younger than this, may be about to be committed
 _ATTEMPT = re.compile(rf"^{PREFIX}step-\d+/a(\d+)/")
 
 
 def kept(existing: Sequence[Commit], policy: Checkpoint) -> set[int]:
-    """Steps of the checkpoints that stay: the newest `keep_last` and the `keep_best` of lowest evaluated loss."""
+    """Steps of the checkpoints that stay: the newest `keep_last`, the `keep_best` best, multiples of `keep_every`."""
     by_step = sorted(existing, key=lambda commit: commit.step)
-    evaluated = [commit for commit in by_step if "loss" in commit.metrics]
-    best = sorted(evaluated, key=lambda commit: (commit.metrics["loss"], commit.step))[: policy.keep_best]
-    return {commit.step for commit in [*by_step[-policy.keep_last :], *best]}
+    evaluated = [commit for commit in by_step if policy.best_metric in commit.metrics]
+    best = sorted(evaluated, key=lambda commit: badness(commit.metrics, policy.best_metric, policy.best_mode, ""))
+    milestones = [commit for commit in by_step if policy.keep_every and commit.step % policy.keep_every == 0]
+    return {commit.step for commit in [*by_step[-policy.keep_last :], *best[: policy.keep_best], *milestones]}
 
 
 def retain(attempt: Attempt, policy: Checkpoint, now: datetime | None = None) -> None:
-    """Delete checkpoints that are not kept, and objects that no COMMIT names. Raises `Fenced`.
+    """Delete checkpoints that are not kept, objects that no COMMIT names, and uploads that ended half-way.
 
-    Never touches what a remaining COMMIT names, nor another attempt's objects younger than an hour. To be called when
-    no save of this attempt is under way.
+    Never touches what a remaining COMMIT names, nor what another attempt began less than an hour ago. To be called when
+    no save of this attempt is under way. Raises `Fenced`.
     """
     existing = commits(attempt.store)
     steps = kept(existing, policy)
@@ -34,14 +36,17 @@ def retain(attempt: Attempt, policy: Checkpoint, now: datetime | None = None) ->
     attempt.store.delete([commit.key for commit in existing if commit.step not in steps])
     named = {stored.key for commit in existing if commit.step in steps for stored in commit.objects}
     oldest = (now or datetime.now(UTC)) - GRACE
+
+    def is_left(key: str, written: datetime) -> bool:
+        return _writer(key) == attempt.number or written < oldest
+
     garbage = [
         info.key
         for info in attempt.store.list(PREFIX)
-        if info.key not in named
-        and not info.key.endswith(f"/{COMMIT_NAME}")
-        and (_writer(info.key) == attempt.number or info.modified < oldest)
+        if info.key not in named and not info.key.endswith(f"/{COMMIT_NAME}") and is_left(info.key, info.modified)
     ]
     attempt.store.delete(garbage)
+    attempt.store.abort_uploads(PREFIX, is_left)
 
 
 def _writer(key: str) -> int | None:

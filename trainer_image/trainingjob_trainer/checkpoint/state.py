@@ -42,11 +42,6 @@ class Progress(Config, frozen=False):
     history: list[LoggedStep] = Field(default_factory=list)
     evaluations: list[Evaluated] = Field(default_factory=list)
 
-    @property
-    def best(self) -> Evaluated | None:
-        """The evaluation of lowest loss, the first of equals."""
-        return min(self.evaluations, key=lambda evaluated: evaluated.metrics["loss"], default=None)
-
 
 def state_tensors(
     model: nn.Module, optimizer: OptimizerGroup, average: WeightAverage | None = None

@@ -1,4 +1,4 @@
-"""torch's distributed checkpoints (DCP) over a `Store`: raw tensors in objects of some 64 MiB, and an index in JSON.
+"""torch's distributed checkpoints (DCP) over a `Store`: raw tensors in objects of some 32 MiB, and an index in JSON.
 
 No pickles: reading a checkpoint runs no code. Every object is read whole and checked against its COMMIT.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -28,7 +30,8 @@ from trainingjob_trainer.checkpoint.commits import Commit, StoredObject, read_ve
 from trainingjob_trainer.storage import Store
 
 INDEX_NAME = "index.json"
-OBJECT_BYTES = 64 * 2**20
+OBJECT_BYTES = 32 * 2**20  # as much as goes in one request; a bigger tensor goes in parts
+OBJECTS_AT_ONCE = 4
 
 T = TypeVar("T")
 
@@ -48,34 +51,42 @@ class Piece(NamedTuple):
         return torch.frombuffer(data, dtype=self.dtype, count=self.shape.numel(), offset=self.start).view(self.shape)
 
 
+class Chunk(NamedTuple):
+    """One chunk of a tensor that is to be written: what DCP calls it, and its bytes, not copied."""
+
+    name: MetadataIndex
+    data: memoryview
+    dtype: torch.dtype
+    shape: torch.Size
+
+
 class StoreWriter(StorageWriter):
-    """Writes the shards of this rank as `<prefix>rank-<r>-<n>.bin`. Afterwards rank 0 knows all `objects`."""
+    """Writes this rank's shards, from host memory, as `<prefix>rank-<r>-<n>.bin`.
+
+    Some objects are under way at once: while one is sent, the next one is put together and hashed. Afterwards rank 0
+    knows all `objects`.
+    """
 
     def __init__(self, store: Store, prefix: str, rank: int) -> None:
         self._store, self._prefix, self._rank = store, prefix, rank
         self.objects: list[StoredObject] = []
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        results: list[WriteResult] = []
-        pending: list[tuple[WriteItem, Tensor, int]] = []
-        buffer = bytearray()
-        objects = 0
-        for number, item in enumerate(plan.items, start=1):
-            tensor = planner.resolve_data(item)
-            assert isinstance(tensor, Tensor)  # the state is tensors only
-            pending.append((item, tensor, len(buffer)))
-            buffer += tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            if len(buffer) >= OBJECT_BYTES or number == len(plan.items):
-                results += self._put(objects, bytes(buffer), pending)
-                objects, pending, buffer = objects + 1, [], bytearray()
-        return _done(results)
+        with ThreadPoolExecutor(OBJECTS_AT_ONCE, "upload") as pool:
+            puts = [pool.submit(self._put, n, chunks) for n, chunks in enumerate(_packed(plan, planner))]
+            try:
+                return _done([result for put in puts for result in put.result()])
+            finally:
+                pool.shutdown(cancel_futures=True)  # after a failure the rest is not worth its time
 
-    def _put(self, number: int, data: bytes, items: list[tuple[WriteItem, Tensor, int]]) -> list[WriteResult]:
+    def _put(self, number: int, chunks: list[Chunk]) -> list[WriteResult]:
+        data = b"".join(chunk.data for chunk in chunks)
         stored = StoredObject.of(f"{self._prefix}rank-{self._rank}-{number}.bin", data)
         self._store.put(stored.key, data)
+        starts = accumulate((len(chunk.data) for chunk in chunks), initial=0)
         return [
-            WriteResult(item.index, tensor.nbytes, Piece(stored, start, tensor.dtype, tensor.shape))
-            for item, tensor, start in items
+            WriteResult(name, len(data), Piece(stored, start, dtype, shape))
+            for (name, data, dtype, shape), start in zip(chunks, starts, strict=False)
         ]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -169,6 +180,23 @@ def _from_json(data: bytes, objects: Mapping[str, StoredObject]) -> tuple[Metada
             pieces[MetadataIndex(name, offsets)] = Piece(objects[key], start, dtype, torch.Size(sizes))
         entries[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(tensor["shape"]), chunks)
     return Metadata(entries), pieces
+
+
+def _packed(plan: SavePlan, planner: SavePlanner) -> Iterator[list[Chunk]]:
+    """What is to be written, cut into objects."""
+    chunks: list[Chunk] = []
+    size = 0
+    for item in plan.items:
+        tensor = planner.resolve_data(item)
+        assert isinstance(tensor, Tensor)  # the state is tensors only
+        data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+        if chunks and size + len(data) > OBJECT_BYTES:
+            yield chunks
+            chunks, size = [], 0
+        chunks.append(Chunk(item.index, data, tensor.dtype, tensor.shape))
+        size += len(data)
+    if chunks:
+        yield chunks
 
 
 def _done(value: T) -> Future[T]:

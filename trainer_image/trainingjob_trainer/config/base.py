@@ -20,10 +20,18 @@ Quantity = Annotated[
 
 
 class Config(BaseModel):
-    """Base of every configuration object: camelCase on the wire, immutable, unknown fields refused."""
+    """Base of every configuration object: camelCase on the wire, immutable, unknown fields refused.
+
+    In JSON, which has no NaN, a metric that is not a number is the string "NaN": so it can be read again.
+    """
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, validate_default=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        ser_json_inf_nan="strings",
     )
 
     def wire(self) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainingjob_trainer.config.base import Config
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Schedule
@@ -57,14 +57,37 @@ class Training(Config):
 class Checkpoint(Config):
     """When state is committed to the run directory and what is kept of it."""
 
-    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(500, description="Steps between two checkpoints.")
-    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints that are kept.")
-    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(
-        1, description="Best checkpoints by validation loss that are kept."
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Steps between two checkpoints."
     )
+    every_minutes: Annotated[float, Field(ge=0.01, le=10_080)] | None = Field(
+        None, description="Minutes between two checkpoints. Absent, with everySteps absent too: 10."
+    )
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints that are kept.")
+    keep_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Steps between two checkpoints that are kept for good. Absent: none is."
+    )
+    keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(
+        1,
+        description="Best checkpoints by an evaluated metric that are kept. Unless 0, a step whose evaluation is the "
+        "best so far is committed.",
+    )
+    best_metric: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        "loss", description="Metric of the validation split that keepBest goes by."
+    )
+    best_mode: Literal["min", "max"] = Field("min", description="Whether less or more of it is better.")
     drain_seconds: Annotated[int, Field(ge=5, le=86_400)] = Field(
         120, description="Grace period of the pods: time to commit a checkpoint after SIGTERM."
     )
+
+    @model_validator(mode="after")
+    def _one_cadence(self) -> Self:
+        if self.every_steps is not None and self.every_minutes is not None:
+            raise ValueError(
+                f"everySteps ({self.every_steps}) and everyMinutes ({self.every_minutes:.2f}) exclude each other: "
+                "remove one"
+            )
+        return self
 
 
 class Evaluation(Config):

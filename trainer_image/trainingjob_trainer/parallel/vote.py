@@ -16,6 +16,7 @@ class Ballot(NamedTuple):
 
     stop: Stop = Stop.NO
     save_failed: bool = False  # the one in the background
+    save_due: bool = False  # by the clock
 
 
 class Vote:
@@ -37,5 +38,5 @@ class Vote:
         if self._work is not None:
             self._work.wait()
             self._work = None
-        stop, save_failed = self._ballot.tolist()
-        return Ballot(Stop(stop), bool(save_failed))
+        stop, save_failed, save_due = self._ballot.tolist()
+        return Ballot(Stop(stop), bool(save_failed), bool(save_due))
