@@ -291,6 +291,16 @@ def then(act: Callable[[], None]) -> Fault:
     return fault
 
 
+def after(act: Callable[[], Awaitable[None]]) -> Fault:
+    """Something happens first, then the request is passed on."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        await act()
+        return await pass_on(exchange)
+
+    return fault
+
+
 def replay(answer: Any) -> Fault:
     """An old answer is given once more."""
 

@@ -43,6 +43,15 @@ class Scene:
         """A new TrainingJob."""
         return await self.api.create(self.jobs, played.manifest(self.namespace, name, **spec))
 
+    async def delete(self) -> None:
+        """The job and its pods are no more."""
+        await self.api.delete(f"{self.jobs}/gpt")
+
+        async def gone() -> bool:
+            return not await self.pod_names()
+
+        await wait_until("the pods are gone", gone)
+
     async def job(self, name: str = "gpt") -> Object:
         return await self.api.get(f"{self.jobs}/{name}")
 
@@ -72,6 +81,11 @@ class Scene:
 
     async def pod_names(self) -> set[str]:
         return {pod["metadata"]["name"] for pod in await self.list("pods")}
+
+    async def pod_uids(self) -> dict[str, str]:
+        """Of the pods that are not on their way out."""
+        metas = (pod["metadata"] for pod in await self.list("pods"))
+        return {meta["name"]: meta["uid"] for meta in metas if "deletionTimestamp" not in meta}
 
     async def wait_pods(self, *names: str) -> None:
         """All these pods are there."""
@@ -130,6 +144,16 @@ class Scene:
             return "/pods" in paths and "/trainingjobs" in paths
 
         await wait_until(lambda: f"the operator watches again\n{self._log()}", watched)
+
+    async def wait_running(self, *names: str) -> None:
+        """These pods of the job (named without it) run."""
+
+        async def so() -> bool:
+            return {f"gpt-{name}" for name in names} <= {
+                pod["metadata"]["name"] for pod in await self.list("pods") if pod["status"]["phase"] == "Running"
+            }
+
+        await wait_until(lambda: f"pods {names} run\n{self._log()}", so)
 
     async def rest(self, seconds: float = 1.0) -> None:
         """Nothing is written for a while from now on, at last."""
@@ -315,9 +339,13 @@ class Reference:
         stage.proxy.rules += rules
         async with Player(stage) as player:
             await stage.apply()
-            await stage.wait_phase("Succeeded")
-            await stage.comes_to(self.end)
-            assert player.wrongs == []
+            await self.is_the_end(stage, player)
+
+    async def is_the_end(self, stage: Scene, player: Player) -> None:
+        """The run that is on ends like this one."""
+        await stage.wait_phase("Succeeded")
+        await stage.comes_to(self.end)
+        assert player.wrongs == []
         told = await stage.events("Warning")  # which phases are seen is a matter of speed
         assert told == {event: count for event, count in self.events.items() if event in told}
 
