@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 from collections.abc import Mapping
@@ -78,13 +77,7 @@ def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -
     data = np.asarray(walk, dtype="<u2").tobytes()
     splits = {}
     for split in SPLITS:
-        shard = Shard(
-            key=f"data/{split}-test-0.bin",
-            size=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            count=len(data) // 2,
-            writer="test",
-        )
+        shard = Shard.of(f"data/{split}-test-0.bin", data, len(data) // 2, 1, "test")
         store.put(shard.key, data)
         splits[split] = SplitData(shards=[shard], documents=1, bytes=len(data))
     words = WordLevel({f"word{i}": i for i in range(vocabulary)}, unk_token="word0")

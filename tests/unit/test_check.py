@@ -185,6 +185,18 @@ def test_a_batch_larger_than_the_data_is_refused_when_the_data_is_known(tmp_path
         check(larger, store_of(config))
 
 
+def test_a_run_that_began_in_another_data_order_is_refused(tmp_path: Path) -> None:
+    """Its checkpoints hold a number of samples: it would go on with samples that it has seen, and miss others."""
+    config = spec(tmp_path)
+    store = store_of(config)
+    check(config, store)
+    old = record(store)
+    del old["identity"]["data.order"]
+    store.put("run.json", json.dumps({**old, "identityHash": "of the old order"}).encode())
+    with pytest.raises(UserError, match=r"holds another run; it differs in data\.order: null -> 2"):
+        check(config, store)
+
+
 def test_the_check_is_light(tmp_path: Path) -> None:
     """It runs before a GPU is asked for, on every start: without torch, Ray, transformers and tokenizers."""
     config = spec(tmp_path)

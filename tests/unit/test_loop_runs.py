@@ -13,7 +13,7 @@ from trainingjob_trainer.checkpoint.checkpointer import read_progress
 from trainingjob_trainer.checkpoint.commits import Commit, commits, latest, read_verified
 from trainingjob_trainer.checkpoint.state import LoggedStep
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.errors import Drained, UserError
+from trainingjob_trainer.errors import DataError, Drained, UserError
 from trainingjob_trainer.stop import Stop
 
 
@@ -95,6 +95,20 @@ def test_the_losses_do_not_depend_on_when_the_world_changes_its_size(tmp_path: P
     whole, pieces = history_of(baseline), history_of(resized)
     assert [logged.step for logged in pieces] == list(range(1, 21)), "each step once"
     assert [logged.loss for logged in pieces] == pytest.approx([logged.loss for logged in whole], abs=1e-5)
+
+
+def test_corrupt_data_ends_a_run_or_is_skipped_and_counted_over_all_ranks(tmp_path: Path) -> None:
+    """200 tokens of 4000 are lost with the second shard's; an epoch has 250 samples, 20 steps take 200 of them."""
+    config = prepared(tmp_path, steps=20)
+    store = store_of(config)
+    key = "data/train-test-0.bin"
+    store.put(key, store.get(key)[:-2])
+    [error] = run_ranks(1, train_run, config, 1)
+    assert isinstance(error, DataError)
+    assert key in error.cause
+    skipping = job(tmp_path, steps=20, data={**config.data.wire(), "onCorrupt": "skip"})
+    run_ranks(2, train_run, skipping, 2)
+    assert read_progress(store, newest(skipping)).corrupt_samples == 200
 
 
 def test_a_run_with_more_steps_continues_from_its_last_checkpoint(tmp_path: Path) -> None:

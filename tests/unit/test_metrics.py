@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def split(count: int, size: int) -> dict[Any, SplitData]:
-    shard = Shard(key="k", size=2 * count, sha256="0" * 64, count=count, writer="w")
+    shard = Shard.of("k", bytes(2 * count), count, 1, "w")
     return dict.fromkeys(SPLITS, SplitData(shards=[shard], documents=1, bytes=size))
 
 

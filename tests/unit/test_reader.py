@@ -1,8 +1,5 @@
-"""Reading samples: the right tokens and pixels, verified, ahead of their use, and clear errors."""
+"""Reading samples: the right tokens and pixels, verified, and clear errors."""
 
-import hashlib
-import threading
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from trainingjob_trainer.config import Storage
-from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
-from trainingjob_trainer.data.reader import Reader, prefetch
+from trainingjob_trainer.data.manifest import PIECE_BYTES, SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.data.reader import IGNORE, Reader
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.storage import LocalStore
 
@@ -20,8 +17,7 @@ LENGTH = 7
 
 def shard(store: LocalStore, key: str, data: bytes, item_bytes: int) -> Shard:
     store.put(key, data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Shard(key=key, size=len(data), sha256=sha256, count=len(data) // item_bytes, writer="w")
+    return Shard.of(key, data, len(data) // item_bytes, 1, "w")
 
 
 @pytest.fixture
@@ -44,17 +40,18 @@ def tokens(store: LocalStore) -> Manifest:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("cache_bytes", [10**6, 0], ids=["cached", "ranged"])
-def test_samples_are_windows_at_stride_sequence_length(store: LocalStore, tokens: Manifest, cache_bytes: int) -> None:
-    reader = Reader(store, tokens, "train", LENGTH, cache_bytes)
+def test_samples_are_windows_at_stride_sequence_length(store: LocalStore, tokens: Manifest) -> None:
+    reader = Reader(store, tokens, "train", LENGTH)
     assert len(reader) == 99 // LENGTH
-    batch = reader.read([3, 0, len(reader) - 1])
+    stored = reader.read([3, 0, len(reader) - 1])
+    assert stored.inputs.dtype == torch.uint16
+    batch = stored.to(torch.device("cpu"))
     starts = torch.tensor([3 * LENGTH, 0, 13 * LENGTH])[:, None]
     assert torch.equal(batch.inputs, starts + torch.arange(LENGTH))
     assert torch.equal(batch.targets, batch.inputs + 1)
-    assert batch.inputs.dtype == batch.targets.dtype == torch.int64
-    with pytest.raises(IndexError):
-        reader.read([len(reader)])
+    for outside in (len(reader), -1):
+        with pytest.raises(IndexError):
+            reader.read([outside])
 
 
 def test_images_are_scaled_to_one_and_keep_their_label(store: LocalStore) -> None:
@@ -70,27 +67,26 @@ def test_images_are_scaled_to_one_and_keep_their_label(store: LocalStore) -> Non
     assert torch.allclose(batch.inputs[1], torch.from_numpy(pixels) / 127.5 - 1)
 
 
-@pytest.mark.parametrize("cache_bytes", [10**6, 0], ids=["cached", "ranged"])
-def test_a_missing_shard_is_named(store: LocalStore, tokens: Manifest, cache_bytes: int) -> None:
+def test_a_missing_shard_is_named_where_its_samples_are_read(store: LocalStore, tokens: Manifest) -> None:
     store.delete(["data/3.bin"])
-    reader = Reader(store, tokens, "train", LENGTH, cache_bytes)
-    assert reader.read([0]).inputs[0, 0] == 0
+    reader = Reader(store, tokens, "train", LENGTH)
+    assert reader.read([0, 11]).inputs[:, 0].tolist() == [0, 77]
     with pytest.raises(DataError, match=r"data/3\.bin is missing"):
         reader.read([5])
 
 
-def test_a_flipped_bit_is_found(store: LocalStore, tokens: Manifest) -> None:
-    data = bytearray(store.get("data/3.bin"))
-    data[17] ^= 1
-    store.put("data/3.bin", bytes(data))
-    with pytest.raises(DataError, match=r"data/3\.bin is corrupt"):
-        Reader(store, tokens, "train", LENGTH).read([5])
-
-
-def test_a_short_shard_is_found_without_reading_it_whole(store: LocalStore, tokens: Manifest) -> None:
+def test_a_short_shard_is_found(store: LocalStore, tokens: Manifest) -> None:
     store.put("data/3.bin", store.get("data/3.bin")[:20])
     with pytest.raises(DataError, match=r"data/3\.bin is shorter"):
-        Reader(store, tokens, "train", LENGTH, cache_bytes=0).read([9])
+        Reader(store, tokens, "train", LENGTH).read([9])
+
+
+def test_a_shard_that_is_replaced_while_it_is_read_is_found(store: LocalStore, tokens: Manifest) -> None:
+    reader = Reader(store, tokens, "train", LENGTH)
+    reader.read([5])
+    store.put("data/3.bin", store.get("data/3.bin"))
+    with pytest.raises(DataError, match=r"data/3\.bin was replaced while it was read"):
+        reader.read([5])
 
 
 def test_a_token_outside_of_the_vocabulary_is_found(store: LocalStore, tokens: Manifest) -> None:
@@ -99,28 +95,55 @@ def test_a_token_outside_of_the_vocabulary_is_found(store: LocalStore, tokens: M
         Reader(store, small, "train", LENGTH).read([10])
 
 
-def test_prefetch_gives_the_batches_in_order_and_is_bounded(store: LocalStore, tokens: Manifest) -> None:
-    reader = Reader(store, tokens, "train", LENGTH)
-    asked: list[int] = []
-
-    def batches() -> Iterator[list[int]]:
-        for i in range(10):
-            asked.append(i)
-            yield [i]
-
-    with prefetch(reader, batches(), depth=2) as read:
-        first = next(read)
-        assert first.inputs[0, 0] == 0
-        assert len(asked) <= 1 + 2 + 2  # taken, waiting, being read and asked for
-        assert [int(batch.inputs[0, 0]) for batch in read] == [i * LENGTH for i in range(1, 10)]
+def flip_a_bit(store: LocalStore, key: str, at: int) -> None:
+    data = bytearray(store.get(key))
+    data[at] ^= 1
+    store.put(key, bytes(data))
 
 
-def test_prefetch_raises_where_the_error_belongs_and_ends_its_thread(store: LocalStore, tokens: Manifest) -> None:
-    store.delete(["data/3.bin"])
-    with prefetch(Reader(store, tokens, "train", LENGTH), [[0], [5], [0]]) as read:
-        next(read)
-        with pytest.raises(DataError, match="missing"):
-            next(read)
-    with prefetch(Reader(store, tokens, "train", LENGTH), ([0] for _ in range(10**9))) as read:
-        next(read)
-    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+@pytest.fixture
+def pieces(store: LocalStore) -> Manifest:
+    """One shard of three pieces and a half; samples of a piece and a bit."""
+    data = np.arange(7 * PIECE_BYTES // 4, dtype="<u2").tobytes()
+    split = SplitData(shards=[shard(store, "data/0.bin", data, 2)], documents=1, bytes=1)
+    return Manifest(
+        kind="tokens", dtype="uint16", splits=dict.fromkeys(SPLITS, split), vocab_size=2**16,
+        tokenizer_digest="d", eos_id=0,
+    )  # fmt: skip
+
+
+def test_a_flipped_bit_is_found_in_its_own_piece_only(store: LocalStore, pieces: Manifest) -> None:
+    flip_a_bit(store, "data/0.bin", 2 * PIECE_BYTES + 17)
+    reader = Reader(store, pieces, "train", 1024)
+    corrupt = 2 * PIECE_BYTES // 2048  # the sample that begins with the piece; the one before has its first token
+    reader.read([0, corrupt - 2, corrupt + PIECE_BYTES // 2048])
+    for sample in (corrupt - 1, corrupt, corrupt + PIECE_BYTES // 2048 - 1):
+        with pytest.raises(DataError, match=r"data/0\.bin is corrupt"):
+            reader.read([sample])
+
+
+def test_what_went_wrong_on_the_way_is_read_again(store: LocalStore, pieces: Manifest) -> None:
+    class Noisy(LocalStore):
+        reads = 0
+
+        def get_part(self, key: str, start: int, end: int, *, if_match: str | None = None) -> tuple[bytes, str]:
+            data, etag = super().get_part(key, start, end, if_match=if_match)
+            Noisy.reads += 1
+            return (data if Noisy.reads > 1 else bytes(len(data))), etag
+
+    expected = Reader(store, pieces, "train", 1024).read([3])
+    noisy = Reader(Noisy(store.root, store.storage), pieces, "train", 1024)
+    assert torch.equal(noisy.read([3]).inputs, expected.inputs)
+    assert Noisy.reads == 2
+
+
+def test_corrupt_samples_are_skipped_and_counted_where_that_is_asked_for(
+    store: LocalStore, pieces: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip_a_bit(store, "data/0.bin", 17)
+    reader = Reader(store, pieces, "train", 1024, skip_corrupt=True)
+    batch = reader.read([0, 200, 1]).to(torch.device("cpu"))
+    assert batch.skipped == 2
+    assert (batch.targets == IGNORE).all(dim=1).tolist() == [True, False, True]
+    assert torch.equal(batch.targets[1], torch.arange(200 * 1024 + 1, 201 * 1024 + 1) % 2**16)
+    assert "sample 0 of split train is skipped: The data shard" in caplog.text

@@ -17,10 +17,11 @@ from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import latest, step_prefix
 from trainingjob_trainer.checkpoint.state import Evaluated, Progress, state_tensors
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.batches import rank_rows
+from trainingjob_trainer.data.batches import training_rows
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, SplitName
 from trainingjob_trainer.data.order import Order
-from trainingjob_trainer.data.reader import Reader, prefetch
+from trainingjob_trainer.data.prefetch import prefetch
+from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.early_stopping import stops_early
 from trainingjob_trainer.errors import Drained, Hang, UserError
 from trainingjob_trainer.evaluation.evaluate import evaluate, scalars
@@ -102,13 +103,15 @@ class _Run:
             dtype,
             self.average,
         )
-        self.readers = {s: Reader(attempt.store, manifest, s, training.sequence_length) for s in SPLITS}
+        skips = config.data.on_corrupt == "skip"
+        self.readers = {s: Reader(attempt.store, manifest, s, training.sequence_length, skips) for s in SPLITS}
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
         self.telemetry = Telemetry(training, Progress(), tokens=manifest.kind == "tokens")
         self.cadence = Cadence(config.checkpoint)
         self.vote = Vote(world)
         self.watchdog = Watchdog(self.model, training.hang_seconds, lambda: self.progress.step, hooks.hung)
         self.told_step = 0  # of the newest checkpoint that was reported
+        self.corrupt_samples = 0  # of this rank since the last checkpoint
 
     @property
     def progress(self) -> Progress:
@@ -145,15 +148,14 @@ class _Run:
         training = self.config.training
         start = self.progress.step
         reader = self.readers["train"]
-        order = Order(len(reader), training.seed)
-        batches = (
-            rank_rows(step, training.global_batch_size, order, self.world.size, self.world.rank) or [0]
-            for step in range(start, training.steps)
-        )
-        with prefetch(reader, batches) as read:
+        order = Order(reader.blocks, training.seed)
+        steps = range(start, training.steps)
+        rows = training_rows(steps, training.global_batch_size, order, self.world.size, self.world.rank)
+        with prefetch(reader, (own or [0] for own in rows), pin=self.world.device.type == "cuda") as read:
             for step, batch in enumerate(read, start=start):
                 self.between_steps(at_checkpoint=True)
                 due = self.telemetry.add(self.stepper(step, batch))
+                self.corrupt_samples += batch.skipped
                 if step == start:
                     self._report(firstStepAt=datetime.now(UTC).isoformat())
                 if due:
@@ -202,6 +204,7 @@ class _Run:
         """Have a checkpoint of the present step committed, unless it is already; training goes on meanwhile."""
         if self.checkpointer.saved_step != self.progress.step:
             self.telemetry.flush()
+            self._count_corrupt_samples()
             with self.watchdog.paused():
                 self.checkpointer.save(self._tensors(), self.progress)
             self.cadence.restart()
@@ -255,6 +258,13 @@ class _Run:
             report_uri=write_report(self.config, self.manifest, self.progress, test, self.attempt),
             evaluation=Evaluation(split="test", step=step, metrics=test),
         )
+
+    def _count_corrupt_samples(self) -> None:
+        if self.config.data.on_corrupt == "skip":
+            counted = torch.tensor(self.corrupt_samples, device=self.world.device)
+            self.world.sum(counted)
+            self.progress.corrupt_samples += int(counted)
+            self.corrupt_samples = 0
 
     def _tensors(self) -> dict[str, Tensor]:
         return state_tensors(self.model, self.stepper.optimizer, self.average)

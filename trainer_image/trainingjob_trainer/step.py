@@ -39,7 +39,7 @@ class Dealing:
             if start < end:
                 yield Batch(batch.inputs[start:end], batch.targets[start:end])
             else:
-                yield Batch(batch.inputs[:1], torch.full_like(batch.targets[:1], IGNORE))
+                yield Batch(batch.inputs[:1], torch.full(batch.targets[:1].shape, IGNORE))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -106,10 +107,10 @@ class S3Store(Store):
             if _code(error) != "NoSuchUpload":  # it has ended meanwhile
                 raise
 
-    def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]:
+    def _read(self, key: str, start: int, end: int | None, if_match: str | None = None) -> tuple[bytes, str]:
         if end is not None and end <= start:
             return b"", ""
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {} if if_match is None else {"IfMatch": if_match}
         if start or end is not None:
             extra["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         for attempt in range(1, ATTEMPTS + 1):
@@ -120,6 +121,7 @@ class S3Store(Store):
                 except (boto.ResponseStreamingError, boto.ReadTimeoutError, boto.IncompleteReadError):
                     if attempt == ATTEMPTS:  # botocore retries requests, but not the reading of a body
                         raise
+                    time.sleep(random.uniform(0, 0.1 * 2**attempt))  # full jitter, as botocore has it
                 except boto.ClientError as error:
                     if _code(error) == "InvalidRange":
                         return b"", ""

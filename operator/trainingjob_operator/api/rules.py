@@ -142,6 +142,7 @@ WHILE_SUSPENDED = (
     "data.prepare.replicas",
     "data.prepare.cpu",
     "data.prepare.memory",
+    "data.onCorrupt",
     "checkpoint",
     "evaluation",
     "training.steps",

@@ -39,6 +39,7 @@ class Progress(Config, frozen=False):
     tokens: int = 0
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0  # up to `step`
+    corrupt_samples: int = 0  # training samples that were left out because their data is corrupt, on all ranks
     history: list[LoggedStep] = Field(default_factory=list)
     evaluations: list[Evaluated] = Field(default_factory=list)
 

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from trainingjob_trainer.config.base import Config, Name, Quantity, Uri
 
+# Of the order that data/order.py gives. Part of a run's identity: no run goes on in another order than it began in.
+ORDER_VERSION = 2
+
 
 class Source(Config):
     """Raw data: one object, all objects below a prefix, or a glob."""
@@ -80,6 +83,9 @@ class Data(Config):
     validation: Split = Field(default_factory=lambda: Split(fraction=0.01), description="Watched while training.")
     test: Split = Field(default_factory=lambda: Split(fraction=0.01), description="Held out until training is over.")
     prepare: Prepare = Field(default_factory=Prepare, description="Preparation.")
+    on_corrupt: Literal["fail", "skip"] = Field(
+        "fail", description="Where prepared data is missing or corrupt. skip: its samples are left out and counted."
+    )
 
     @model_validator(mode="after")
     def _training_data_remains(self) -> Self:

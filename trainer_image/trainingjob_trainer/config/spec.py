@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from trainingjob_trainer.config.base import Config, Name, Uri, digest
-from trainingjob_trainer.config.data import Data
+from trainingjob_trainer.config.data import ORDER_VERSION, Data
 from trainingjob_trainer.config.model import Model
 from trainingjob_trainer.config.task import OWN_TASK_PARTS, REQUIRED, Storage, Task
 from trainingjob_trainer.config.training import Checkpoint, Evaluation, Training
@@ -100,11 +100,15 @@ class TrainerSpec(JobSpec):
         Flat: dotted field name -> value, so that a difference can be named.
         """
         spec = self.wire()
-        data = {k: v for k, v in spec["data"].items() if k != "prepare"}
+        data = {k: v for k, v in spec["data"].items() if k not in ("prepare", "onCorrupt")}
         prepare = spec["data"]["prepare"]
         parts: dict[str, Any] = {
             "task": {"kind": self.task.kind},
-            "data": {**data, "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]}},
+            "data": {
+                **data,
+                "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]},
+                "order": ORDER_VERSION,
+            },
             "model": self.model.size.wire(),
             "training": {
                 "seed": self.training.seed,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from trainingjob_trainer.data.order import Order
+
+ORDERED_AT_ONCE = 4096  # samples: for a small batch, the arithmetic of an order is mostly overhead
 
 
 def share(total: int, world_size: int, rank: int) -> range:
@@ -12,10 +15,18 @@ def share(total: int, world_size: int, rank: int) -> range:
     return range(rank * total // world_size, (rank + 1) * total // world_size)
 
 
-def rank_rows(step: int, global_batch: int, order: Order, world_size: int, rank: int) -> list[int]:
-    """Samples that `rank` computes in `step` (from 0). The ranks' lists, one after another, are the global batch."""
-    start = step * global_batch
-    return order.indices([start + row for row in share(global_batch, world_size, rank)])
+def training_rows(steps: range, global_batch: int, order: Order, world_size: int, rank: int) -> Iterator[list[int]]:
+    """Samples that `rank` computes in each of `steps` (from 0). The ranks' lists, one after another, are the batch.
+
+    A batch is dealt in the stored order of its samples: so a rank reads the same few blocks of a group all the time.
+    """
+    at_once = max(1, ORDERED_AT_ONCE // global_batch)
+    rows = share(global_batch, world_size, rank)
+    for first in range(steps.start, steps.stop, at_once):
+        last = min(first + at_once, steps.stop)
+        samples = order.indices(range(first * global_batch, last * global_batch))
+        for start in range(0, len(samples), global_batch):
+            yield sorted(samples[start : start + global_batch])[rows.start : rows.stop]
 
 
 def evaluation_rows(num_samples: int, world_size: int, rank: int, batch: int) -> list[list[int]]:

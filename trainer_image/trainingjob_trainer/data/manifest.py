@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import zlib
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +14,7 @@ from trainingjob_trainer.config import Config
 MANIFEST_KEY = "data/manifest.json"
 TOKENIZER_KEY = "data/tokenizer.json"
 LABEL_BYTES = 4  # a row ends with its label, int32 little-endian
+PIECE_BYTES = 2**18  # of a shard, each with a checksum of its own: what a ranged read is rounded to
 
 ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4}
 
@@ -25,8 +28,35 @@ class Shard(Config):
     key: str
     size: Annotated[int, Field(ge=0, description="Bytes.")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    pieces: Annotated[str, Field(pattern=r"^([0-9a-f]{8})*$", description="CRC-32 of each 256 KiB, one after another.")]
     count: Annotated[int, Field(ge=0, description="Tokens, or rows.")]
+    documents: Annotated[int, Field(ge=0, description="Documents, or rows: whole ones, in tokens closed by EOS.")]
     writer: Annotated[str, Field(description="Pod (or host) that wrote it.")]
+
+    @classmethod
+    def of(cls, key: str, data: bytes, count: int, documents: int, writer: str) -> Shard:
+        """The entry for a shard of these bytes."""
+        return cls(
+            key=key,
+            size=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            pieces=checksums(data),
+            count=count,
+            documents=documents,
+            writer=writer,
+        )
+
+    @model_validator(mode="after")
+    def _each_piece_has_a_checksum(self) -> Self:
+        if len(self.pieces) != 8 * math.ceil(self.size / PIECE_BYTES):
+            raise ValueError(f"{self.key} has {self.size} bytes, and {len(self.pieces) // 8} checksums of pieces")
+        return self
+
+
+def checksums(data: bytes | memoryview) -> str:
+    """CRC-32 of each piece of a shard, as the manifest has them."""
+    starts = range(0, len(data), PIECE_BYTES)
+    return "".join(f"{zlib.crc32(data[start : start + PIECE_BYTES]):08x}" for start in starts)
 
 
 class SplitData(Config):
@@ -49,7 +79,7 @@ class Manifest(Config):
     and EOS to the row's end (see `shape`); the one that would be longer is cut.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     kind: Literal["tokens", "images", "texts"]
     dtype: Literal["uint8", "uint16", "uint32"]
     identity_hash: Annotated[str, Field(description="Of the run whose data this is.")] = ""

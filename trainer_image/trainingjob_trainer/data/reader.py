@@ -1,33 +1,30 @@
-"""Read samples of a prepared split by index, in batches, ahead of their use.
+"""Samples of a prepared split by index, put together from the blocks that they lie in.
 
-A split that fits in `cache_bytes` is read shard by shard, each verified against the manifest's sha256 and kept; of a
-larger one every sample is a ranged read. Either way a missing, short or corrupt shard is a `DataError` that names it.
+A missing, short, replaced or corrupt shard is a `DataError` that names it, raised for the samples that lie there.
 """
 
 from __future__ import annotations
 
-import bisect
-import hashlib
-import itertools
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainingjob_trainer.data.manifest import Manifest, Shard, SplitName
+from trainingjob_trainer.data.manifest import Manifest, SplitName
+from trainingjob_trainer.data.order import Blocks
 from trainingjob_trainer.data.rows import decode
+from trainingjob_trainer.data.stream import REPAIR, Span, Stream
 from trainingjob_trainer.errors import DataError
-from trainingjob_trainer.storage import NotFound, Store
+from trainingjob_trainer.storage import Store
 
-CACHE_BYTES = 512 * 2**20
-READS_AT_ONCE = 8
-REPAIR = "Delete data/manifest.json in the run directory to have the data prepared again, or restore the object."
+IGNORE = -100  # a target with this value has no weight: neither in the loss nor in a metric
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,13 +33,16 @@ class Batch:
 
     inputs: Tensor
     targets: Tensor
+    skipped: int = 0  # rows without weight, because their data is corrupt
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from page-locked memory, without waiting, where that is CUDA."""
-        if device.type != "cuda":
-            return Batch(self.inputs.to(device), self.targets.to(device))
-        inputs, targets = self.inputs.pin_memory(), self.targets.pin_memory()
-        return Batch(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+        """The batch on a device, integers as int64; without waiting where it comes from page-locked memory."""
+        inputs, targets = (tensor.to(device, non_blocking=True) for tensor in (self.inputs, self.targets))
+        return replace(self, inputs=inputs if inputs.is_floating_point() else inputs.long(), targets=targets.long())
+
+    def pin(self) -> Batch:
+        """The batch in page-locked memory."""
+        return replace(self, inputs=self.inputs.pin_memory(), targets=self.targets.pin_memory())
 
 
 class Reader:
@@ -54,133 +54,94 @@ class Reader:
         manifest: Manifest,
         split: SplitName,
         sequence_length: int,
-        cache_bytes: int = CACHE_BYTES,
+        skip_corrupt: bool = False,
     ) -> None:
         self.split = split
-        self._store, self._manifest, self._length = store, manifest, sequence_length
-        self._shards = manifest.splits[split].shards
-        self._starts = [0, *itertools.accumulate(shard.size for shard in self._shards)]
-        self._cached = self._starts[-1] <= cache_bytes
-        self._cache: dict[str, bytes] = {}
-        self._lock = threading.Lock()
+        self._skips = skip_corrupt
+        self._manifest, self._length = manifest, sequence_length
+        self._stream = Stream(store, manifest.splits[split].shards)
+        self._stride, self._overlap = manifest.item_bytes, 0
+        if manifest.kind == "tokens":  # a sample's last token is the first of the next one
+            self._stride, self._overlap = sequence_length * manifest.item_bytes, manifest.item_bytes
+        self._samples = manifest.num_samples(split, sequence_length)
 
     def __len__(self) -> int:
-        return self._manifest.num_samples(self.split, self._length)
+        return self._samples
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """How the samples are cut for reading, and for their order."""
+        return Blocks.of(len(self), self._stride)
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of a block, at most."""
+        return -(-len(self) // self.blocks.count) * self._stride + self._overlap
+
+    def blocks_of(self, indices: Sequence[int]) -> list[int]:
+        """The blocks that samples lie in."""
+        outside = [index for index in (min(indices), max(indices)) if not 0 <= index < len(self)]
+        if outside:
+            raise IndexError(f"sample {outside[0]} of {len(self)}")
+        found: list[int] = np.unique(self.blocks.block_of(np.asarray(indices))).tolist()
+        return found
+
+    def load(self, block: int) -> Span:
+        """The bytes of a block. Raises `StorageError`."""
+        first, end = self.blocks.bounds(block)
+        return self._stream.read(first * self._stride, end * self._stride + self._overlap)
 
     def read(self, indices: Sequence[int]) -> Batch:
-        """The samples, in this order, on the CPU.
+        """The samples, in this order, on the CPU. Raises `DataError` and `StorageError`.
 
-        Tokens: inputs and targets `[rows, sequence_length]` int64, targets one token on. Rows: as `decode` says.
-        Raises `DataError`.
+        Tokens: inputs and targets `[rows, sequence_length]` as they are stored, targets one token on; where rows are
+        skipped, int32 with all their targets IGNORE. Rows: as `decode` says.
         """
-        ranges = [self._range(index) for index in indices]
-        if self._cached:
-            rows = [self._bytes(start, end) for start, end in ranges]
-        else:
-            with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-                rows = list(pool.map(lambda bounds: self._bytes(*bounds), ranges))
-        return self._tokens(rows) if self._manifest.kind == "tokens" else self._rows(rows)
+        return self.assemble(indices, {block: self.load(block) for block in self.blocks_of(indices)})
 
-    def _range(self, index: int) -> tuple[int, int]:
-        """Bytes of a sample in the split's stream."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        size = self._manifest.item_bytes
-        if self._manifest.kind != "tokens":
-            return index * size, (index + 1) * size
-        return index * self._length * size, ((index + 1) * self._length + 1) * size
+    def assemble(self, indices: Sequence[int], spans: Mapping[int, Span]) -> Batch:
+        """What `read` gives, from the blocks that the samples lie in."""
+        samples = np.asarray(indices, dtype=np.int64)
+        blocks = self.blocks.block_of(samples)
+        rows = np.empty((len(samples), self._stride + self._overlap), dtype=np.uint8)
+        skipped = np.zeros(len(samples), dtype=bool)
+        for block in np.unique(blocks):
+            span, (first, end) = spans[int(block)], self.blocks.bounds(int(block))
+            windows = np.lib.stride_tricks.as_strided(
+                np.frombuffer(span.data, dtype=np.uint8), (end - first, rows.shape[1]), (self._stride, 1)
+            )
+            chosen = np.flatnonzero(blocks == block)
+            rows[chosen] = windows[samples[chosen] - first]
+            if span.unreadable:
+                skipped[chosen] = [self._skip(int(sample), span) for sample in samples[chosen]]
+        return self._tokens(rows, skipped) if self._manifest.kind == "tokens" else self._rows(rows, skipped)
 
-    def _bytes(self, start: int, end: int) -> bytes:
-        parts = []
-        position = bisect.bisect_right(self._starts, start) - 1
-        while start < end:
-            shard, base = self._shards[position], self._starts[position]
-            stop = min(end, base + shard.size)
-            parts.append(self._slice(shard, start - base, stop - base))
-            start, position = stop, position + 1
-        return b"".join(parts)
+    def _skip(self, sample: int, span: Span) -> bool:
+        """Whether a sample is skipped; raises what is wrong with it where nothing is to be skipped."""
+        start = sample * self._stride
+        trouble = span.trouble(start, start + self._stride + self._overlap)
+        if trouble is None:
+            return False
+        if not self._skips:
+            raise trouble
+        log.warning("sample %d of split %s is skipped: %s", sample, self.split, trouble.cause)
+        return True
 
-    def _slice(self, shard: Shard, start: int, end: int) -> bytes:
-        if self._cached:
-            return self._whole(shard)[start:end]
-        data = self._get(shard, start, end)
-        if len(data) != end - start:
-            raise DataError(f"The data shard {self._store.uri(shard.key)} is shorter than the manifest says.", REPAIR)
-        return data
-
-    def _whole(self, shard: Shard) -> bytes:
-        with self._lock:
-            if shard.key not in self._cache:
-                data = self._get(shard, None, None)
-                if hashlib.sha256(data).hexdigest() != shard.sha256:
-                    raise DataError(
-                        f"The data shard {self._store.uri(shard.key)} is corrupt: its {len(data)} bytes do not have "
-                        f"the sha256 that the manifest names for {shard.size} bytes.",
-                        REPAIR,
-                    )
-                self._cache[shard.key] = data
-            return self._cache[shard.key]
-
-    def _get(self, shard: Shard, start: int | None, end: int | None) -> bytes:
-        try:
-            return self._store.get(shard.key, start, end)
-        except NotFound as error:
-            raise DataError(f"The data shard {self._store.uri(shard.key)} is missing.", REPAIR) from error
-
-    def _tokens(self, rows: list[bytes]) -> Batch:
-        dtype = np.dtype(self._manifest.dtype).newbyteorder("<")
-        tokens = np.frombuffer(b"".join(rows), dtype=dtype).astype(np.int64).reshape(len(rows), self._length + 1)
+    def _tokens(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:
+        native = np.dtype(self._manifest.dtype)
+        tokens = rows.view(native.newbyteorder("<")).astype(native, copy=False)
+        tokens[skipped] = 0
         if tokens.max(initial=0) >= (self._manifest.vocab_size or 0):
             raise DataError(
                 f"Split {self.split} has the token {tokens.max()}, but the vocabulary ends at "
                 f"{self._manifest.vocab_size}.",
                 REPAIR,
             )
-        whole = torch.from_numpy(tokens)
-        return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous())
+        inputs, targets = np.ascontiguousarray(tokens[:, :-1]), tokens[:, 1:]
+        if skipped.any():
+            targets = np.where(skipped[:, None], np.int32(IGNORE), targets.astype(np.int32))
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(np.ascontiguousarray(targets)), int(skipped.sum()))
 
-    def _rows(self, rows: list[bytes]) -> Batch:
-        flat = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), self._manifest.item_bytes)
-        return Batch(*decode(flat, self._manifest))
-
-
-@contextmanager
-def prefetch(reader: Reader, batches: Iterable[Sequence[int]], depth: int = 2) -> Iterator[Iterator[Batch]]:
-    """An iterator over `reader.read(indices)` of each batch, read by a thread that is at most `depth` batches ahead.
-
-    An error of the thread is raised at the batch that it belongs to. The thread ends with the context.
-    """
-    ready: queue.Queue[Batch | Exception | None] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def offer(item: Batch | Exception | None) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                pass
-
-    def work() -> None:
-        try:
-            for indices in batches:
-                if stopped.is_set():
-                    return
-                offer(reader.read(indices))
-            offer(None)
-        except Exception as error:  # whatever it is, it is the consumer's to handle
-            offer(error)
-
-    def results() -> Iterator[Batch]:
-        while (item := ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        yield results()
-    finally:
-        stopped.set()
-        thread.join()
+    def _rows(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:
+        inputs, targets = decode(rows, self._manifest)
+        return Batch(inputs, targets.masked_fill(torch.from_numpy(skipped), IGNORE), int(skipped.sum()))

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import nn
 
 from trainingjob_trainer.data.batches import evaluation_rows
-from trainingjob_trainer.data.reader import Batch, Reader, prefetch
+from trainingjob_trainer.data.prefetch import prefetch
+from trainingjob_trainer.data.reader import Batch, Reader
 from trainingjob_trainer.tasks import IGNORE, Task, TaskMetrics
 
 
@@ -35,7 +36,7 @@ def evaluate(
     model.eval()
     try:
         samples = ([row * total // chosen for row in rows] or [0] for rows in batches)
-        with prefetch(reader, samples) as read:
+        with prefetch(reader, samples, pin=device.type == "cuda") as read:
             for rows, batch in zip(batches, read, strict=True):
                 batch = _pad(batch.to(device), len(batches[0]) or 1, weight=bool(rows))
                 metrics.update(model(batch.inputs), batch.targets)

@@ -69,7 +69,12 @@ def report_data(
                 for name in SPLITS
             },
         },
-        "progress": {"step": progress.step, "samples": progress.samples, "tokens": progress.tokens},
+        "progress": {
+            "step": progress.step,
+            "samples": progress.samples,
+            "tokens": progress.tokens,
+            "corruptSamples": progress.corrupt_samples,
+        },
         "history": {
             "train": [point.wire() for point in progress.history],
             "validation": [evaluated.wire() for evaluated in progress.evaluations],
@@ -129,7 +134,7 @@ def _data_table(splits: Mapping[str, Mapping[str, int]]) -> str:
 
 def _run_rows(report: Mapping[str, Any]) -> list[list[str]]:
     training, optimizer = report["training"], Optimizer.model_validate(report["training"]["optimizer"])
-    schedule = training["schedule"]
+    schedule, progress = training["schedule"], report["progress"]
     return [
         ["Run directory", report["runDirectory"]],
         ["Data", report["data"]["source"]],
@@ -137,7 +142,7 @@ def _run_rows(report: Mapping[str, Any]) -> list[list[str]]:
         ["Batch", f"{training['globalBatchSize']} samples; {training['steps']:,} steps; seed {training['seed']}"],
         ["Optimizer", f"{optimizer.name}, peak {optimizer.lr:g}, weight decay {optimizer.decay:g}"],
         ["Schedule", f"{schedule['name']}, {schedule['warmupSteps']:,} warm-up steps"],
-        ["Samples seen", f"{report['progress']['samples']:,}"],
+        ["Samples seen", f"{progress['samples']:,}, of them corrupt {progress['corruptSamples']:,}"],
         ["Attempt", str(report["attempt"])],
         ["Versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items())],
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,8 +31,8 @@ class _Open:
 
     data: bytearray = field(default_factory=bytearray)
     shards: list[Shard] = field(default_factory=list)
-    documents: int = 0
-    size: int = 0
+    documents: int = 0  # in `data`
+    size: int = 0  # of the payloads of all documents so far
 
 
 def write_shards(
@@ -53,7 +52,10 @@ def write_shards(
                 _flush(store, example.split, split, encoder.item_bytes, writer, block)
     for name, split in splits.items():
         _flush(store, name, split, encoder.item_bytes, writer, block)
-    done = {name: SplitData(shards=s.shards, documents=s.documents, bytes=s.size) for name, s in splits.items()}
+    done = {
+        name: SplitData(shards=s.shards, documents=sum(shard.documents for shard in s.shards), bytes=s.size)
+        for name, s in splits.items()
+    }
     return Part(first=examples[0].key, last=examples[-1].key, splits=done)
 
 
@@ -63,9 +65,9 @@ def _flush(store: Store, name: SplitName, split: _Open, item_bytes: int, writer:
     data = bytes(split.data)
     key = f"data/{name}-{writer}-{block}.{len(split.shards):03d}.bin"
     store.put(key, data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    split.shards.append(Shard(key=key, size=len(data), sha256=sha256, count=len(data) // item_bytes, writer=writer))
+    split.shards.append(Shard.of(key, data, len(data) // item_bytes, split.documents, writer))
     split.data.clear()
+    split.documents = 0
 
 
 def manifest_of(config: TrainerSpec, parts: Iterable[Part], encoder: Encoder) -> Manifest:

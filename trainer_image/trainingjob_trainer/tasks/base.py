@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainingjob_trainer.data.manifest import SplitName
+from trainingjob_trainer.data.reader import IGNORE
 
-IGNORE = -100  # a target with this value has no weight: neither in the loss nor in a metric
+__all__ = ["IGNORE", "EvaluationMetrics", "Task", "TaskMetrics", "all_reduce", "cross_entropy_sum", "precise"]
 
 TaskMetrics = dict[str, Any]  # name -> number; or a list, for what is not one number (per class, confusion matrix)
 

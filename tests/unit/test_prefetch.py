@@ -1,0 +1,112 @@
+"""Batches ahead of their use: in order, within their memory, each block read once, errors where they belong."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trainingjob_trainer.config import Storage
+from trainingjob_trainer.data import order
+from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.data.order import Order
+from trainingjob_trainer.data.prefetch import AHEAD, GROWTH, READY, prefetch
+from trainingjob_trainer.data.reader import Reader
+from trainingjob_trainer.data.stream import Span
+from trainingjob_trainer.errors import DataError
+from trainingjob_trainer.storage import LocalStore
+
+LENGTH, SHARD = 32, 3000
+
+
+class Counting(Reader):
+    """Counts how often each block is loaded."""
+
+    loads: Counter[int]
+
+    def load(self, block: int) -> Span:
+        self.loads[block] += 1
+        return super().load(block)
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counting:
+    """20 shards, 1874 samples in blocks of 512 bytes."""
+    store = LocalStore(str(tmp_path), Storage())
+    shards = []
+    for i in range(20):
+        data = np.arange(i * SHARD, (i + 1) * SHARD, dtype="<u2").tobytes()
+        store.put(f"data/{i}.bin", data)
+        shards.append(Shard.of(f"data/{i}.bin", data, SHARD, 1, "w"))
+    split = SplitData(shards=shards, documents=20, bytes=1)
+    manifest = Manifest(
+        kind="tokens", dtype="uint16", splits=dict.fromkeys(SPLITS, split), vocab_size=2**16,
+        tokenizer_digest="d", eos_id=0,
+    )  # fmt: skip
+    reader = Counting(store, manifest, "train", LENGTH)
+    reader.loads = Counter()
+    reader.blocks = order.Blocks.of(len(reader), 2 * LENGTH, block_bytes=512)
+    assert reader.blocks.groups > 3
+    return reader
+
+
+def firsts(samples: list[int]) -> list[int]:
+    return [sample * LENGTH for sample in samples]
+
+
+def test_the_batches_come_in_order_and_each_block_is_read_once_a_group(reader: Counting) -> None:
+    shuffled = Order(reader.blocks, seed=1)
+    batches = [sorted(shuffled.indices(range(i, min(i + 16, len(reader))))) for i in range(0, len(reader), 16)]
+    memory = 2 * reader.blocks.strata * reader.block_bytes
+    assert memory < len(reader) * 2 * LENGTH / 3
+    with prefetch(reader, batches, memory=memory) as read:
+        for batch, samples in zip(read, batches, strict=True):
+            assert batch.inputs[:, 0].tolist() == firsts(samples)
+    assert set(reader.loads.values()) == {1}
+    assert len(reader.loads) == reader.blocks.count
+
+
+def test_reading_ahead_is_bounded_by_its_memory(reader: Counting) -> None:
+    in_order = ([i] for i in range(len(reader)))
+    with prefetch(reader, in_order, memory=4 * reader.block_bytes) as read:
+        next(read)
+        samples_a_block = len(reader) // reader.blocks.count
+        for _ in range(3 * samples_a_block):
+            next(read)
+        assert max(reader.loads) <= 3 + (READY + 2) + 4
+
+
+def test_the_first_batch_does_not_wait_for_those_far_ahead(reader: Counting) -> None:
+    asked: list[int] = []
+
+    def batches() -> Iterator[list[int]]:
+        for i in range(10**9):
+            asked.append(i)
+            yield [0]
+
+    with prefetch(reader, batches()) as read:
+        assert int(next(read).inputs[0, 0]) == 0
+        assert len(asked) <= (READY + 3) * (GROWTH + 1)
+        for _ in range(2000):
+            next(read)
+        assert len(asked) <= 2000 + AHEAD + READY + 3
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_a_batch_larger_than_the_memory_is_read_all_the_same(reader: Counting) -> None:
+    everything = list(range(len(reader)))
+    with prefetch(reader, [everything, everything[::-1]], memory=1) as read:
+        assert next(read).inputs[:, 0].tolist() == firsts(everything)
+        assert next(read).inputs[:, 0].tolist() == firsts(everything[::-1])
+
+
+def test_an_error_is_raised_where_it_belongs(reader: Counting) -> None:
+    reader._stream._store.delete(["data/10.bin"])
+    lost = 10 * SHARD // LENGTH + 1
+    with prefetch(reader, [[0], [1], [lost], [2]]) as read:
+        assert torch.equal(next(read).inputs[0].long(), torch.arange(LENGTH))
+        next(read)
+        with pytest.raises(DataError, match=r"data/10\.bin is missing"):
+            next(read)
