@@ -63,6 +63,12 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "custom is not for kind language-modeling: set kind to custom, or remove it",
     ),
     (
+        {"task": {"kind": "text-classification"}, "data": {"packing": True}},
+        "data.packing",
+        FORBIDDEN,
+        "data.packing is not for task.kind text-classification, whose samples are apart: remove it",
+    ),
+    (
         {"task": {"kind": "image-classification"}},
         "data.train.format",
         INVALID,
@@ -355,6 +361,7 @@ FIXED: dict[str, Json] = {
     "data.test": {"data": {"test": {"fraction": 0.2}}},
     "data.prepare.tokenizer": {"data": {"prepare": {"tokenizer": {"vocabSize": 999}}}},
     "data.prepare.clean": {"data": {"prepare": {"clean": {"minChars": 2}}}},
+    "data.packing": {"data": {"packing": True}},
     "model": {"model": {"preset": "gpt-3m"}},
     "training.seed": {"training": {"seed": 2}},
     "training.globalBatchSize": {"training": {"globalBatchSize": 128}},
@@ -372,6 +379,7 @@ WHILE_SUSPENDED: dict[str, Json] = {
     "data.prepare.replicas": {"data": {"prepare": {"replicas": 5}}},
     "data.prepare.cpu": {"data": {"prepare": {"cpu": "3"}}},
     "data.prepare.memory": {"data": {"prepare": {"memory": "3Gi"}}},
+    "data.onCorrupt": {"data": {"onCorrupt": "skip"}},
     "checkpoint": {"checkpoint": {"everySteps": 7}},
     "evaluation": {"evaluation": {"everySteps": 7}},
     "training.steps": {"training": {"steps": 200}},

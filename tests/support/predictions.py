@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Shard
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.evaluation.evaluate import evaluate
 from trainingjob_trainer.tasks import TaskMetrics, build_task
@@ -38,13 +37,7 @@ def put_rows(config: JobConfig, labels: npt.NDArray[Any], **facts: Any) -> None:
     rows = b"".join(bytes([number]) + label.tobytes() for number, label in enumerate(labels))
     store = store_of(config)
     store.put("data/rows.bin", rows)
-    shard = {
-        "key": "data/rows.bin",
-        "size": len(rows),
-        "sha256": hashlib.sha256(rows).hexdigest(),
-        "count": len(labels),
-        "writer": "w",
-    }
+    shard = Shard.of("data/rows.bin", rows, len(labels), len(labels), "w")
     split = {"shards": [shard], "documents": len(labels), "bytes": len(labels)}
     fields = {"kind": "images", "dtype": "uint8", "shape": (1, 1, 1), "splits": dict.fromkeys(SPLITS, split)}
     store.put(MANIFEST_KEY, Manifest.model_validate({**fields, **facts}).to_json())

@@ -103,8 +103,8 @@ class _Run:
             dtype,
             self.average,
         )
-        skips = config.data.on_corrupt == "skip"
-        self.readers = {s: Reader(attempt.store, manifest, s, training.sequence_length, skips) for s in SPLITS}
+        length, packing, skips = training.sequence_length, config.data.packing, config.data.on_corrupt == "skip"
+        self.readers = {s: Reader(attempt.store, manifest, s, length, packing, skips) for s in SPLITS}
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
         self.telemetry = Telemetry(training, Progress(), tokens=manifest.kind == "tokens")
         self.cadence = Cadence(config.checkpoint)

@@ -124,6 +124,7 @@ FIXED = (
     "data.train",
     "data.validation",
     "data.test",
+    "data.packing",
     "data.prepare.tokenizer",
     "data.prepare.clean",
     "model",
@@ -234,6 +235,13 @@ SPEC_RULES = (
         "training.parallelism.fsdpRanks (%d) must divide the number of ranks (%d; of an elastic job those of a pod)",
         (FSDP_RANKS, DIVIDED),
         field=".training.parallelism.fsdpRanks",
+    ),
+    Rule(
+        "self.task.kind == 'language-modeling' || !has(self.data) || !self.data.packing",
+        "data.packing is not for task.kind %s, whose samples are apart: remove it",
+        ("self.task.kind",),
+        field=".data.packing",
+        reason="FieldValueForbidden",
     ),
     Rule(
         "self.task.kind != 'image-classification' || !has(self.data) || self.data.train.format == 'parquet'",

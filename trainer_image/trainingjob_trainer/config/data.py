@@ -83,6 +83,11 @@ class Data(Config):
     validation: Split = Field(default_factory=lambda: Split(fraction=0.01), description="Watched while training.")
     test: Split = Field(default_factory=lambda: Split(fraction=0.01), description="Held out until training is over.")
     prepare: Prepare = Field(default_factory=Prepare, description="Preparation.")
+    packing: bool = Field(
+        False,
+        description="Documents share samples without seeing each other: attention stays within a document, and its "
+        "first token is not predicted from the document before (language-modeling).",
+    )
     on_corrupt: Literal["fail", "skip"] = Field(
         "fail", description="Where prepared data is missing or corrupt. skip: its samples are left out and counted."
     )

@@ -57,6 +57,12 @@ class JobSpec(Config):
         return self
 
     @model_validator(mode="after")
+    def _packs_documents(self) -> Self:
+        if self.data is not None and self.data.packing and self.task.kind != "language-modeling":
+            raise ValueError(f"data.packing is not for task.kind {self.task.kind}, whose samples are apart: remove it")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_exported(self) -> Self:
         if self.task.kind != "language-modeling" or self.model is None or self.model.export == "none":
             return self

@@ -54,9 +54,11 @@ class Reader:
         manifest: Manifest,
         split: SplitName,
         sequence_length: int,
+        packing: bool = False,
         skip_corrupt: bool = False,
     ) -> None:
         self.split = split
+        self._packing = packing
         self._skips = skip_corrupt
         self._manifest, self._length = manifest, sequence_length
         self._stream = Stream(store, manifest.splits[split].shards)
@@ -94,8 +96,8 @@ class Reader:
     def read(self, indices: Sequence[int]) -> Batch:
         """The samples, in this order, on the CPU. Raises `DataError` and `StorageError`.
 
-        Tokens: inputs and targets `[rows, sequence_length]` as they are stored, targets one token on; where rows are
-        skipped, int32 with all their targets IGNORE. Rows: as `decode` says.
+        Tokens: inputs and targets `[rows, sequence_length]` as they are stored, targets one token on; or targets int32,
+        IGNORE in rows that are skipped and, with `packing`, where they begin a document. Rows: as `decode` says.
         """
         return self.assemble(indices, {block: self.load(block) for block in self.blocks_of(indices)})
 
@@ -138,8 +140,9 @@ class Reader:
                 REPAIR,
             )
         inputs, targets = np.ascontiguousarray(tokens[:, :-1]), tokens[:, 1:]
-        if skipped.any():
-            targets = np.where(skipped[:, None], np.int32(IGNORE), targets.astype(np.int32))
+        if self._packing or skipped.any():
+            masked = skipped[:, None] | (self._packing & (inputs == self._manifest.eos_id))
+            targets = np.where(masked, np.int32(IGNORE), targets.astype(np.int32))
         return Batch(torch.from_numpy(inputs), torch.from_numpy(np.ascontiguousarray(targets)), int(skipped.sum()))
 
     def _rows(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:

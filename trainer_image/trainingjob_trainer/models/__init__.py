@@ -21,7 +21,8 @@ def build_model(config: TrainerSpec, manifest: Manifest) -> nn.Module:
     size, classes = config.model.size, len(manifest.classes or ())
     match manifest.kind:
         case "tokens":
-            return Decoder(size, manifest.vocab_size or 0, config.context)
+            separator = manifest.eos_id if config.data.packing else None
+            return Decoder(size, manifest.vocab_size or 0, config.context, separator)
         case "texts":
             return Encoder(size, manifest.vocab_size or 0, manifest.eos_id or 0, classes, config.context)
         case "images":

@@ -58,6 +58,16 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> 
     return scores.softmax(dim=-1) @ value
 
 
+def within_documents(tokens: Tensor, separator: int) -> Tensor:
+    """Which positions each one looks at, `[batch, 1, length, length]`: the earlier ones of its document, and itself.
+
+    tokens: `[batch, length]`; a separator is its document's last token.
+    """
+    ends = (tokens == separator).long()
+    document = ends.cumsum(dim=1) - ends
+    return (document[:, None, :, None] == document[:, None, None, :]).tril()
+
+
 def norm(size: Size) -> nn.Module:
     """The norm of a shape, over the residual stream."""
     if size.norm == "layernorm":
@@ -80,13 +90,16 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(self.width, eps=size.norm_eps) if size.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Rotation | None, mask: Tensor | None = None) -> Tensor:
-        """`[batch, length, dim]` -> the same. mask: `[batch, 1, 1, length]`, whether a position is looked at."""
+        """`[batch, length, dim]` -> the same.
+
+        mask: `[batch, 1, length or 1, length]`, whether a position is looked at; in place of `causal`.
+        """
         query, key = self.query_norm(self._split(self.query(x))), self.key_norm(self._split(self.key(x)))
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         value = self._split(self.value(x))
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=self.causal, enable_gqa=self.grouped
+            query, key, value, attn_mask=mask, is_causal=self.causal and mask is None, enable_gqa=self.grouped
         )
         joined: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return joined
@@ -154,16 +167,21 @@ class Trunk(nn.Module):
 
 
 class Decoder(Trunk):
-    """A causal language model over sequences of at most `context` tokens (learned positions; else no bound)."""
+    """A causal language model over sequences of at most `context` tokens (learned positions; else no bound).
 
-    def __init__(self, size: Size, vocab_size: int, context: int = 1024) -> None:
+    separator: the token that closes a document; if it is given, attention stays within documents.
+    """
+
+    def __init__(self, size: Size, vocab_size: int, context: int = 1024, separator: int | None = None) -> None:
         super().__init__(size, causal=True, context=context)
+        self.separator = separator
         self.embed = nn.Embedding(vocab_size, size.dim)
         self.head = None if size.tie_embeddings else nn.Linear(size.dim, vocab_size, bias=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each."""
-        x = self.features(self.embed(inputs))
+        mask = None if self.separator is None else within_documents(inputs, self.separator)
+        x = self.features(self.embed(inputs), mask)
         logits: Tensor = F.linear(x, self.embed.weight) if self.head is None else self.head(x)
         return logits
 

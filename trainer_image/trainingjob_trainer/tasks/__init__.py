@@ -14,7 +14,7 @@ def build_task(config: TrainerSpec, manifest: Manifest) -> Task:
     if config.task.kind == "language-modeling":
         from trainingjob_trainer.tasks.language_modeling import LanguageModeling
 
-        return LanguageModeling(manifest, config.training.label_smoothing)
+        return LanguageModeling(manifest, config.training.label_smoothing, config.data.packing)
     from trainingjob_trainer.tasks.classification import Classification
 
     return Classification(manifest, config.training.label_smoothing)

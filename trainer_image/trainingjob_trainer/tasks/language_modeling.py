@@ -15,23 +15,25 @@ from trainingjob_trainer.tasks.base import IGNORE, TaskMetrics, all_reduce, cros
 class LanguageModeling:
     """Logits `[rows, sequence_length, vocabulary]`, targets `[rows, sequence_length]`."""
 
-    def __init__(self, manifest: Manifest, label_smoothing: float = 0.0) -> None:
+    def __init__(self, manifest: Manifest, label_smoothing: float = 0.0, packing: bool = False) -> None:
         self._manifest = manifest
+        self._packing = packing
         self._smoothing = label_smoothing
 
     def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy_sum(logits, targets, self._smoothing)
 
     def metrics(self, split: SplitName, device: torch.device) -> LanguageModelingMetrics:
-        return LanguageModelingMetrics(self._manifest.splits[split], device)
+        return LanguageModelingMetrics(self._manifest.splits[split], device, self._packing)
 
 
 class LanguageModelingMetrics:
-    """`bitsPerByte` is the loss in bits a token times the split's tokens (EOS included) a byte of text: what makes
-    models with different tokenizers comparable."""
+    """`bitsPerByte` is the loss in bits a token times the split's predicted tokens (EOS included; with packing all but
+    the first of each document) a byte of text: what makes models with different tokenizers comparable."""
 
-    def __init__(self, split: SplitData, device: torch.device) -> None:
-        self._tokens_per_byte = split.count / max(split.bytes, 1)
+    def __init__(self, split: SplitData, device: torch.device, packing: bool = False) -> None:
+        predicted = split.count - split.documents if packing else split.count
+        self._tokens_per_byte = predicted / max(split.bytes, 1)
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, count
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
