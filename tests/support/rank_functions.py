@@ -8,7 +8,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -226,6 +227,40 @@ def train_run(
     hooks = Hooks(stop_after if last else None, kill_after, stop, store_of(config))
     result = train(config, Attempt(attempt, store_of(config)), hooks)
     return result, hooks.reports
+
+
+def train_on_s3(config: JobConfig, attempt: int, environment: dict[str, str], directory: Path) -> Any:
+    """The whole loop with credentials for S3. In `directory`: this process's id, and the step it has reached."""
+    os.environ.update(environment)
+    (directory / f"{os.getpid()}.pid").touch()
+    hooks = WatchedHooks(directory / "step")
+    return train(config, Attempt(attempt, store_of(config)), hooks), hooks.reports
+
+
+class WatchedHooks(Hooks):
+    """Hooks that also leave the step in a file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def report(self, fields: Mapping[str, Any]) -> None:
+        super().report(fields)
+        if "progress" in fields:
+            self._path.write_text(str(fields["progress"]["step"]))
+
+
+def hash_commits(config: JobConfig, environment: dict[str, str]) -> dict[int, str]:
+    """The hash of the whole state of every checkpoint in S3, by step."""
+    os.environ.update(environment)
+    stepper = build(config)
+    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
+    checkpointer = _checkpointer(config, 1, stepper.world)
+    hashes = {}
+    for commit in commits(store_of(config)):
+        checkpointer.load(commit, tensors)
+        hashes[commit.step] = hash_whole(stepper)
+    return hashes
 
 
 def train_by_the_clock(config: JobConfig, attempt: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from trainingjob_trainer.checkpoint.commits import latest
-from trainingjob_trainer.config import JobConfig, Storage
+from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
 from trainingjob_trainer.errors import Hang
 from trainingjob_trainer.prepare import tokenizer
@@ -33,6 +33,7 @@ def job(directory: Path | str, **changes: Any) -> JobConfig:
         "ranksPerPod": 1,
         "maxRestarts": 3,
         "outputUri": str(directory),
+        "storage": {},
         "task": {"kind": "language-modeling"},
         "data": {"train": {"uri": f"{directory}/raw.txt", "format": "text"}},
         "model": {"transformer": {"layers": 2, "dim": 16, "heads": 4, "kvHeads": 2, "ffnDim": 32, "dropout": 0.1}},
@@ -65,7 +66,7 @@ def without_dropout() -> dict[str, Any]:
 
 def store_of(config: JobConfig) -> Store:
     """The run directory."""
-    return open_store(config.output_uri, Storage())
+    return open_store(config.output_uri, config.storage)
 
 
 def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -> Manifest:
