@@ -131,6 +131,12 @@ def test_the_model_learns_and_every_phase_reports(tmp_path: Path) -> None:
     assert last["tokens"] == 1200 * config.training.sequence_length
     assert last["tokensPerSecond"] > 0
     assert last["etaSeconds"] == 0
+    told = [report["progress"]["metrics"] for report in reports if report.get("progress", {}).get("metrics")]
+    assert all(spent["stepSeconds"] > spent["dataWaitSeconds"] + spent["checkpointWaitSeconds"] for spent in told)
+    assert all(spent["dataWaitSeconds"] > 0 for spent in told)
+    saves = [spent["checkpointWaitSeconds"] > 0 for spent in told]
+    assert saves == [False, False, True] + [False, True] * 4 + [False], "after each second report there is a checkpoint"
+    assert last["metrics"]["memoryGiB"] > 0.05
 
 
 def test_a_loss_that_is_not_finite_names_step_and_learning_rate_and_is_never_committed(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol
 
@@ -151,8 +151,9 @@ class _Run:
         order = Order(reader.blocks, training.seed)
         steps = range(start, training.steps)
         rows = training_rows(steps, training.global_batch_size, order, self.world.size, self.world.rank)
+        self.telemetry.stopwatch.read()  # from here on it counts
         with prefetch(reader, (own or [0] for own in rows), pin=self.world.device.type == "cuda") as read:
-            for step, batch in enumerate(read, start=start):
+            for step, batch in enumerate(self.telemetry.stopwatch.waits("data", read), start=start):
                 self.between_steps(at_checkpoint=True)
                 due = self.telemetry.add(self.stepper(step, batch))
                 self.corrupt_samples += batch.skipped
@@ -205,13 +206,13 @@ class _Run:
         if self.checkpointer.saved_step != self.progress.step:
             self.telemetry.flush()
             self._count_corrupt_samples()
-            with self.watchdog.paused():
+            with self._waiting():
                 self.checkpointer.save(self._tensors(), self.progress)
             self.cadence.restart()
 
     def await_commit(self) -> None:
         """Return when the newest save is committed."""
-        with self.watchdog.paused():
+        with self._waiting():
             self.checkpointer.wait()
         self.tell_commit()
 
@@ -224,7 +225,8 @@ class _Run:
     def evaluate(self, split: SplitName, max_samples: int | None = None) -> TaskMetrics:
         """Metrics of the present weights on a split, the same on every rank."""
         self._report(state="Evaluating", message=f"Evaluating on the {split} split.")
-        with self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
+        evaluating = self.telemetry.stopwatch.during("evaluation")
+        with evaluating, self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
             metrics = evaluate(
                 self.model, self.stepper.task, self.readers[split], self.world.device, max_samples=max_samples
             )
@@ -268,6 +270,12 @@ class _Run:
 
     def _tensors(self) -> dict[str, Tensor]:
         return state_tensors(self.model, self.stepper.optimizer, self.average)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """For a checkpoint: storage may take its time."""
+        with self.watchdog.paused(), self.telemetry.stopwatch.during("checkpoint"):
+            yield
 
     def _evaluated_weights(self) -> AbstractContextManager[None]:
         """The weights that are evaluated and exported: the average, if there is one, in place of the last ones."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
+import resource
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from trainingjob_trainer.config import Training
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.optim import learning_rate
 from trainingjob_trainer.parallel import StepSums
+from trainingjob_trainer.stopwatch import Phase, Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ class Telemetry:
     training: Training
     progress: Progress
     tokens: bool  # whether targets are tokens
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _pending: list[StepSums] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
     _fields: dict[str, Any] = field(default_factory=dict)
 
     def add(self, sums: StepSums) -> bool:
@@ -102,9 +103,22 @@ class Telemetry:
         return False
 
     def _measure(self, steps: int, targets: int) -> None:
-        now = time.monotonic()
-        seconds, self._since = now - self._since, now
+        seconds, spent = self.stopwatch.read()
         left = max(0, self.training.steps - self.progress.step)
         self._fields["etaSeconds"] = round(left * seconds / steps, 1)
         if self.tokens:
             self._fields["tokensPerSecond"] = round(targets / seconds, 1)
+        self._fields["metrics"] = _speed(steps, seconds, spent)
+
+
+def _speed(steps: int, seconds: float, spent: dict[Phase, float]) -> dict[str, float]:
+    """This rank's seconds a step, what of them it waited for data or a checkpoint, and its memory's peak."""
+    training = seconds - spent.get("evaluation", 0.0)
+    on_cuda = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if on_cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "stepSeconds": round(training / steps, 6),
+        "dataWaitSeconds": round(spent.get("data", 0.0) / steps, 6),
+        "checkpointWaitSeconds": round(spent.get("checkpoint", 0.0) / steps, 6),
+        "deviceMemoryGiB" if on_cuda else "memoryGiB": round(peak / 2**30, 3),
+    }

@@ -85,7 +85,10 @@ class Progress(StatusModel):
     learning_rate: float | None = Field(None, description="Learning rate at `step`.")
     tokens_per_second: float | None = Field(None, description="Throughput over all ranks.")
     eta: Annotated[str, Field(max_length=32)] | None = Field(None, description="Time to the last step, like 1h02m.")
-    metrics: Metrics = Field(default_factory=dict, description="Further numbers that a custom command reports.")
+    metrics: Metrics = Field(
+        default_factory=dict,
+        description="Further numbers: seconds a step and the like, or what a custom command says.",
+    )
     updated_at: Time | None = Field(None, description="When the trainer reported this.")
 
 
