@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-Json = dict[str, Any]
-
-
-def merged(base: Json, changes: Json) -> Json:
-    """JSON merge patch: None removes."""
-    result = copy.deepcopy(base)
-    for key, value in changes.items():
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = merged(result[key], value)
-        else:
-            result[key] = value
-    return result
+from support.bad_tasks import TASKS
+from support.merge_patch import Json, merged
 
 
 def _template(**fields: Any) -> Json:
@@ -63,6 +50,12 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "custom is not for kind language-modeling: set kind to custom, or remove it",
     ),
     (
+        {"model": {"preset": None, "rnn": {}}, "data": {"packing": True}},
+        "data.packing",
+        FORBIDDEN,
+        "data.packing is not for model.rnn, whose state goes from document to document: remove it",
+    ),
+    (
         {"task": {"kind": "text-classification"}, "data": {"packing": True}},
         "data.packing",
         FORBIDDEN,
@@ -78,7 +71,7 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         {"task": {"kind": "text-classification"}, "data": {"train": {"format": "text"}}},
         "data.train.format",
         INVALID,
-        "data.train.format is text: text-classification reads jsonl or parquet, with labels",
+        "data.train.format is text: text-classification reads jsonl, csv or parquet, with labels",
     ),
     (
         {"workers": {"replicas": 9, "resources": {"gpus": 8}}},
@@ -185,12 +178,18 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         INVALID,
         "minChars (9) must not be above maxChars (8)",
     ),
-    ({"model": {"preset": None}}, "model", INVALID, "exactly one of preset and transformer must be set, not none"),
+    *TASKS,
+    (
+        {"model": {"preset": None}},
+        "model",
+        INVALID,
+        "exactly one of preset, transformer, cnn, rnn, mlp must be set, not 0",
+    ),
     (
         {"model": {"transformer": {"layers": 1, "dim": 64, "heads": 4}}},
         "model",
         INVALID,
-        "exactly one of preset and transformer must be set, not both",
+        "exactly one of preset, transformer, cnn, rnn, mlp must be set, not 2",
     ),
     (
         _transformer(dim=100, heads=3),
@@ -356,6 +355,8 @@ BY_SCHEMA: list[tuple[Json, str]] = [
 FIXED: dict[str, Json] = {
     "outputUri": {"outputUri": "s3://models/other"},
     "task.kind": {"task": {"kind": "image-classification"}, "data": {"train": {"format": "parquet"}}},
+    "task.loss": {"task": {"loss": "cross-entropy"}},
+    "task.huberDelta": {"task": {"huberDelta": 2.0}},
     "data.train": {"data": {"train": {"uri": "s3://corpus/other"}}},
     "data.validation": {"data": {"validation": {"fraction": 0.2}}},
     "data.test": {"data": {"test": {"fraction": 0.2}}},

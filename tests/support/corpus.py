@@ -1,6 +1,13 @@
 """Real data that every machine has, as a user would put it into S3."""
 
+import csv
 import io
+from pathlib import Path
+from typing import Any
+
+from trainingjob_trainer.config import JobConfig
+
+from support.training import job
 
 
 def digits() -> bytes:
@@ -19,3 +26,21 @@ def digits() -> bytes:
     parquet = io.BytesIO()
     pq.write_table(pa.table({"image": images, "label": [int(label) for label in bunch.target]}), parquet)
     return parquet.getvalue()
+
+
+def diabetes(directory: Path, **changes: Any) -> JobConfig:
+    """A run over scikit-learn's diabetes study as CSV: ten measurements of a patient, and how the disease went on."""
+    from sklearn.datasets import load_diabetes
+
+    bunch = load_diabetes(scaled=False)
+    with (directory / "diabetes.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow([*bunch.feature_names, "progression"])
+        lines.writerows([*row, value] for row, value in zip(bunch.data, bunch.target, strict=True))
+    columns = {"format": "csv", "features": bunch.feature_names, "labelField": "progression"}
+    data = {
+        "train": {"uri": f"{directory}/diabetes.csv", **columns},
+        "validation": {"fraction": 0.15},
+        "test": {"fraction": 0.2},
+    }
+    return job(directory, **{"task": {"kind": "regression"}, "data": data, "model": {"mlp": {}}, **changes})

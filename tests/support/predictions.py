@@ -22,7 +22,7 @@ BATCH = 7
 
 
 class Table(nn.Module):
-    """Predicts for sample i row i of a table. Inputs are images of one pixel, which is the sample's number."""
+    """Predicts for sample i row i of a table. Inputs are one number, scaled from that of the sample as pixels are."""
 
     def __init__(self, predictions: Tensor) -> None:
         super().__init__()
@@ -33,8 +33,9 @@ class Table(nn.Module):
 
 
 def put_rows(config: JobConfig, labels: npt.NDArray[Any], **facts: Any) -> None:
-    """Images of one pixel, which is their number, with these labels, as all three splits."""
-    rows = b"".join(bytes([number]) + label.tobytes() for number, label in enumerate(labels))
+    """Rows of one number, which is their own, with these labels, as all three splits."""
+    dtype = facts.get("dtype", "uint8")
+    rows = b"".join(np.asarray(number, dtype).tobytes() + label.tobytes() for number, label in enumerate(labels))
     store = store_of(config)
     store.put("data/rows.bin", rows)
     shard = Shard.of("data/rows.bin", rows, len(labels), len(labels), "w")

@@ -39,7 +39,7 @@ def unknown_fields(value: Any, schema: dict[str, Any], path: str = "") -> Iterat
 
 def test_there_are_examples_of_both_tasks() -> None:
     kinds = {TrainingJobSpec.model_validate(load(path)["spec"]).task.kind for path in EXAMPLES}
-    assert kinds == {"language-modeling", "text-classification", "image-classification"}
+    assert kinds == {"language-modeling", "text-classification", "image-classification", "regression"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

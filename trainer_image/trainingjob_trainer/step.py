@@ -14,7 +14,7 @@ from trainingjob_trainer.data.reader import Batch
 from trainingjob_trainer.optim import OptimizerGroup, WeightAverage, add_penalties, learning_rate
 from trainingjob_trainer.parallel import StepSums, World, pass_precision, scale_and_clip, sync_gradients
 from trainingjob_trainer.seeding import seed_generators
-from trainingjob_trainer.tasks import IGNORE, Task
+from trainingjob_trainer.tasks import Task, weightless
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Dealing:
             if start < end:
                 yield Batch(batch.inputs[start:end], batch.targets[start:end])
             else:
-                yield Batch(batch.inputs[:1], torch.full(batch.targets[:1].shape, IGNORE))
+                yield Batch(batch.inputs[:1], weightless(batch.targets[:1]))
 
 
 @dataclass(frozen=True)

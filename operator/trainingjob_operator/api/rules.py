@@ -37,6 +37,7 @@ OPTIONAL = (
     "image",
     "outputUri",
     "task.custom",
+    "task.loss",
     "data",
     "model",
     "training",
@@ -111,6 +112,41 @@ def _exactly_one(first: str, second: str) -> Rule:
     )
 
 
+_GIVEN = f"[{', '.join(f'has(self.{name})' for name in config.ARCHITECTURES)}].filter(given, given).size()"
+_ARCHITECTURES = Rule(
+    f"{_GIVEN} == 1", f"exactly one of {', '.join(config.ARCHITECTURES)} must be set, not %d", (_GIVEN,)
+)
+
+
+def _for_its_tasks(name: str) -> Rule:
+    """A model is for some kinds of task. (Kind custom has none at all: another rule says so.)"""
+    kinds = config.ARCHITECTURES[name]
+    instead = {
+        kind: ", ".join(other for other, theirs in config.ARCHITECTURES.items() if kind in theirs)
+        for kind in OWN_KINDS
+        if kind not in kinds
+    }
+    allowed = [*kinds, "custom"]
+    return Rule(
+        f"!has(self.model) || !has(self.model.{name}) || self.task.kind in {allowed}",
+        f"model.{name} is not for task.kind %s: set one of %s",
+        ("self.task.kind", "".join(f"self.task.kind == '{k}' ? '{names}' : " for k, names in instead.items()) + "''"),
+        field=f".model.{name}",
+        reason="FieldValueForbidden",
+    )
+
+
+def _has_losses(kind: config.Kind) -> Rule:
+    losses = list(config.LOSSES[kind])
+    of_kind = "!has(self.kind)" if kind == "language-modeling" else "false"
+    return Rule(
+        f"!has(self.loss) || !({of_kind} || self.?kind.orValue('') == '{kind}') || self.loss in {losses}",
+        f"loss %s is not for kind {kind}, whose losses are: {', '.join(losses) or 'none'}",
+        ("self.loss",),
+        field=".loss",
+    )
+
+
 RANKS_PER_POD = "(self.workers.resources.gpus > 0 ? self.workers.resources.gpus : 1)"
 RANKS = f"self.workers.replicas * {RANKS_PER_POD}"
 # Of an elastic job, any number of pods must do.
@@ -121,6 +157,8 @@ FSDP_RANKS = "self.training.parallelism.?fsdpRanks.orValue(1)"
 FIXED = (
     "outputUri",
     "task.kind",
+    "task.loss",
+    "task.huberDelta",
     "data.train",
     "data.validation",
     "data.test",
@@ -162,7 +200,7 @@ WHILE_SUSPENDED = (
     "runPolicy.queueName",
 )
 
-OWN_KINDS = [kind for kind, parts in config.REQUIRED.items() if "training" in parts]
+OWN_KINDS: list[config.Kind] = [kind for kind, parts in config.REQUIRED.items() if "training" in parts]
 REQUIRED_BY_SOME = tuple(dict.fromkeys(part for parts in config.REQUIRED.values() for part in parts))
 
 # They stand on the spec: on an optional field, its removal would escape them.
@@ -237,6 +275,12 @@ SPEC_RULES = (
         field=".training.parallelism.fsdpRanks",
     ),
     Rule(
+        "!has(self.data) || !self.data.packing || !has(self.model) || !has(self.model.rnn)",
+        "data.packing is not for model.rnn, whose state goes from document to document: remove it",
+        field=".data.packing",
+        reason="FieldValueForbidden",
+    ),
+    Rule(
         "self.task.kind == 'language-modeling' || !has(self.data) || !self.data.packing",
         "data.packing is not for task.kind %s, whose samples are apart: remove it",
         ("self.task.kind",),
@@ -251,7 +295,7 @@ SPEC_RULES = (
     ),
     Rule(
         "self.task.kind != 'text-classification' || !has(self.data) || self.data.train.format != 'text'",
-        "data.train.format is text: text-classification reads jsonl or parquet, with labels",
+        "data.train.format is text: text-classification reads jsonl, csv or parquet, with labels",
         field=".data.train.format",
     ),
     Rule(
@@ -268,6 +312,23 @@ SPEC_RULES = (
         "training.sequenceLength (%d) must not be above model.transformer.context (%d)",
         ("self.training.sequenceLength", "self.model.transformer.context"),
         field=".training.sequenceLength",
+    ),
+    Rule(
+        "self.task.kind != 'regression' || !has(self.data) || self.data.train.format != 'text'",
+        "data.train.format is text: regression reads columns, of csv, jsonl or parquet",
+        field=".data.train.format",
+    ),
+    Rule(
+        "self.task.kind != 'regression' || !has(self.data) || self.data.train.features.size() > 0",
+        "data.train.features is required for task.kind regression: name the columns",
+        field=".data.train.features",
+        reason="FieldValueRequired",
+    ),
+    *(_for_its_tasks(name) for name, kinds in config.ARCHITECTURES.items() if {*kinds} != {*OWN_KINDS}),
+    Rule(
+        "!has(self.model) || !has(self.model.cnn) || !has(self.training) || self.training.optimizer.name != 'muon'",
+        "training.optimizer.name is muon, which is for matrices: model.cnn has none in its blocks",
+        field=".training.optimizer.name",
     ),
 )
 
@@ -297,6 +358,7 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             field=".custom",
             reason="FieldValueForbidden",
         ),
+        *(_has_losses(kind) for kind in config.LOSSES),
     ),
     config.Storage: (
         Rule(
@@ -328,7 +390,7 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             field=".minChars",
         ),
     ),
-    config.Model: (_exactly_one("preset", "transformer"),),
+    config.Model: (_ARCHITECTURES,),
     config.Transformer: (
         Rule(
             "has(self.headDim) || self.dim % self.heads == 0",

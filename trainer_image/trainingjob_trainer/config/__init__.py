@@ -5,19 +5,22 @@ only configuration. On the wire the names are camelCase, in Python snake_case. E
 because the API server's CEL cost budget needs one.
 """
 
+from trainingjob_trainer.config.architectures import Cnn, Mlp, Rnn
 from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, digest
 from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
-from trainingjob_trainer.config.model import PRESETS, Model, Transformer
+from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, Transformer
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point, Schedule
 from trainingjob_trainer.config.parallelism import Parallelism
 from trainingjob_trainer.config.spec import JobConfig, JobSpec, PodConfig, TrainerSpec
-from trainingjob_trainer.config.task import OWN_TASK_PARTS, REQUIRED, Custom, Kind, Storage, Task
+from trainingjob_trainer.config.task import LOSSES, OWN_TASK_PARTS, REQUIRED, Custom, Kind, Storage, Task
 from trainingjob_trainer.config.training import Checkpoint, Evaluation, Training
 
 __all__ = [
+    "ARCHITECTURES",
     "Argument",
     "Checkpoint",
     "Clean",
+    "Cnn",
     "Config",
     "Custom",
     "Data",
@@ -26,6 +29,8 @@ __all__ = [
     "JobConfig",
     "JobSpec",
     "Kind",
+    "LOSSES",
+    "Mlp",
     "Model",
     "Name",
     "OWN_TASK_PARTS",
@@ -38,6 +43,7 @@ __all__ = [
     "Prepare",
     "Quantity",
     "REQUIRED",
+    "Rnn",
     "Schedule",
     "Source",
     "Split",

@@ -18,12 +18,20 @@ class Source(Config):
     uri: Uri = Field(
         description="Object, prefix ending in '/', or glob. `.gz` and `.zst` JSONL and text are decompressed."
     )
-    format: Literal["jsonl", "text", "parquet"] = Field(
-        "jsonl", description="jsonl: one JSON object a line; text: one document a file; parquet: one row an example."
+    format: Literal["jsonl", "text", "parquet", "csv"] = Field(
+        "jsonl",
+        description="jsonl: one JSON object a line; text: one document a file; parquet: one row an example; csv: "
+        "names, then one example a line.",
     )
     field: Name = Field("text", description="Field or column that holds the text.")
     image_field: Name = Field("image", description="Column of encoded images, PNG or JPEG (image-classification).")
-    label_field: Name = Field("label", description="Field of integer or string labels (classification).")
+    label_field: Name = Field(
+        "label",
+        description="Field of integer or string labels (classification), or of the number to predict (regression).",
+    )
+    features: Annotated[list[Name], Field(max_length=1024)] = Field(
+        default_factory=list, description="Columns of numbers to predict from (regression)."
+    )
 
 
 class Split(Config):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainingjob_trainer.config.architectures import Cnn, Mlp, Rnn
 from trainingjob_trainer.config.base import Config
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
@@ -113,11 +114,24 @@ PRESETS: dict[str, Transformer] = {
 Preset = Literal["gpt-nano", "gpt-3m", "gpt-124m", "gpt-350m", "gpt-774m", "gpt-1.3b", "llama-1b", "llama-8b"]
 
 
+# The fields of `Model` of which one is set, and the tasks that each is for.
+ARCHITECTURES = {
+    "preset": ("language-modeling", "text-classification", "image-classification"),
+    "transformer": ("language-modeling", "text-classification", "image-classification"),
+    "cnn": ("image-classification",),
+    "rnn": ("language-modeling",),
+    "mlp": ("regression",),
+}
+
+
 class Model(Config):
-    """The model: a preset, or its shape field by field."""
+    """The model: a preset, or its shape field by field, of an architecture that the task has."""
 
     preset: Preset | None = Field(None, description="A named shape.")
     transformer: Transformer | None = Field(None, description="A shape of your own.")
+    cnn: Cnn | None = Field(None, description="A convolutional network (image-classification).")
+    rnn: Rnn | None = Field(None, description="A recurrent network (language-modeling).")
+    mlp: Mlp | None = Field(None, description="A multilayer perceptron (regression).")
     export: Literal["huggingface", "none"] = Field(
         "huggingface",
         description="What is handed out at the end: a directory that loads without this project (a language model's in "
@@ -126,12 +140,22 @@ class Model(Config):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.preset is None) == (self.transformer is None):
-            how_many = "none" if self.preset is None else "both"
-            raise ValueError(f"exactly one of preset and transformer must be set, not {how_many}")
+        if (given := sum(getattr(self, name) is not None for name in ARCHITECTURES)) != 1:
+            raise ValueError(f"exactly one of {', '.join(ARCHITECTURES)} must be set, not {given}")
         return self
 
     @property
-    def size(self) -> Transformer:
+    def architecture(self) -> Transformer | Cnn | Rnn | Mlp:
         """The shape, whichever way it was named."""
-        return self.transformer or PRESETS[str(self.preset)]
+        return self.transformer or self.cnn or self.rnn or self.mlp or PRESETS[str(self.preset)]
+
+    @property
+    def size(self) -> Transformer:
+        """The shape of a Transformer."""
+        assert isinstance(self.architecture, Transformer)
+        return self.architecture
+
+    @property
+    def context(self) -> int | None:
+        """Positions in the table, if it has one of a given length."""
+        return self.architecture.context if isinstance(self.architecture, Transformer) else None

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from trainingjob_trainer.config.base import Config, Name, Uri, digest
 from trainingjob_trainer.config.data import ORDER_VERSION, Data
-from trainingjob_trainer.config.model import Model
+from trainingjob_trainer.config.model import ARCHITECTURES, Model, Transformer
 from trainingjob_trainer.config.task import OWN_TASK_PARTS, REQUIRED, Storage, Task
 from trainingjob_trainer.config.training import Checkpoint, Evaluation, Training
 
@@ -53,21 +53,28 @@ class JobSpec(Config):
                 f"data.train.format is {read}: image-classification reads parquet, with a column of encoded images"
             )
         if self.task.kind == "text-classification" and read == "text":
-            raise ValueError("data.train.format is text: text-classification reads jsonl or parquet, with labels")
+            raise ValueError("data.train.format is text: text-classification reads jsonl, csv or parquet, with labels")
+        if self.task.kind == "regression" and self.data is not None:
+            if read == "text":
+                raise ValueError("data.train.format is text: regression reads columns, of csv, jsonl or parquet")
+            if not self.data.train.features:
+                raise ValueError("data.train.features is required for task.kind regression: name the columns")
         return self
 
     @model_validator(mode="after")
     def _packs_documents(self) -> Self:
         if self.data is not None and self.data.packing and self.task.kind != "language-modeling":
             raise ValueError(f"data.packing is not for task.kind {self.task.kind}, whose samples are apart: remove it")
+        if self.data is not None and self.data.packing and self.model is not None and self.model.rnn is not None:
+            raise ValueError("data.packing is not for model.rnn, whose state goes from document to document: remove it")
         return self
 
     @model_validator(mode="after")
     def _can_be_exported(self) -> Self:
         if self.task.kind != "language-modeling" or self.model is None or self.model.export == "none":
             return self
-        size = self.model.size
-        if size.family is None:
+        size = self.model.architecture
+        if isinstance(size, Transformer) and size.family is None:
             raise ValueError(
                 f"model.transformer (norm {size.norm}, positions {size.positions}, ffn {size.ffn}, bias {size.bias}) "
                 "has no counterpart among GPT-2, Llama and Qwen to be exported to: change it, or set model.export to "
@@ -77,13 +84,24 @@ class JobSpec(Config):
 
     @model_validator(mode="after")
     def _samples_fit_into_the_context(self) -> Self:
-        if self.model is None or self.training is None or self.model.size.context is None:
-            return self
-        if self.training.sequence_length > self.model.size.context:
+        context = None if self.model is None else self.model.context
+        if self.training is not None and context is not None and self.training.sequence_length > context:
             raise ValueError(
                 f"training.sequenceLength ({self.training.sequence_length}) must not be above "
-                f"model.transformer.context ({self.model.size.context})"
+                f"model.transformer.context ({context})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _model_is_for_the_task(self) -> Self:
+        kind = self.task.kind
+        given = [] if self.model is None else [n for n in ARCHITECTURES if getattr(self.model, n) is not None]
+        for name in given:
+            if kind not in ARCHITECTURES[name]:
+                others = ", ".join(other for other, kinds in ARCHITECTURES.items() if kind in kinds)
+                raise ValueError(f"model.{name} is not for task.kind {kind}: set one of {others}")
+        if self.training is not None and self.training.optimizer.name == "muon" and "cnn" in given:
+            raise ValueError("training.optimizer.name is muon, which is for matrices: model.cnn has none in its blocks")
         return self
 
 
@@ -98,7 +116,7 @@ class TrainerSpec(JobSpec):
     @property
     def context(self) -> int:
         """Positions that the model knows: the length of a learned table, and what an export states."""
-        return self.model.size.context or self.training.sequence_length
+        return self.model.context or self.training.sequence_length
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs' states interchangeable: nothing that may change over one run directory is in it.
@@ -109,13 +127,13 @@ class TrainerSpec(JobSpec):
         data = {k: v for k, v in spec["data"].items() if k not in ("prepare", "onCorrupt")}
         prepare = spec["data"]["prepare"]
         parts: dict[str, Any] = {
-            "task": {"kind": self.task.kind},
+            "task": {"kind": self.task.kind, "loss": self.task.objective, "huberDelta": self.task.huber_delta},
             "data": {
                 **data,
                 "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]},
                 "order": ORDER_VERSION,
             },
-            "model": self.model.size.wire(),
+            "model": self.model.architecture.wire(),
             "training": {
                 "seed": self.training.seed,
                 "globalBatchSize": self.training.global_batch_size,

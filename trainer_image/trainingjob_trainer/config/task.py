@@ -44,13 +44,23 @@ class Custom(Config):
     )
 
 
-Kind = Literal["language-modeling", "text-classification", "image-classification", "custom"]
+Kind = Literal["language-modeling", "text-classification", "image-classification", "regression", "custom"]
+Loss = Literal["cross-entropy", "binary-cross-entropy", "mse", "mae", "huber"]
+# Of each kind; the first one is its default.
+LOSSES: dict[Kind, tuple[Loss, ...]] = {
+    "language-modeling": ("cross-entropy",),
+    "text-classification": ("cross-entropy", "binary-cross-entropy"),
+    "image-classification": ("cross-entropy", "binary-cross-entropy"),
+    "regression": ("mse", "mae", "huber"),
+    "custom": (),
+}
 # Parts of a spec that describe a task of the trainer's own. A custom command has no use for them, but for an outputUri.
 OWN_TASK_PARTS = ("data", "model", "training")
 REQUIRED: dict[Kind, tuple[str, ...]] = {
     "language-modeling": ("output_uri", *OWN_TASK_PARTS),
     "text-classification": ("output_uri", *OWN_TASK_PARTS),
     "image-classification": ("output_uri", *OWN_TASK_PARTS),
+    "regression": ("output_uri", *OWN_TASK_PARTS),
     "custom": (),
 }
 
@@ -61,7 +71,15 @@ class Task(Config):
     kind: Kind = Field(
         "language-modeling",
         description="language-modeling: next-token prediction; text- and image-classification: one label for each; "
-        "custom: `command`.",
+        "regression: a number from columns of numbers; custom: `command`.",
+    )
+    loss: Loss | None = Field(
+        None,
+        description="What training makes small. Absent: cross-entropy, or mse for regression. binary-cross-entropy: a "
+        "sample has any number of labels (a list in `labelField`), each decided for itself.",
+    )
+    huber_delta: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        1.0, description="Error above which huber is linear, in standard deviations of the target."
     )
     custom: Custom | None = Field(None, description="The program to run (custom).")
 
@@ -72,3 +90,20 @@ class Task(Config):
         if self.kind != "custom" and self.custom is not None:
             raise ValueError(f"custom is not for kind {self.kind}: set kind to custom, or remove it")
         return self
+
+    @model_validator(mode="after")
+    def _loss_is_of_the_kind(self) -> Self:
+        if self.loss is not None and self.loss not in LOSSES[self.kind]:
+            allowed = ", ".join(LOSSES[self.kind]) or "none"
+            raise ValueError(f"loss {self.loss} is not for kind {self.kind}, whose losses are: {allowed}")
+        return self
+
+    @property
+    def objective(self) -> Loss:
+        """The loss, after the default."""
+        return self.loss or LOSSES[self.kind][0]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a sample has any number of labels."""
+        return self.loss == "binary-cross-entropy"

@@ -13,10 +13,10 @@ from trainingjob_trainer.config import Config
 
 MANIFEST_KEY = "data/manifest.json"
 TOKENIZER_KEY = "data/tokenizer.json"
-LABEL_BYTES = 4  # a row ends with its label, int32 little-endian
+LABEL_BYTES = 4  # a row ends with its label, int32 little-endian; with its value, float32; or see `multi_label`
 PIECE_BYTES = 2**18  # of a shard, each with a checksum of its own: what a ranged read is rounded to
 
-ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4}
+ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4, "float32": 4}
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -72,25 +72,35 @@ class SplitData(Config):
         return sum(shard.count for shard in self.shards)
 
 
+class Scale(Config):
+    """A column of the training split."""
+
+    mean: float
+    deviation: Annotated[float, Field(gt=0, description="Standard deviation; 1 for a column that is constant.")]
+
+
 class Manifest(Config):
-    """What the prepared data is: one stream of tokens, or rows, each a sample: an image or a text and its class.
+    """What the prepared data is: one stream of tokens, or rows, each a sample: an image or a text and its class, or
+    columns of numbers and the value to predict.
 
     All rows are of one size, so sample i lies at byte i * `item_bytes` of its split. A text's row is EOS, its tokens,
     and EOS to the row's end (see `shape`); the one that would be longer is cut.
     """
 
     version: Literal[2] = 2
-    kind: Literal["tokens", "images", "texts"]
-    dtype: Literal["uint8", "uint16", "uint32"]
+    kind: Literal["tokens", "images", "texts", "tables"]
+    dtype: Literal["uint8", "uint16", "uint32", "float32"]
     identity_hash: Annotated[str, Field(description="Of the run whose data this is.")] = ""
     splits: dict[SplitName, SplitData]
     vocab_size: int | None = None
     tokenizer_digest: str | None = None
     eos_id: int | None = None
     shape: tuple[int, ...] | None = Field(
-        None, description="Of a row: channels, height, width of an image; tokens of a text, padding included."
+        None, description="Of a row: channels, height, width of an image; tokens of a text, padding included; columns."
     )
     classes: list[str] | None = None
+    multi_label: bool = Field(False, description="A row ends with a byte for each class, 1 where it has the label.")
+    scales: list[Scale] | None = Field(None, description="Of each column and, the last, of the value to predict.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -98,13 +108,20 @@ class Manifest(Config):
             raise ValueError(f"a manifest of {self.kind} needs vocabSize, tokenizerDigest and eosId")
         if self.kind in ("images", "texts") and None in (self.shape, self.classes):
             raise ValueError(f"a manifest of {self.kind} needs shape and classes")
+        if self.kind == "tables" and None in (self.shape, self.scales):
+            raise ValueError("a manifest of tables needs shape and scales")
         return self
 
     @property
     def item_bytes(self) -> int:
         """Bytes of one token, or of one row (its numbers, then its label)."""
         size = ITEM_BYTES[self.dtype]
-        return size if self.shape is None else math.prod(self.shape) * size + LABEL_BYTES
+        return size if self.shape is None else math.prod(self.shape) * size + self.label_bytes
+
+    @property
+    def label_bytes(self) -> int:
+        """Bytes at the end of a row that say what is to be predicted."""
+        return len(self.classes or ()) if self.multi_label else LABEL_BYTES
 
     def num_samples(self, split: SplitName, sequence_length: int) -> int:
         """Samples of a split: rows, or windows of `sequence_length + 1` tokens at stride `sequence_length`."""

@@ -38,7 +38,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, integers as int64; without waiting where it comes from page-locked memory."""
         inputs, targets = (tensor.to(device, non_blocking=True) for tensor in (self.inputs, self.targets))
-        return replace(self, inputs=inputs if inputs.is_floating_point() else inputs.long(), targets=targets.long())
+        return replace(self, inputs=_widened(inputs), targets=_widened(targets))
 
     def pin(self) -> Batch:
         """The batch in page-locked memory."""
@@ -146,5 +146,18 @@ class Reader:
         return Batch(torch.from_numpy(inputs), torch.from_numpy(np.ascontiguousarray(targets)), int(skipped.sum()))
 
     def _rows(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:
+        rows[skipped] = 0
         inputs, targets = decode(rows, self._manifest)
-        return Batch(inputs, targets.masked_fill(torch.from_numpy(skipped), IGNORE), int(skipped.sum()))
+        targets[skipped] = weightless(targets[skipped])
+        return Batch(inputs, targets, int(skipped.sum()))
+
+
+def weightless(targets: Tensor) -> Tensor:
+    """Targets of this shape that have no weight: IGNORE, or NaN among real numbers."""
+    if targets.is_floating_point():
+        return torch.full_like(targets, torch.nan)
+    return torch.full(targets.shape, IGNORE, device=targets.device)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_floating_point() else tensor.long()

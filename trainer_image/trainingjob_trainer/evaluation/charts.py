@@ -35,7 +35,7 @@ def loss_curve(progress: Progress) -> str:
     """Training loss at the logged steps and validation loss at the evaluated ones, over the step."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8, 3.6), layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats)")
+        axes = figure.add_subplot(xlabel="step", ylabel="loss")
         logged = progress.history
         axes.plot([p.step for p in logged], [p.loss for p in logged], color=BLUE, label="training")
         evaluated = progress.evaluations

@@ -9,7 +9,7 @@ from torch import nn
 from trainingjob_trainer.data.batches import evaluation_rows
 from trainingjob_trainer.data.prefetch import prefetch
 from trainingjob_trainer.data.reader import Batch, Reader
-from trainingjob_trainer.tasks import IGNORE, Task, TaskMetrics
+from trainingjob_trainer.tasks import Task, TaskMetrics, weightless
 
 
 @torch.no_grad()
@@ -50,10 +50,8 @@ def _pad(batch: Batch, rows: int, weight: bool) -> Batch:
     """The batch with constant shape: filled up with rows of no weight; without `weight`, all of them have none."""
     missing = rows - len(batch.targets)
     inputs = torch.cat([batch.inputs, batch.inputs[:1].expand(missing, *batch.inputs.shape[1:])])
-    targets = torch.cat(
-        [batch.targets, torch.full_like(batch.targets[:1], IGNORE).expand(missing, *batch.targets.shape[1:])]
-    )
-    return Batch(inputs, targets if weight else torch.full_like(targets, IGNORE))
+    targets = torch.cat([batch.targets, weightless(batch.targets[:1]).expand(missing, *batch.targets.shape[1:])])
+    return Batch(inputs, targets if weight else weightless(targets))
 
 
 def scalars(metrics: TaskMetrics) -> dict[str, float]:

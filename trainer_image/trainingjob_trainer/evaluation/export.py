@@ -7,17 +7,19 @@ Other models, which no family there expresses, become safetensors and a `torch.e
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
-from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import TOKENIZER_KEY, Manifest
-from trainingjob_trainer.evaluation.model_card import classifier_card, decoder_card
+from trainingjob_trainer.config import JobConfig, Transformer
+from trainingjob_trainer.data.manifest import TOKENIZER_KEY, Manifest, Scale
+from trainingjob_trainer.evaluation.model_card import decoder_card, program_card
 from trainingjob_trainer.huggingface.save import save_decoder, write_json
 from trainingjob_trainer.models import build_model
 
@@ -29,7 +31,7 @@ def export_model(config: JobConfig, manifest: Manifest, weights: Mapping[str, Te
         path = Path(directory)
         if manifest.tokenizer_digest is not None:
             (path / "tokenizer.json").write_bytes(attempt.store.get(TOKENIZER_KEY))
-        if manifest.kind == "tokens":
+        if isinstance(config.model.architecture, Transformer) and manifest.kind == "tokens":
             save_decoder(path, config, manifest, weights)
             (path / "README.md").write_text(decoder_card(config, manifest, _parameters(weights)))
         else:
@@ -41,20 +43,58 @@ def export_model(config: JobConfig, manifest: Manifest, weights: Mapping[str, Te
 
 def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path / "model.safetensors")
-    shape = list(manifest.shape or ())
-    inputs = {"pixels": {"scale": 1 / 127.5, "offset": -1.0}} if manifest.kind == "images" else {"eos": manifest.eos_id}
-    facts = {"task": config.task.kind, "transformer": config.model.size.wire(), "shape": shape}
-    write_json(path / "config.json", {**facts, "classes": manifest.classes, **inputs})
+    write_json(path / "config.json", program_config(config, manifest))
     with torch.device("meta"):
         model = build_model(config, manifest)
     model.load_state_dict(dict(weights), assign=True)
-    program = torch.export.export(
-        model.eval(),
-        (torch.zeros(2, *shape, dtype=torch.float32 if manifest.kind == "images" else torch.int64),),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-    )
+    if manifest.scales is not None:
+        model = Unscaled(model, manifest.scales)
+    shape = manifest.shape or (config.training.sequence_length,)
+    inputs = torch.zeros(2, *shape, dtype=torch.int64 if manifest.eos_id is not None else torch.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "The tensor attributes .*_flat_weights"
+        )  # recurrent layers list their weights
+        program = torch.export.export(model.eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path / "model.pt2")
-    (path / "README.md").write_text(classifier_card(config, manifest, _parameters(weights)))
+    (path / "README.md").write_text(program_card(config, manifest, _parameters(weights)))
+
+
+class Unscaled(nn.Module):
+    """A regression from columns as they are in the data to values as they are there."""
+
+    means: Tensor
+    deviations: Tensor
+
+    def __init__(self, model: nn.Module, scales: Sequence[Scale]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("means", torch.tensor([scale.mean for scale in scales], dtype=torch.float64))
+        self.register_buffer("deviations", torch.tensor([scale.deviation for scale in scales], dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Columns `[batch, features]` -> values `[batch]`, both float32."""
+        scaled = (inputs.double() - self.means[:-1]) / self.deviations[:-1]
+        predicted: Tensor = self.model(scaled.float()).double() * self.deviations[-1] + self.means[-1]
+        return predicted.float()
+
+
+def program_config(config: JobConfig, manifest: Manifest) -> dict[str, Any]:
+    """What a caller of `model.pt2` has to know: the shape of a row, how to fill it, and what comes out."""
+    shape = manifest.shape or (config.training.sequence_length,)
+    known: dict[str, Any] = {"classes": manifest.classes, "eos": manifest.eos_id}
+    if manifest.classes is not None:
+        known["multiLabel"] = manifest.multi_label
+    if manifest.kind == "tables":
+        known |= {"features": config.data.train.features, "target": config.data.train.label_field}
+    if manifest.kind == "images":
+        known["pixels"] = {"scale": 1 / 127.5, "offset": -1.0}
+    return {
+        "task": config.task.kind,
+        "model": config.model.wire(),
+        "shape": list(shape),
+        **{name: value for name, value in known.items() if value is not None},
+    }
 
 
 def _parameters(weights: Mapping[str, Tensor]) -> int:

@@ -7,8 +7,8 @@ from trainingjob_trainer.data.manifest import Manifest
 
 _DECODER = """# {name}
 
-A language model of {parameters:,} parameters: {layers} layers, width {dim}, {heads} heads, {vocab:,} tokens of
-vocabulary, sequences of {length} tokens. Trained for {steps:,} steps of {batch} samples on `{source}`.
+A language model of {parameters:,} parameters ({shape}), {vocab:,} tokens of vocabulary, sequences of {length} tokens.
+Trained for {steps:,} steps of {batch} samples on `{source}`.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,10 +20,32 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ```
 """
 
+_RECURRENT = """# {name}
+
+A recurrent language model of {parameters:,} parameters ({shape}), {vocab:,} tokens of vocabulary. Trained for {steps:,}
+steps of {batch} sequences of {length} tokens on `{source}`.
+
+`model.pt2` runs with PyTorch alone, on sequences of {length} tokens; `tokenizer.json` is read by the `tokenizers`
+library:
+
+```python
+import json, tokenizers, torch
+
+model = torch.export.load("model.pt2").module()
+config = json.load(open("config.json"))
+tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
+ids = [config["eos"], *tokenizer.encode("Once").ids]
+row = torch.tensor([ids + [config["eos"]] * (config["shape"][0] - len(ids))])
+print(tokenizer.decode([int(model(row)[0, len(ids) - 1].argmax())]))  # the next token
+```
+
+`model.safetensors` holds the same weights by name, `config.json` the sizes.
+"""
+
 _TEXTS = """# {name}
 
-A text classifier of {parameters:,} parameters: {layers} layers, width {dim}, {heads} heads. Texts are their first
-{length} tokens; classes: {classes}. Trained for {steps:,} steps of {batch} texts from `{source}`.
+A text classifier of {parameters:,} parameters ({shape}). Texts are their first {length} tokens; classes: {classes}.
+Trained for {steps:,} steps of {batch} texts from `{source}`.
 
 `model.pt2` runs with PyTorch alone, `tokenizer.json` is read by the `tokenizers` library:
 
@@ -39,17 +61,35 @@ def row(text):  # EOS, the text as far as it fits, EOS to the end
     return ids + [config["eos"]] * (config["shape"][0] - len(ids))
 
 texts = ["one text", "another"]
-print([config["classes"][i] for i in model(torch.tensor([row(text) for text in texts])).argmax(-1)])
+logits = model(torch.tensor([row(text) for text in texts]))
+print({reading})
 ```
 
 `model.safetensors` holds the same weights by name, `config.json` the sizes.
 """
 
+_TABLES = """# {name}
+
+A regression of {parameters:,} parameters ({shape}): `{target}` from {features}. Trained for {steps:,} steps of {batch}
+rows from `{source}`.
+
+`model.pt2` runs with PyTorch alone, on columns as they are in the data:
+
+```python
+import json, torch
+
+model = torch.export.load("model.pt2").module()
+features = json.load(open("config.json"))["features"]
+print(model(torch.zeros(2, len(features))))  # a row for each, its columns in this order
+```
+
+`model.safetensors` holds the weights by name, `config.json` the sizes.
+"""
+
 _IMAGES = """# {name}
 
-An image classifier of {parameters:,} parameters: {layers} layers, width {dim}, {heads} heads, patch side {patch}.
-Images are {shape} (channels x height x width); classes: {classes}. Trained for {steps:,} steps of {batch} images from
-`{source}`.
+An image classifier of {parameters:,} parameters ({shape}). Images are {sides} (channels x height x width); classes:
+{classes}. Trained for {steps:,} steps of {batch} images from `{source}`.
 
 `model.pt2` runs with PyTorch alone:
 
@@ -57,9 +97,10 @@ Images are {shape} (channels x height x width); classes: {classes}. Trained for 
 import json, torch
 
 model = torch.export.load("model.pt2").module()
-classes = json.load(open("config.json"))["classes"]
+config = json.load(open("config.json"))
 images = torch.zeros(2, {dims})  # uint8 pixels / 127.5 - 1
-print([classes[i] for i in model(images).argmax(-1)])
+logits = model(images)
+print({reading})
 ```
 
 `model.safetensors` holds the same weights by name, `config.json` the sizes.
@@ -73,28 +114,36 @@ def decoder_card(config: JobConfig, manifest: Manifest, parameters: int) -> str:
     )
 
 
-def classifier_card(config: JobConfig, manifest: Manifest, parameters: int) -> str:
-    """The card of a classifier of texts or images."""
-    common = {**_common(config, parameters), "classes": ", ".join(manifest.classes or ())}
-    shape = manifest.shape or ()
-    if manifest.kind == "texts":
-        return _TEXTS.format(**common, length=shape[0])
-    return _IMAGES.format(
-        **common,
-        patch=config.model.size.patch_size,
-        shape=" x ".join(map(str, shape)),
-        dims=", ".join(map(str, shape)),
-    )
+def program_card(config: JobConfig, manifest: Manifest, parameters: int) -> str:
+    """The card of a model that is handed out as a program."""
+    common = {**_common(config, parameters), "classes": ", ".join(manifest.classes or ()), "reading": reading(manifest)}
+    match manifest.kind:
+        case "tokens":
+            length = config.training.sequence_length
+            return _RECURRENT.format(**common, vocab=manifest.vocab_size, length=length)
+        case "texts":
+            return _TEXTS.format(**common, length=(manifest.shape or (0,))[0])
+        case "images":
+            sides = [str(side) for side in manifest.shape or ()]
+            return _IMAGES.format(**common, sides=" x ".join(sides), dims=", ".join(sides))
+        case "tables":
+            source = config.data.train
+            return _TABLES.format(**common, features=", ".join(source.features), target=source.label_field)
+
+
+def reading(manifest: Manifest) -> str:
+    """What turns logits into names of classes, in Python."""
+    if manifest.multi_label:
+        return '[[name for name, logit in zip(config["classes"], row) if logit > 0] for row in logits]'
+    return '[config["classes"][i] for i in logits.argmax(-1)]'
 
 
 def _common(config: JobConfig, parameters: int) -> dict[str, object]:
-    size, training = config.model.size, config.training
+    training = config.training
     return {
         "name": config.name,
         "parameters": parameters,
-        "layers": size.layers,
-        "dim": size.dim,
-        "heads": size.heads,
+        "shape": ", ".join(f"{name} {value}" for name, value in config.model.architecture.wire().items()),
         "steps": training.steps,
         "batch": training.global_batch_size,
         "source": config.data.train.uri,

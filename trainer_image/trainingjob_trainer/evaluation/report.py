@@ -19,8 +19,9 @@ from trainingjob_trainer.evaluation.evaluate import scalars
 from trainingjob_trainer.records import now
 from trainingjob_trainer.tasks import TaskMetrics
 
+MOST_CLASSES = 64  # in the picture of a confusion matrix: more of them nobody can read
 _TITLES = {
-    "loss": "Loss (nats)",
+    "loss": "Loss",
     "perplexity": "Perplexity",
     "bitsPerByte": "Bits per byte",
     "accuracy": "Accuracy",
@@ -30,6 +31,9 @@ _TITLES = {
     "precisionMicro": "Precision (micro)",
     "recallMicro": "Recall (micro)",
     "f1Micro": "F1 (micro)",
+    "mse": "Mean squared error",
+    "mae": "Mean absolute error",
+    "r2": "R²",
 }
 
 
@@ -53,7 +57,7 @@ def report_data(
         "attempt": attempt.number,
         "runDirectory": attempt.store.uri(),
         "task": config.task.kind,
-        "model": config.model.size.wire(),
+        "model": config.model.architecture.wire(),
         "training": config.training.wire(),
         "data": {
             "source": config.data.train.uri,
@@ -95,9 +99,10 @@ def render(report: Mapping[str, Any], progress: Progress) -> str:
         _section("Loss", charts.loss_curve(progress)),
         _section("Test and validation", _evaluation_table(test, report["history"]["validation"])),
     ]
-    if classes and "confusionMatrix" in test:
+    if classes and "confusionMatrix" in test and len(classes) <= MOST_CLASSES:
         picture = charts.confusion_matrix(test["confusionMatrix"], classes)
         sections.append(_section("Confusion matrix on the test split", picture))
+    if "perClass" in test:
         sections.append(_section("By class, on the test split", _class_table(test["perClass"])))
     sections += [
         _section("Learning rate and gradient norm", charts.learning_rate_curve(progress)),

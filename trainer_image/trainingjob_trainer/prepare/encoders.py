@@ -14,10 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trainingjob_trainer.config import TrainerSpec
-from trainingjob_trainer.data.manifest import ITEM_BYTES, LABEL_BYTES, TOKENIZER_KEY
+from trainingjob_trainer.data.manifest import ITEM_BYTES, LABEL_BYTES, TOKENIZER_KEY, Scale
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.prepare import tokenizer as bpe
-from trainingjob_trainer.prepare.examples import Example
+from trainingjob_trainer.prepare.examples import Example, label_names
 from trainingjob_trainer.storage import Store
 
 
@@ -50,15 +50,18 @@ class Encoder(Protocol):
 
 def make_encoder(store: Store, config: TrainerSpec, corpus: Corpus) -> Encoder:
     """The encoder of a job's data; a tokenizer is trained on the training split only, and stored."""
-    if config.task.kind == "image-classification":
-        return ImageEncoder(class_names(corpus.labels()), only_shape(corpus.shapes()))
+    kind, multi_label = config.task.kind, config.task.multi_label
+    if kind == "regression":
+        return TableEncoder(len(config.data.train.features), scales(corpus.training_payloads()))
+    if kind == "image-classification":
+        return ImageEncoder(Labels.of(corpus.labels(), multi_label), only_shape(corpus.shapes()))
     tokenizer = bpe.train_bpe(corpus.training_payloads(), config.data.prepare.tokenizer.vocab_size)
     stored = bpe.to_json(tokenizer)
     store.put(TOKENIZER_KEY, stored)
     tokens = TokenEncoder(stored, "uint16" if tokenizer.get_vocab_size() <= 2**16 else "uint32", bpe.EOS_ID)
-    if config.task.kind == "language-modeling":
+    if kind == "language-modeling":
         return tokens
-    return TextEncoder(tokens, class_names(corpus.labels()), config.training.sequence_length)
+    return TextEncoder(tokens, Labels.of(corpus.labels(), multi_label), config.training.sequence_length)
 
 
 @dataclass(frozen=True)
@@ -104,51 +107,101 @@ class TextEncoder:
     """Texts as rows of `length` tokens: EOS, the text as far as it fits, EOS to the end; then the label."""
 
     tokens: TokenEncoder
-    classes: list[str]
+    labels: Labels
     length: int
 
     @property
     def item_bytes(self) -> int:
-        return self.length * self.tokens.item_bytes + LABEL_BYTES
+        return self.length * self.tokens.item_bytes + self.labels.item_bytes
 
     def encode(self, examples: Sequence[Example]) -> list[bytes]:
         eos = self.tokens.eos_id
         padded = ([eos, *ids[: self.length - 1]] for ids in self.tokens.token_ids(examples))
         rows = [self.tokens.stored(row + [eos] * (self.length - len(row))) for row in padded]
-        return [row + stored_label(self.classes, e.label) for row, e in zip(rows, examples, strict=True)]
+        return [row + self.labels.encode(e.label) for row, e in zip(rows, examples, strict=True)]
 
     def facts(self) -> dict[str, Any]:
-        return {**self.tokens.facts(), "kind": "texts", "shape": (self.length,), "classes": self.classes}
+        return {**self.tokens.facts(), "kind": "texts", "shape": (self.length,), **self.labels.facts()}
 
 
 @dataclass(frozen=True)
 class ImageEncoder:
     """Images as rows: pixels `[C, H, W]` uint8, then the label."""
 
-    classes: list[str]
+    labels: Labels
     shape: tuple[int, int, int]
 
     @property
     def item_bytes(self) -> int:
         channels, height, width = self.shape
-        return channels * height * width + LABEL_BYTES
+        return channels * height * width + self.labels.item_bytes
 
     def encode(self, examples: Sequence[Example]) -> list[bytes]:
-        return [e.payload + stored_label(self.classes, e.label) for e in examples]
+        return [e.payload + self.labels.encode(e.label) for e in examples]
 
     def facts(self) -> dict[str, Any]:
-        return {"kind": "images", "dtype": "uint8", "shape": self.shape, "classes": self.classes}
+        return {"kind": "images", "dtype": "uint8", "shape": self.shape, **self.labels.facts()}
 
 
-def stored_label(classes: list[str], label: str) -> bytes:
-    """A label's place among the classes, int32 little-endian."""
-    return np.asarray(classes.index(label), dtype="<i4").tobytes()
+@dataclass(frozen=True)
+class TableEncoder:
+    """Columns and the value to predict, as they were read: float32."""
+
+    features: int
+    scales: list[Scale]
+
+    @property
+    def item_bytes(self) -> int:
+        return 4 * (self.features + 1)
+
+    def encode(self, examples: Sequence[Example]) -> list[bytes]:
+        return [example.payload for example in examples]
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "tables", "dtype": "float32", "shape": (self.features,), "scales": self.scales}
 
 
-def class_names(labels: Iterable[str]) -> list[str]:
-    """The classes in their order: numbers by value, names by spelling."""
-    every = set(labels)
-    return sorted(every, key=int) if all(label.lstrip("-").isdecimal() for label in every) else sorted(every)
+@dataclass(frozen=True)
+class Labels:
+    """The end of a row: the label's place among the classes, int32; with `multi_label` a byte for each class."""
+
+    classes: list[str]
+    multi_label: bool
+
+    @classmethod
+    def of(cls, labels: Iterable[str], multi_label: bool) -> Labels:
+        """The classes in their order: numbers by value, names by spelling."""
+        every = {name for label in labels for name in label_names(label)} if multi_label else set(labels)
+        numbers = all(label.lstrip("-").isdecimal() for label in every)
+        return cls(sorted(every, key=int) if numbers else sorted(every), multi_label)
+
+    @property
+    def item_bytes(self) -> int:
+        return len(self.classes) if self.multi_label else LABEL_BYTES
+
+    def encode(self, label: str) -> bytes:
+        """What stands at the end of a row with this label."""
+        if self.multi_label:
+            names = set(label_names(label))
+            return bytes(name in names for name in self.classes)
+        return np.asarray(self.classes.index(label), dtype="<i4").tobytes()
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of the manifest."""
+        return {"classes": self.classes, "multi_label": self.multi_label}
+
+
+def scales(rows: Iterable[bytes]) -> list[Scale]:
+    """Mean and standard deviation of each column of rows of float32; the last one is the value to predict."""
+    count, mean, squares = 0, np.zeros(1), np.zeros(1)
+    for row in rows:  # Welford 1962: sums of squares would lose what is small beside the mean
+        values = np.frombuffer(row, dtype="<f4").astype(np.float64)
+        count += 1
+        before = values - mean
+        mean = mean + before / count
+        squares = squares + before * (values - mean)
+    deviations = np.sqrt(squares / max(count, 1))
+    return [Scale(mean=float(m), deviation=float(d) if d > 0 else 1.0) for m, d in zip(mean, deviations, strict=True)]
 
 
 def only_shape(shapes: Iterable[tuple[int, ...]]) -> tuple[int, int, int]:

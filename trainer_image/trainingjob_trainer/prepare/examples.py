@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
+import struct
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,8 +28,8 @@ HELD_OUT_FIRST: dict[str, int] = {"test": 0, "validation": 1, "train": 2}
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A document (`payload`: UTF-8; `label` if it has a class) or an image (`payload`: uint8 pixels `[C, H, W]`, with
-    `label` and `shape`)."""
+    """A document (`payload`: UTF-8; `label` if it has a class), an image (`payload`: uint8 pixels `[C, H, W]`, with
+    `label` and `shape`) or a row of a table (`payload`: float32 columns, then the value to predict)."""
 
     key: str  # SHA-256 of the content, hex
     split: SplitName
@@ -56,6 +59,8 @@ def read_examples(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iter
     """The examples of one raw object, in its order. Raises `DataError` or `UserError` naming object and field."""
     if config.task.kind == "image-classification":
         yield from _images(config, split, raw)
+    elif config.task.kind == "regression":
+        yield from _rows(config, split, raw)
     else:
         yield from _documents(config, split, raw)
 
@@ -68,7 +73,7 @@ def _documents(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterato
     for record in records(raw, source, fields, config.storage):
         text = clean_text(_text(record, source.field, raw), config.data.prepare.clean)
         if text is not None:
-            label = _label(record[source.label_field], source.label_field, raw) if labelled else ""
+            label = _label(record[source.label_field], config, raw) if labelled else ""
             payload = text.encode()
             key = hashlib.sha256(payload).hexdigest()
             yield Example(key, _split_of(key, split, config), payload, label)
@@ -78,15 +83,25 @@ def _images(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[E
     source = config.data.train
     for record in records(raw, source, [source.image_field, source.label_field], config.storage):
         pixels, shape = decode_image(record[source.image_field], source.image_field, raw)
-        label = _label(record[source.label_field], source.label_field, raw)
+        label = _label(record[source.label_field], config, raw)
         key = hashlib.sha256(pixels + label.encode()).hexdigest()
         yield Example(key, _split_of(key, split, config), pixels, label, shape)
+
+
+def _rows(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:
+    source = config.data.train
+    fields = [*source.features, source.label_field]
+    for record in records(raw, source, fields, config.storage):
+        payload = struct.pack(f"<{len(fields)}f", *(_number(record[field], field, raw) for field in fields))
+        key = hashlib.sha256(payload).hexdigest()
+        yield Example(key, _split_of(key, split, config), payload)
 
 
 def arrange(examples: Iterable[Example], config: TrainerSpec) -> list[Example]:
     """Examples in the order of their content's hash; of equal documents one is kept, if the configuration says so."""
     ordered = sorted(examples, key=lambda example: example.rank)
-    if config.task.kind == "image-classification" or not config.data.prepare.clean.deduplicate:
+    texts = config.task.kind in ("language-modeling", "text-classification")
+    if not texts or not config.data.prepare.clean.deduplicate:
         return ordered
     return [next(equal) for _, equal in groupby(ordered, key=lambda example: example.key)]
 
@@ -148,10 +163,35 @@ def _text(record: dict[str, Any], field: str, raw: RawObject) -> str:
     return value
 
 
-def _label(value: Any, field: str, raw: RawObject) -> str:
-    if not isinstance(value, int | str):
+def _label(value: Any, config: TrainerSpec, raw: RawObject) -> str:
+    """A label as text; of a multi-label task all of them, as `label_names` reads them."""
+    several = config.task.multi_label
+    values = value if several and isinstance(value, list) else [value]
+    for one in values:
+        if not isinstance(one, int | str):
+            wanted = "labels (a list of integers or strings)" if several else "a label (integer or string)"
+            field = config.data.train.label_field
+            raise DataError(
+                f"{raw.uri} has a {type(one).__name__} in {field!r} where {wanted} was expected.",
+                "Correct it, or set spec.task.loss to binary-cross-entropy for lists of labels.",
+            )
+    return json.dumps(sorted({str(one) for one in values})) if several else str(value)
+
+
+def label_names(label: str) -> list[str]:
+    """The labels of an example of a multi-label task."""
+    names: list[str] = json.loads(label)
+    return names
+
+
+def _number(value: Any, field: str, raw: RawObject) -> float:
+    try:
+        number = float(value)
+        if not math.isfinite(struct.unpack("<f", struct.pack("<f", number))[0]):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise DataError(
-            f"{raw.uri} has a {type(value).__name__} in {field!r} where a label (integer or string) was expected.",
-            "Correct it.",
-        )
-    return str(value)
+            f"{raw.uri} has {value!r:.100} in {field!r} where a finite number was expected.",
+            "Correct it, leave the row out, or take the column out of spec.data.train.features.",
+        ) from None
+    return number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainingjob_trainer.config import JobConfig, TrainerSpec
+from trainingjob_trainer.config import JobConfig, TrainerSpec, Transformer
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
 from trainingjob_trainer.errors import UserError
 
@@ -36,17 +36,17 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
             f"{samples} samples: a batch would hold a sample twice.",
             f"Lower it to {samples} or less, or give more data.",
         )
-    if manifest.kind == "images":
-        _check_patches(config, manifest.shape or ())
-    if manifest.classes is not None and len(manifest.classes) < 2:
+    if manifest.kind == "images" and isinstance(config.model.architecture, Transformer):
+        _check_patches(config.model.architecture.patch_size, manifest.shape or ())
+    if manifest.classes is not None and len(manifest.classes) < (1 if manifest.multi_label else 2):
         raise UserError(
             f"All {manifest.kind} have the same label ({', '.join(manifest.classes)}).",
             "Correct spec.data.train.labelField.",
         )
 
 
-def _check_patches(config: TrainerSpec, shape: tuple[int, ...]) -> None:
-    patch, (_, height, width) = config.model.size.patch_size, shape
+def _check_patches(patch: int, shape: tuple[int, ...]) -> None:
+    _, height, width = shape
     if height % patch or width % patch:
         raise UserError(
             f"Images of {height} x {width} pixels do not divide into patches of spec.model.transformer.patchSize "

@@ -1,10 +1,11 @@
 """Read raw data: objects of a URI, and the records in them, streamed.
 
-JSONL and text may be compressed (`.gz`, `.zst`). Whatever is wrong with an object is a `DataError` that names it.
+JSONL, CSV and text may be compressed (`.gz`, `.zst`). Whatever is wrong with an object is a `DataError` that names it.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -72,6 +73,8 @@ def records(raw: RawObject, source: Source, fields: list[str], storage: Storage)
             yield from _parquet(file, raw, fields)
         elif source.format == "text":
             yield {fields[0]: _decompressed(file, raw.key).read().decode()}
+        elif source.format == "csv":
+            yield from _csv(io.TextIOWrapper(_decompressed(file, raw.key), "utf-8-sig", newline=""), raw, fields)
         else:
             yield from _jsonl(io.TextIOWrapper(_decompressed(file, raw.key), "utf-8"), raw, fields)
 
@@ -90,6 +93,20 @@ def _jsonl(lines: io.TextIOWrapper, raw: RawObject, fields: list[str]) -> Iterat
             raise DataError(f"{raw.uri}, line {number} is not a JSON object.", "Write one object a line.")
         _require(fields, list(record), f"{raw.uri}, line {number}")
         yield record
+
+
+def _csv(lines: io.TextIOWrapper, raw: RawObject, fields: list[str]) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        _require(fields, list(reader.fieldnames or ()), raw.uri)
+        for record in reader:
+            if None in record or None in record.values():  # more, or fewer, than there are names
+                raise csv.Error(f"expected {len(reader.fieldnames or ())} values")
+            yield record
+    except csv.Error as error:
+        raise DataError(
+            f"{raw.uri}, line {reader.line_num} is not CSV as its first line says: {error}.", "Correct the line."
+        ) from None
 
 
 def _parquet(file: IO[bytes], raw: RawObject, fields: list[str]) -> Iterator[dict[str, Any]]:
@@ -112,7 +129,7 @@ def _require(fields: list[str], present: list[str], where: str) -> None:
         if field not in present:
             raise UserError(
                 f"{where} has no field {field!r}; its fields are {', '.join(map(repr, present))}.",
-                "Set spec.data.train.field (or imageField and labelField) to one of them.",
+                "Set spec.data.train.field (or imageField, labelField, features) to one of them.",
             )
 
 

@@ -9,9 +9,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainingjob_trainer.data.manifest import SplitName
-from trainingjob_trainer.data.reader import IGNORE
+from trainingjob_trainer.data.reader import IGNORE, weightless
 
-__all__ = ["IGNORE", "EvaluationMetrics", "Task", "TaskMetrics", "all_reduce", "cross_entropy_sum", "precise"]
+__all__ = [
+    "IGNORE",
+    "EvaluationMetrics",
+    "Task",
+    "TaskMetrics",
+    "all_reduce",
+    "cross_entropy_sum",
+    "precise",
+    "weightless",
+]
 
 TaskMetrics = dict[str, Any]  # name -> number; or a list, for what is not one number (per class, confusion matrix)
 
@@ -20,7 +29,7 @@ class EvaluationMetrics(Protocol):
     """Metrics of one split, gathered batch by batch. Sums are float64, so that the dealing to ranks doesn't show."""
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Take in one batch of this rank; targets that are IGNORE don't count."""
+        """Take in one batch of this rank; `weightless` targets don't count."""
 
     def reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
         """Sum over all ranks, in one all-reduce; nothing to do without a process group."""
@@ -33,7 +42,7 @@ class Task(Protocol):
     """The loss of a batch and the metrics of a split."""
 
     def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy (nats, float32) and the count of targets that weigh (int64): scalars on the device."""
+        """Summed loss (cross-entropy in nats; float32) and the count of targets that weigh (int64): device scalars."""
 
     def metrics(self, split: SplitName, device: torch.device) -> EvaluationMetrics:
         """Fresh metrics for a split."""
