@@ -55,6 +55,11 @@ test-all: PROGRAMS := --all
 test-all: TAKES := an hour or more
 test-all: on-cluster ## Everything
 
+.PHONY: test-mutants
+test-mutants: setup ## Put six bugs into the trainer, one at a time: the tests must find each (10 minutes)
+	@$(BIN)/python -m trainingjob_local.binaries
+	@$(BIN)/python tests/mutants.py
+
 .PHONY: on-cluster
 on-cluster: lint
 	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else 5 to 15 minutes)')

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TRAINER = Path(__file__).parent.parent / "trainer_image" / "trainingjob_trainer"
-PYTEST = (str(Path(sys.executable).with_name("pytest")), "-q", "-x", "--no-header", "-p", "no:cacheprovider")
+PYTEST = (
+    str(Path(sys.executable).with_name("pytest")),
+    "-q",
+    "-x",
+    "--no-header",
+    "-p",
+    "no:cacheprovider",
+    "-m",
+    "not slow",
+)
 SANDBOX = (sys.executable, "-m", "trainingjob_local.sandbox", "--")
 PASSED, FAILED = 0, 1
 
