@@ -23,6 +23,7 @@ def language_job(name: str, bucket: str, endpoint: str) -> Object:
                 "sequenceLength": 64,
                 "deterministic": True,
                 "logEvery": 1,
+                "parallelism": {"fsdp": "full"},
                 "optimizer": {"lr": 2e-3},
                 "schedule": {"warmupSteps": 20},
             },
