@@ -73,6 +73,10 @@ bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK 
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.operator_scale \
 	  $(if $(N),--jobs $(N)) $(if $(SUSPENDED),--suspended $(SUSPENDED))
 
+.PHONY: bench-trainer
+bench-trainer: setup ## Measure the trainer against what it is built on (SUBJECTS="checkpoint")
+	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.trainer $(SUBJECTS)
+
 .PHONY: unit
 unit: setup ## Unit tests
 	$(call heading,'Unit tests$(,) real S3 and torch in several processes among them (4 to 8 minutes)')

@@ -39,6 +39,7 @@ class Lab:
     def train(self, run: str, attempt: int = 1, **changes: Any) -> list[Any]:
         """Through the proxy, by real ranks."""
         self.directory(run).mkdir(exist_ok=True)
+        self.proxy.seen.clear()
         if attempt == 1:
             put_tokens(store_of(self.config(run)))
         config = self.config(run, self.proxy.endpoint, **changes)
@@ -86,14 +87,12 @@ def second_save(requests: list[Request]) -> list[str]:
     return [f"{request.method} {request.path}" for request in requests[begin:end]]
 
 
-def at(number: int, act: Callable[[], None]) -> Callable[[Request], None]:
+def at(proxy: S3Proxy, number: int, act: Callable[[], None]) -> Callable[[Request], None]:
     """Do `act` at the `number`-th request, from 0, of the save at step 20."""
-    first: list[int] = []
 
     def look(request: Request) -> None:
-        if "step-00000020" in request.path and not first:
-            first.append(request.number)
-        if first and request.number == first[0] + number:
+        first = next((seen.number for seen in proxy.seen if "step-00000020" in seen.path), None)
+        if first is not None and request.number == first + number:
             act()
 
     return look
@@ -104,7 +103,13 @@ def crash(lab: Lab, run: str, number: int, answered: bool) -> int:
 
     The step that is committed then.
     """
-    look = at(number, lambda: lab.kill(run))
+
+    def kill() -> None:
+        lab.kill(run)
+        if not answered:
+            raise ConnectionAbortedError("this request is lost with its sender")
+
+    look = at(lab.proxy, number, kill)
     lab.proxy.before, lab.proxy.after = (lambda request: None, look) if answered else (look, lambda request: None)
     assert lab.train(run) == [-signal.SIGKILL] * RANKS
     lab.proxy.before = lab.proxy.after = lambda request: None
@@ -129,7 +134,6 @@ def test_a_kill_at_any_request_of_a_save_leaves_the_last_committed_step_from_whi
     """For each request of a save, deletion of the old checkpoint included: before it is carried out, and after that."""
     lab.train("baseline", checkpoint={"everySteps": 10, "keepLast": 3})
     expected, history = lab.hashes("baseline"), lab.history("baseline")
-    lab.proxy.seen.clear()
     lab.train("counted")
     requests = second_save(lab.proxy.seen)
     commit = next(n for n, request in enumerate(requests) if request.startswith("PUT") and "COMMIT.json" in request)
@@ -183,7 +187,7 @@ def test_steps_go_on_through_an_outage_and_nothing_is_lost(lab: Lab, seconds: fl
 
 def test_a_full_bucket_ends_the_attempt_and_says_so(lab: Lab) -> None:
     """SeaweedFS knows no quota, so the proxy says it, in MinIO's words. The checkpoint before stays."""
-    lab.proxy.before = at(0, lambda: setattr(lab.proxy, "fault", full))
+    lab.proxy.before = at(lab.proxy, 0, lambda: setattr(lab.proxy, "fault", full))
     for error in lab.train("full"):
         assert isinstance(error, StorageError)
         assert "is full: the test wants it so (XMinioAdminBucketQuotaExceeded)" in error.cause
