@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.manifests import language_job
 from support.runs import Run, wait_until
 from trainingjob_local.crash import crash
 
 Object = dict[str, Any]
+JOB = "trainingjob.io/job-name"
 
 
 def loss_series(run: Run) -> list[tuple[int, float]]:
@@ -72,6 +74,47 @@ def test_applying_the_same_file_again_changes_nothing_and_the_diff_is_empty(base
     assert "unchanged" in baseline.apply()
     assert baseline.kubectl("diff", "-f", "-", stdin=json.dumps(baseline.manifest)) == ""
     assert baseline.kubectl.json("tj", baseline.name)["metadata"]["resourceVersion"] == before
+
+
+def test_the_job_applied_again_over_its_finished_run_succeeds_without_a_worker(baseline: Run, start_job: Any) -> None:
+    before = baseline.etags()
+    run = again(baseline, start_job, "again")
+    status = run.wait_succeeded()
+    assert status["result"] == baseline.status()["result"]
+    assert status["progress"]["step"] == 400
+    assert {pod["metadata"]["name"] for pod in run.kubectl.json("pods", "-l", f"{JOB}=again")["items"]} == {
+        "again-prepare-0-1"
+    }
+    assert baseline.etags() == before, "the run directory was changed"
+
+
+def test_another_job_over_a_finished_run_is_refused_by_the_names_of_the_fields_that_differ(
+    baseline: Run, start_job: Any
+) -> None:
+    before = baseline.etags()
+    run = again(baseline, start_job, "other", seed=7, optimizer={"name": "sgd", "lr": 2e-3})
+    status = run.wait_finished()
+    assert status["phase"] == "Failed"
+    assert status["message"].startswith("UserError: ")
+    assert "training.seed: 1 -> 7" in status["message"]
+    assert 'training.optimizer.name: "adamw" -> "sgd"' in status["message"]
+    assert "training.steps" not in status["message"]
+    assert "outputUri" in status["message"]
+    assert run.pods() == {}
+    assert baseline.etags() == before, "the run directory was changed"
+
+
+def again(run: Run, start_job: Any, name: str, **training: Any) -> Run:
+    """A new job of another name over the run's directory, with these fields of training."""
+
+    def build(*place: str) -> Object:
+        job = language_job(*place)
+        job["spec"]["outputUri"] = run.manifest["spec"]["outputUri"]
+        job["spec"]["training"] |= training
+        return job
+
+    started: Run = start_job(build, name)
+    return started
 
 
 def test_a_killed_worker_a_killed_head_and_a_suspension_leave_no_trace_in_the_result(

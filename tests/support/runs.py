@@ -110,8 +110,13 @@ class Run:
 
     def keys(self, below: str = "") -> list[str]:
         """Keys of the run directory, relative to it."""
+        return list(self.etags(below))
+
+    def etags(self, below: str = "") -> dict[str, str]:
+        """ETags of all objects of the run directory, by their keys relative to it."""
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/{below}")
-        return [item["Key"].removeprefix(f"{self.prefix}/") for page in pages for item in page.get("Contents", [])]
+        items = (item for page in pages for item in page.get("Contents", []))
+        return {item["Key"].removeprefix(f"{self.prefix}/"): item["ETag"] for item in items}
 
     def read(self, key: str) -> bytes:
         body: bytes = self.s3.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
