@@ -73,8 +73,8 @@ class IdleNodes:
                     heard = time.monotonic()
                     self._live()
                 self._let_go()
-            except HTTPError:
-                continue  # The API server is being started anew.
+            except (HTTPError, client.ApiException):
+                continue  # The API server is being started anew, or has too much to do.
 
     def _live(self) -> None:
         for name in list(self._names):
