@@ -80,10 +80,14 @@ def test_a_job_that_fails_again_and_again_without_a_checkpoint_is_given_up(opera
     job.wait_pods("train-0-2")
     job.run("train-0-2")
     job.wait("the successor is seen", lambda status: status["workers"]["ready"] == 2)
-    job.end("train-0-2", 20, **{"class": "Internal", "cause": "second"})
+    traceback = "ValueError: no\nTraceback (most recent call last):\n  in step\nValueError: no"
+    job.end("train-0-2", 20, **{"class": "Internal", "cause": traceback, "rank": 1, "step": 7})
     status = job.wait_phase("Failed")
     assert "given up after 2 failures" in status["message"]
     assert "maxRestarts 1" in status["message"]
+    for told in ("Internal", "rank 1", "step 7", "Traceback (most recent call last):\n  in step"):
+        assert told in status["message"]
+    assert "Traceback" not in status["history"][-1]["cause"]
     assert {c["type"]: c["status"] for c in status["conditions"]}["Stalled"] == "True"
     wait_until("no pod runs", lambda: {"gpt-train-1-1"}.isdisjoint(job.uids()), 20)
 
@@ -100,6 +104,31 @@ def test_a_users_error_fails_the_job_at_once_with_what_to_do(operator: Operator,
     assert "reate the bucket corpus" in status["message"]
     assert status["restarts"]["total"] == 0
     assert set(job.uids()) == {"gpt-prepare-0-1"}
+
+
+def test_a_data_error_fails_the_job_at_once(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    job.run("prepare-0-1")
+    job.end("prepare-0-1", 11, **{"class": "DataError", "cause": "line 3 of raw.jsonl is no JSON"})
+    status = job.wait_phase("Failed")
+    assert status["message"].startswith("DataError: ")
+    assert "line 3 of raw.jsonl is no JSON" in status["message"]
+    assert set(job.uids()) == {"gpt-prepare-0-1"}
+
+
+def test_a_worker_out_of_memory_fails_the_job_at_once_with_its_rank_its_limit_and_what_to_lower(
+    operator: Operator, played: MakeJob
+) -> None:
+    job = training(played)
+    job.end("train-1-1", 137, "OOMKilled")
+    status = job.wait_phase("Failed")
+    assert status["message"].startswith("OutOfMemory: ")
+    for told in ("gpt-train-1-1 (rank 1)", "memory limit of 4Gi", "microBatchSize"):
+        assert told in status["message"]
+    assert status["restarts"]["total"] == 0
+    assert "gpt-train-1-2" not in job.uids()
 
 
 def test_a_finished_head_wins_over_what_its_workers_do(operator: Operator, played: MakeJob) -> None:
