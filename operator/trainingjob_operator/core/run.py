@@ -160,11 +160,13 @@ def at_work(here: Situation, status: TrainingJobStatus) -> bool:
 
 
 def _failure(here: Situation, status: TrainingJobStatus, member: Member, pod: PodFacts | None) -> Failure | None:
-    ranks = here.ranks_of(status, member)
-    if pod is None:
-        name = names.pod_name(here.job.name, member.role, member.index, member.incarnation)
-        return failures.vanished(name, here.last_state(member), ranks) if member.uid is not None else None
-    return failures.classify(pod, ranks) if failures.over(pod, here.now) and not done(pod) else None
+    if pod is not None:
+        failed = failures.over(pod, here.now) and not done(pod)
+        return failures.classify(pod, here.ranks_of(status, member)) if failed else None
+    if member.uid is None:
+        return None
+    name = names.pod_name(here.job.name, member.role, member.index, member.incarnation)
+    return failures.vanished(name, here.last_state(member), here.ranks_of(status, member))
 
 
 def _counted_before(here: Situation, status: TrainingJobStatus, incident: Incident, pod: PodFacts | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import Member, Role, TrainingJobStatus
@@ -47,10 +48,12 @@ class Situation:
 
     def pod_of(self, member: Member) -> PodFacts | None:
         """The pod that stands for `member`."""
-        for pod in self.pods:
-            if (pod.role, pod.index, pod.incarnation) == (member.role, member.index, member.incarnation):
-                return pod
-        return None
+        return self._by_place.get((member.role, member.index, member.incarnation))
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[Role, int, int], PodFacts]:
+        """By index and the like: gangs have up to thousands of pods, each of which is looked up many times."""
+        return {(pod.role, pod.index, pod.incarnation): pod for pod in reversed(self.pods)}
 
     def last_state(self, member: Member) -> PodFacts | None:
         """What was last seen of the pod of `member`, which is gone."""
@@ -101,8 +104,11 @@ class Situation:
 
     def report(self, status: TrainingJobStatus) -> ProgressReport | None:
         """The newest report, if it is of this stage's head."""
-        report, gang = self.progress.report, self.gang(status)
-        if report is None or not gang or report.stage != status.stage:
+        report = self.progress.report
+        if report is None or report.stage != status.stage:
+            return None
+        gang = self.gang(status)
+        if not gang:
             return None
         head = self.pod_of(gang[0])
         return report if report.pod_uid == (head.uid if head is not None else gang[0].uid) else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from trainingjob_operator.api.status import TrainingJobStatus, Workers
+from collections.abc import Set
+from typing import Any
+
+from trainingjob_operator.api.status import StatusModel, TrainingJobStatus
 from trainingjob_operator.core.situation import Situation
 
 
@@ -23,14 +26,14 @@ def postponed(here: Situation, status: TrainingJobStatus) -> float | None:
     return wait if wait > 0 else None
 
 
-def _loud(status: TrainingJobStatus) -> TrainingJobStatus:
-    """`status` without what changes all the time."""
-    return status.model_copy(
-        update={
-            "message": "",
-            "progress": None,
-            "workers": Workers(),
-            "conditions": tuple(c.model_copy(update={"message": ""}) for c in status.conditions),
-            "pods": tuple(m.model_copy(update={"uid": None}) for m in status.pods),
-        }
+def _loud(status: TrainingJobStatus) -> tuple[Any, ...]:
+    """`status` without what changes all the time. Plain data: copies of models take a quarter of a decision's time."""
+    return (
+        _without(status, {"message", "progress", "workers", "conditions", "pods"}),
+        [_without(condition, {"message"}) for condition in status.conditions],
+        [_without(member, {"uid"}) for member in status.pods],
     )
+
+
+def _without(model: StatusModel, names: Set[str]) -> dict[str, Any]:
+    return {name: value for name, value in model if name not in names}

@@ -42,6 +42,9 @@ def about(job: Job) -> dict[str, str]:
 
 async def each(writes: Iterable[Coroutine[Any, Any, None]], until_refused: bool = False) -> None:
     """All of them, some at once; then the first error, if there was one. until_refused: no more after an error."""
+    pending = list(writes)
+    if not pending:
+        return
     limit = asyncio.Semaphore(WRITES_AT_ONCE)
     failed = False
 
@@ -57,7 +60,7 @@ async def each(writes: Iterable[Coroutine[Any, Any, None]], until_refused: bool 
                 failed = True
                 raise
 
-    results = await asyncio.gather(*(one(write) for write in writes), return_exceptions=True)
+    results = await asyncio.gather(*(one(write) for write in pending), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
