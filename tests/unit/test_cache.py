@@ -59,6 +59,28 @@ def test_a_deleted_uid_never_comes_back_but_its_successor_of_the_same_name_does(
     assert cache.put_job(job(8, uid="job-2")) == KEY
 
 
+def test_a_spec_is_validated_once_a_generation() -> None:
+    def state(version: int, generation: int, uid: str = "job-1", replicas: int = 2) -> dict[str, Any]:
+        body = job(version, uid)
+        body["metadata"]["generation"] = generation
+        return {
+            **body,
+            "spec": {"task": {"kind": "custom", "custom": {"command": ["x"]}}, "workers": {"replicas": replicas}},
+        }
+
+    def spec(body: dict[str, Any]) -> Any:
+        cache.put_job(body)
+        known = cache.job(KEY)
+        assert known is not None
+        return known.spec
+
+    cache = Cache()
+    first = spec(state(5, 1))
+    assert spec(state(6, 1)) is first
+    assert spec(state(7, 2, replicas=3)).workers.replicas == 3
+    assert spec(state(8, 2, uid="job-2", replicas=4)).workers.replicas == 4
+
+
 def test_the_deletion_of_a_predecessor_does_not_remove_its_successor() -> None:
     cache = Cache()
     cache.put_job(job(5))

@@ -69,7 +69,7 @@ class Cache:
         known = self._jobs.get(key)
         if meta["uid"] in self._deleted or (known is not None and not _newer(meta, known.resource_version)):
             return None
-        self._jobs[key] = Job.from_object(body)
+        self._jobs[key] = Job.from_object(body, known)
         if known is not None and known.uid != meta["uid"]:
             self._bury(known.uid)
         return key

@@ -45,27 +45,26 @@ class Job:
     status: TrainingJobStatus
 
     @classmethod
-    def from_object(cls, body: Mapping[str, Any]) -> Job:
+    def from_object(cls, body: Mapping[str, Any], known: Job | None = None) -> Job:
         """View of an API object. A spec that is not valid becomes an `InvalidSpec`; no error is raised.
+
+        known: an earlier state of it. Its spec is not validated again while the generation is the same.
 
         A status that this version can't read counts as none: then the run starts at Check again, which finds what the
         run directory holds, with incarnations above those of the pods that are there.
         """
         meta = body["metadata"]
-        spec: TrainingJobSpec | InvalidSpec
-        try:
-            spec = TrainingJobSpec.model_validate(body.get("spec") or {})
-        except ValidationError as error:
-            spec = InvalidSpec(_first_error(error))
+        uid, generation = meta["uid"], int(meta.get("generation", 0))
+        same_spec = known is not None and (known.uid, known.generation) == (uid, generation)
         return cls(
             name=meta["name"],
             namespace=meta["namespace"],
-            uid=meta["uid"],
-            generation=int(meta.get("generation", 0)),
+            uid=uid,
+            generation=generation,
             resource_version=meta.get("resourceVersion", ""),
             created_at=parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
             deleting="deletionTimestamp" in meta,
-            spec=spec,
+            spec=known.spec if known is not None and same_spec else _spec(body.get("spec") or {}),
             status=_status(body.get("status") or {}),
         )
 
@@ -312,6 +311,13 @@ def _termination(text: str) -> TerminationMessage | None:
         return TerminationMessage.model_validate(value) if isinstance(value, dict) else None
     except ValueError:  # pydantic's ValidationError is one
         return None
+
+
+def _spec(value: Mapping[str, Any]) -> TrainingJobSpec | InvalidSpec:
+    try:
+        return TrainingJobSpec.model_validate(value)
+    except ValidationError as error:
+        return InvalidSpec(_first_error(error))
 
 
 def _status(value: Mapping[str, Any]) -> TrainingJobStatus:
