@@ -73,6 +73,7 @@ class Client:
             connector=aiohttp.TCPConnector(ssl=self._connection.ssl_context(), limit=0),
             timeout=self._timeout,
             headers={"Accept": "application/json", "User-Agent": self._user_agent},
+            cookie_jar=aiohttp.DummyCookieJar(),
             proxy=self._connection.proxy,
         )
         return self
