@@ -198,6 +198,22 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "dim (100) must be a multiple of heads (3), or headDim be set",
     ),
     (
+        {
+            "task": {"kind": "image-classification"},
+            "data": {"train": {"format": "parquet"}},
+            "model": {"initFrom": {"uri": "s3://models/gpt2"}},
+        },
+        "model.initFrom",
+        FORBIDDEN,
+        "model.initFrom is for task.kind language-modeling, not image-classification: remove it",
+    ),
+    (
+        {"model": {"preset": None, "rnn": {}, "initFrom": {"uri": "s3://models/gpt2"}}},
+        "model.initFrom",
+        FORBIDDEN,
+        "initFrom is for preset and transformer: remove it",
+    ),
+    (
         _transformer(context=64),
         "model.transformer.context",
         INVALID,

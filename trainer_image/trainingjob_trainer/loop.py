@@ -121,7 +121,7 @@ class _Run:
         """Take the newest checkpoint's state, or the initial one."""
         commit = self.world.on_first(lambda: latest(self.attempt.store))
         if commit is None:
-            init_weights(self.model, self.config.training.seed)
+            self._begin()
             if self.average is not None:
                 self.average.restart()
         elif commit.identity_hash != self.checkpointer.identity_hash:
@@ -140,6 +140,15 @@ class _Run:
             progress=self.telemetry.fields(),
             checkpoint=self._checkpoint_fields(),
         )
+
+    def _begin(self) -> None:
+        """The weights before the first step: random ones, or those of another model."""
+        if self.config.model.init_from is None:
+            init_weights(self.model, self.config.training.seed)
+            return
+        from trainingjob_trainer.huggingface.load import load_weights
+
+        load_weights(self.model, self.config, self.manifest)
 
     def steps(self) -> None:
         """Take the steps that are left."""

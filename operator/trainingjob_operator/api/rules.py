@@ -330,6 +330,13 @@ SPEC_RULES = (
         "training.optimizer.name is muon, which is for matrices: model.cnn has none in its blocks",
         field=".training.optimizer.name",
     ),
+    Rule(
+        "self.task.kind == 'language-modeling' || !has(self.model) || !has(self.model.initFrom)",
+        "model.initFrom is for task.kind language-modeling, not %s: remove it",
+        ("self.task.kind",),
+        field=".model.initFrom",
+        reason="FieldValueForbidden",
+    ),
 )
 
 RULES: dict[type[config.Config], tuple[Rule, ...]] = {
@@ -390,7 +397,15 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             field=".minChars",
         ),
     ),
-    config.Model: (_ARCHITECTURES,),
+    config.Model: (
+        _ARCHITECTURES,
+        Rule(
+            "!has(self.initFrom) || has(self.preset) || has(self.transformer)",
+            "initFrom is for preset and transformer: remove it",
+            field=".initFrom",
+            reason="FieldValueForbidden",
+        ),
+    ),
     config.Transformer: (
         Rule(
             "has(self.headDim) || self.dim % self.heads == 0",

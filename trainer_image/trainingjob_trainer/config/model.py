@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainingjob_trainer.config.architectures import Cnn, Mlp, Rnn
-from trainingjob_trainer.config.base import Config
+from trainingjob_trainer.config.base import Config, Uri
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
 
@@ -124,6 +124,15 @@ ARCHITECTURES = {
 }
 
 
+class InitFrom(Config):
+    """A model to begin with."""
+
+    uri: Uri = Field(
+        description="A Hugging Face directory (GPT-2, Llama, Qwen2 or Qwen3, safetensors), or the outputUri of a "
+        "finished run."
+    )
+
+
 class Model(Config):
     """The model: a preset, or its shape field by field, of an architecture that the task has."""
 
@@ -132,6 +141,11 @@ class Model(Config):
     cnn: Cnn | None = Field(None, description="A convolutional network (image-classification).")
     rnn: Rnn | None = Field(None, description="A recurrent network (language-modeling).")
     mlp: Mlp | None = Field(None, description="A multilayer perceptron (regression).")
+    init_from: InitFrom | None = Field(
+        None,
+        description="Weights and tokenizer to begin with (language-modeling), instead of random ones and one that is "
+        "trained; data.prepare.tokenizer is not read then. Optimizer and steps begin anew.",
+    )
     export: Literal["huggingface", "none"] = Field(
         "huggingface",
         description="What is handed out at the end: a directory that loads without this project (a language model's in "
@@ -142,6 +156,12 @@ class Model(Config):
     def _exactly_one(self) -> Self:
         if (given := sum(getattr(self, name) is not None for name in ARCHITECTURES)) != 1:
             raise ValueError(f"exactly one of {', '.join(ARCHITECTURES)} must be set, not {given}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_transformers_begin_with_another(self) -> Self:
+        if self.init_from is not None and not isinstance(self.architecture, Transformer):
+            raise ValueError("initFrom is for preset and transformer: remove it")
         return self
 
     @property

@@ -83,6 +83,12 @@ class JobSpec(Config):
         return self
 
     @model_validator(mode="after")
+    def _only_language_models_begin_with_another(self) -> Self:
+        if self.task.kind != "language-modeling" and self.model is not None and self.model.init_from is not None:
+            raise ValueError(f"model.initFrom is for task.kind language-modeling, not {self.task.kind}: remove it")
+        return self
+
+    @model_validator(mode="after")
     def _samples_fit_into_the_context(self) -> Self:
         context = None if self.model is None else self.model.context
         if self.training is not None and context is not None and self.training.sequence_length > context:
@@ -133,7 +139,8 @@ class TrainerSpec(JobSpec):
                 "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]},
                 "order": ORDER_VERSION,
             },
-            "model": self.model.architecture.wire(),
+            "model": self.model.architecture.wire()
+            | ({"initFrom": self.model.init_from.wire()} if self.model.init_from is not None else {}),
             "training": {
                 "seed": self.training.seed,
                 "globalBatchSize": self.training.global_batch_size,

@@ -146,3 +146,114 @@ def _llama_fields(size: Transformer, context: int) -> dict[str, Any]:
     if size.family == "qwen3":
         return fields | {"use_sliding_window": False, "attention_bias": False}
     return fields | {"attention_bias": size.bias == "all", "mlp_bias": size.bias == "all"}
+
+
+# What a config.json that does not name a field means by it, as `transformers` has it.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "n_positions": 1024,
+        "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    "llama": {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    "qwen2": {"rms_norm_eps": 1e-6, "hidden_act": "silu", "use_sliding_window": False},
+    "qwen3": {
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "attention_bias": False,
+        "head_dim": 128,
+        "num_key_value_heads": 32,
+    },
+}
+# Fields that the decoder knows with one value only.
+_ONLY: dict[str, Any] = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+}
+
+
+def read_config(found: Mapping[str, Any]) -> Transformer:
+    """The shape that a `config.json` describes. Raises `ValueError` that names what is not covered."""
+    family = found.get("model_type")
+    if family not in _ARCHITECTURES:
+        raise ValueError(f"model_type is {family}; covered are {', '.join(_ARCHITECTURES)}")
+    settings = _DEFAULTS[family] | {name: value for name, value in found.items() if value is not None}
+    for name, value in _ONLY.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"{name} is {settings[name]}; covered is {value}")
+    try:
+        size = _read_gpt2(settings) if family == "gpt2" else _read_llama(family, settings)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} is missing") from error
+    if size.family != family:
+        raise ValueError(f"{family} with bias {size.bias}")
+    return size
+
+
+def _read_gpt2(settings: Mapping[str, Any]) -> Transformer:
+    return Transformer(
+        layers=settings["n_layer"],
+        dim=settings["n_embd"],
+        heads=settings["n_head"],
+        ffn="gelu",
+        ffn_dim=settings.get("n_inner"),
+        norm="layernorm",
+        norm_eps=settings["layer_norm_epsilon"],
+        positions="learned",
+        context=settings["n_positions"],
+        bias="all",
+        tie_embeddings=settings["tie_word_embeddings"],
+    )
+
+
+def _read_llama(family: str, settings: Mapping[str, Any]) -> Transformer:
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default" or set(rope) - {"rope_type", "type", "rope_theta"}:
+        raise ValueError(f"rotary positions are of type {kind} with {', '.join(sorted(rope))}; covered is default")
+    biases = bool(settings.get("attention_bias")), bool(settings.get("mlp_bias"))
+    if family == "llama" and biases[0] != biases[1]:
+        raise ValueError(f"attention_bias is {biases[0]} and mlp_bias is {biases[1]}; covered are both or neither")
+    heads, dim = settings["num_attention_heads"], settings["hidden_size"]
+    width = settings.get("head_dim", dim // heads)
+    return Transformer(
+        layers=settings["num_hidden_layers"],
+        dim=dim,
+        heads=heads,
+        kv_heads=settings.get("num_key_value_heads"),
+        head_dim=None if width * heads == dim else width,
+        ffn_dim=settings["intermediate_size"],
+        norm_eps=settings["rms_norm_eps"],
+        rope_theta=rope.get("rope_theta", settings.get("rope_theta", 10_000.0)),
+        bias="qkv" if family == "qwen2" else "all" if biases[0] else "none",
+        qk_norm=family == "qwen3",
+        tie_embeddings=settings.get("tie_word_embeddings", False),
+    )
+
+
+def differences(ours: Transformer, theirs: Transformer, context: int) -> list[str]:
+    """The fields in which a shape is another model than theirs, each as `name: theirs there, ours here`.
+
+    A longer table of learned positions is none: its first rows are taken.
+    """
+    there, here = _computed(theirs), _computed(ours)
+    found = [f"{name}: {there[name]} there, {here[name]} here" for name in there if there[name] != here[name]]
+    if theirs.context is not None and theirs.context < context:
+        found.append(f"context: {theirs.context} there, {context} here")
+    return found
+
+
+def _computed(size: Transformer) -> dict[str, Any]:
+    """What a shape computes, after the defaults."""
+    fields = size.wire() | {"kvHeads": size.num_kv_heads, "headDim": size.head_width, "ffnDim": size.hidden_dim}
+    unused = {"context", "dropout", "patchSize", "ropeTheta" if size.positions == "learned" else "context"}
+    return {name: value for name, value in sorted(fields.items()) if name not in unused}

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
 from trainingjob_trainer.errors import UserError
@@ -60,6 +61,10 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     if result and result.plan_hash == config.plan_hash():
         return CheckOutcome("Finished", result.wire(), f"The run is finished already: step {result.step}.")
     manifest = load_manifest(config, store)
+    if config.model.init_from is not None and latest(store) is None:
+        from trainingjob_trainer.huggingface.directory import Directory
+
+        Directory.of(config).check(config, manifest)
     if manifest:
         check_limits(config, manifest)
         samples = manifest.num_samples("train", config.training.sequence_length)

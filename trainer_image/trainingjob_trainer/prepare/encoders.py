@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from trainingjob_trainer.config import TrainerSpec
 from trainingjob_trainer.data.manifest import ITEM_BYTES, LABEL_BYTES, TOKENIZER_KEY, Scale
 from trainingjob_trainer.errors import DataError
+from trainingjob_trainer.huggingface.directory import Directory
 from trainingjob_trainer.prepare import tokenizer as bpe
 from trainingjob_trainer.prepare.examples import Example, label_names
 from trainingjob_trainer.storage import Store
@@ -49,16 +50,20 @@ class Encoder(Protocol):
 
 
 def make_encoder(store: Store, config: TrainerSpec, corpus: Corpus) -> Encoder:
-    """The encoder of a job's data; a tokenizer is trained on the training split only, and stored."""
+    """The encoder of a job's data. The tokenizer, trained on the training split only or taken with the weights that
+    the run begins with, is stored."""
     kind, multi_label = config.task.kind, config.task.multi_label
     if kind == "regression":
         return TableEncoder(len(config.data.train.features), scales(corpus.training_payloads()))
     if kind == "image-classification":
         return ImageEncoder(Labels.of(corpus.labels(), multi_label), only_shape(corpus.shapes()))
-    tokenizer = bpe.train_bpe(corpus.training_payloads(), config.data.prepare.tokenizer.vocab_size)
-    stored = bpe.to_json(tokenizer)
+    if config.model.init_from is not None:
+        stored, vocab_size, eos_id = Directory.of(config).tokenizer
+    else:
+        tokenizer = bpe.train_bpe(corpus.training_payloads(), config.data.prepare.tokenizer.vocab_size)
+        stored, vocab_size, eos_id = bpe.to_json(tokenizer), bpe.vocabulary_size(tokenizer), bpe.EOS_ID
     store.put(TOKENIZER_KEY, stored)
-    tokens = TokenEncoder(stored, "uint16" if tokenizer.get_vocab_size() <= 2**16 else "uint32", bpe.EOS_ID)
+    tokens = TokenEncoder(stored, "uint16" if vocab_size <= 2**16 else "uint32", eos_id)
     if kind == "language-modeling":
         return tokens
     return TextEncoder(tokens, Labels.of(corpus.labels(), multi_label), config.training.sequence_length)
@@ -96,7 +101,7 @@ class TokenEncoder:
         return {
             "kind": "tokens",
             "dtype": self.dtype,
-            "vocab_size": self._loaded.get_vocab_size(),
+            "vocab_size": bpe.vocabulary_size(self._loaded),
             "tokenizer_digest": bpe.digest(self.tokenizer),
             "eos_id": self.eos_id,
         }

@@ -34,6 +34,11 @@ def load(stored: bytes) -> Tokenizer:
     return tokenizer
 
 
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """Rows that an embedding needs: the highest id + 1, more than there are entries where ids were left out."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
 def to_json(tokenizer: Tokenizer) -> bytes:
     """The stored form, as `tokenizers` and `transformers` read it."""
     return str(tokenizer.to_str(pretty=True)).encode()

@@ -1,0 +1,37 @@
+"""What a rank does that begins with another model's weights; it lies here because new processes import it by name."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.huggingface.load import load_weights
+from trainingjob_trainer.models import build_model
+from trainingjob_trainer.parallel import World, full_state, layout_of, shard
+from trainingjob_trainer.storage import LocalStore
+
+
+def begun(config: JobConfig, manifest: Manifest) -> tuple[dict[str, np.ndarray[Any, Any]], int]:
+    """Load the weights into a model that is sharded as the configuration says: the whole of it (on rank 0), and the
+    bytes that this rank read for it."""
+    world = World.join()
+    with torch.device("meta"):
+        model = build_model(config, manifest)
+    world = world.arranged(layout_of(config, model, world.size, world.device))
+    model = shard(model, world, torch.float32).to_empty(device=world.device)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    original, read = LocalStore._read, [0]
+
+    def counted(store: LocalStore, key: str, start: int, end: int | None) -> tuple[bytes, str]:
+        data, etag = original(store, key, start, end)
+        read[0] += len(data) if key.endswith(".safetensors") else 0
+        return data, etag
+
+    with mock.patch.object(LocalStore, "_read", counted):
+        load_weights(model, config, manifest)
+    return {name: tensor.numpy() for name, tensor in full_state(model, world).items()}, read[0]
