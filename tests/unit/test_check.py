@@ -20,6 +20,7 @@ from trainingjob_trainer.storage import Store
 def spec(directory: Path, **changes: Any) -> JobConfig:
     """A job over 100 documents in `directory/raw.jsonl`; the run lies in `directory/run`."""
     source = directory / "raw.jsonl"
+    directory.mkdir(exist_ok=True)
     if not source.exists():
         source.write_text("".join(json.dumps({"text": f"{i} " * 40}) + "\n" for i in range(100)))
     fifth = {"fraction": 0.2}
@@ -210,3 +211,40 @@ def test_the_check_is_light(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", program, json.dumps(config.wire())]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["PrepareData", "[]"]
+
+
+def test_a_pod_that_is_too_small_is_refused_with_the_figures(tmp_path: Path) -> None:
+    config = spec(tmp_path, model={"preset": "gpt-124m"})
+    store = store_of(config)
+    enough = config.model_copy(update={"pod_memory": "4Gi"})
+    small = config.model_copy(update={"pod_memory": "1Gi"})
+    with pytest.raises(UserError) as raised:
+        check(small, store)
+    assert "spec.workers.resources.memory is 1Gi (1.07 GB), less than the" in raised.value.cause
+    assert "for weights, gradients and moments" in raised.value.cause
+    assert "Gi or more" in raised.value.next_step
+    assert not list(store.list()), "a refused job left something behind"
+    assert check(enough, store).outcome == "PrepareData"
+
+
+def test_a_checkpoint_that_a_drain_has_no_time_for_is_told_of(tmp_path: Path) -> None:
+    """Judged by an upload that is really made: no disk takes 84 GB in 5 s, and each takes 1.5 GB in a day."""
+    big = spec(tmp_path, model={"preset": "llama-8b"}, checkpoint={"drainSeconds": 5})
+    store = store_of(big)
+    warning = check(big, store).warning
+    assert "A pod's part of a checkpoint has 84 GB" in warning
+    assert "spec.checkpoint.drainSeconds (5)" in warning
+    assert "probe" not in [info.key for info in store.list()]
+    patient = spec(tmp_path / "b", model={"preset": "gpt-124m"}, checkpoint={"drainSeconds": 300})
+    assert check(patient, store_of(patient)).warning == ""
+
+
+def test_a_small_checkpoint_is_not_worth_a_probe(tmp_path: Path) -> None:
+    """Nothing but run.json is written for a model whose checkpoint any storage takes in time."""
+    config = spec(tmp_path)
+    written: list[str] = []
+    store = store_of(config)
+    original = store.put
+    store.put = lambda key, *rest, **more: (written.append(key), original(key, *rest, **more))[1]  # type: ignore[method-assign]
+    check(config, store)
+    assert written == ["run.json"]

@@ -1,12 +1,20 @@
-"""What a model takes, by arithmetic: parameters, and nothing is built for it. No torch: the Check stage asks, too."""
+"""What a language model takes, by arithmetic: parameters, FLOPs, and memory of ranks and pods.
+
+Nothing is built for it, and no torch imported: the Check stage asks before a GPU is asked for.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
-from trainingjob_trainer.config import Transformer
+from trainingjob_trainer.config import JobConfig, Training, Transformer
 
 Shapes = dict[str, tuple[int, ...]]
+
+MOMENTS = {"adamw": 2, "adam": 2, "muon": 2, "sgd": 1, "rmsprop": 2, "adagrad": 1}  # float32 a parameter, at most
+PROCESS = 430_000_000  # bytes that a rank takes before it has a model; measured, torch 2.15 on Linux
+PREFETCH = 512 * 2**20  # bytes of data that a rank reads ahead, at most
 
 
 def decoder_shapes(size: Transformer, vocab_size: int, context: int) -> Shapes:
@@ -43,6 +51,86 @@ def block_shapes(size: Transformer) -> Shapes:
 def parameters(shapes: Shapes) -> int:
     """Numbers in all of them."""
     return sum(prod(shape) for shape in shapes.values())
+
+
+def flops_per_token(size: Transformer, vocab_size: int, length: int) -> int:
+    """Floating-point operations of a forward pass, a token of a sequence of `length`; a training step takes 3 times as
+    many. Matrix products alone, 2 for a multiplication with its addition.
+
+    Attention counts as if every token looked at all others, as in PaLM's definition of MFU (Chowdhery et al. 2022) and
+    in torchtitan, though a causal kernel leaves half of it out. Recomputed activations don't count.
+    """
+    matrices = sum(prod(shape) for shape in block_shapes(size).values() if len(shape) == 2)
+    attention = 2 * length * size.heads * size.head_width  # scores, and their product with the values
+    return 2 * (size.layers * (matrices + attention) + vocab_size * size.dim)
+
+
+def bytes_per_parameter(training: Training) -> int:
+    """What a parameter takes while it trains: weight, gradient, moments and average, float32 each."""
+    return 4 + checkpointed_bytes_per_parameter(training)
+
+
+def checkpointed_bytes_per_parameter(training: Training) -> int:
+    """What of it is in a checkpoint, all but the gradient: 12 bytes with AdamW."""
+    return 4 * (1 + MOMENTS[training.optimizer.name] + bool(training.ema_decay))
+
+
+def activation_bytes(size: Transformer, vocab_size: int, rows: int, length: int) -> int:
+    """What a forward pass in float32 leaves behind for the backward pass, on the CPU's kernels, nothing recomputed."""
+    norm = size.dim * (3 if size.norm == "rmsnorm" else 2)  # an input, its mean square by the input, the output
+    attention = 2 * (size.heads + size.num_kv_heads) * size.head_width + size.heads  # with the log of each sum
+    if size.qk_norm:
+        attention += 3 * (size.heads + size.num_kv_heads) * size.head_width
+    hidden = size.hidden_dim * (4 if size.ffn == "swiglu" else 2)
+    dropout = 2 * size.dim if size.dropout else 0
+    block = 2 * norm + attention + hidden + dropout
+    return 4 * rows * length * (size.layers * block + norm + vocab_size)
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """What the fullest pod of a run certainly needs of its memory limit, in bytes by what for."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{gigabytes(count)} {name}" for name, count in self.parts.items() if count)
+
+
+def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemory:
+    """Of index 0, whose rank 0 gathers the model for the export. `data_bytes`: of the training split.
+
+    The least: a layout that takes more memory than full sharding is counted where the configuration asks for it, and
+    the memory of Ray and of the page cache not at all. On GPUs the training state is in their memory.
+    """
+    size, training, here = config.model.size, config.training, config.ranks_per_pod
+    weights = parameters(decoder_shapes(size, vocab_size, config.context))
+    ranks = config.fewest_pods * here
+    shards = {"none": 1, "full": training.parallelism.fsdp_ranks or ranks}.get(training.parallelism.fsdp, ranks)
+    held = -(-weights * here // shards)  # parameters of the pod's ranks together
+    parts = {
+        f"for {here} process{'es' if here > 1 else ''}": PROCESS * here,
+        "for the copy of a checkpoint that is being uploaded": held * checkpointed_bytes_per_parameter(training),
+        "for data that is read ahead": min(PREFETCH, data_bytes) * here,
+    }
+    activations, exported = 0, 4 * weights if config.model.export != "none" else 0
+    if not config.gpus:
+        rows = training.micro_batch_size or min(8, -(-training.global_batch_size // ranks))
+        parts["for weights, gradients and moments"] = held * bytes_per_parameter(training)
+        activations = here * activation_bytes(size, vocab_size, rows, training.sequence_length)
+    # The model is gathered for its export when no activations are left.
+    parts["for activations, and later for the whole model"] = max(activations, exported)
+    return HostMemory(parts)
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e9:,.2f} GB" if count < 1e10 else f"{count / 1e9:,.0f} GB"
 
 
 def _linear(name: str, inputs: int, outputs: int, bias: bool) -> Shapes:

@@ -42,6 +42,9 @@ def check(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
     reporter.report({"state": "Checking", "message": "Checking configuration, storage and data."})
     found = check_job(config, open_store(config.output_uri, config.storage))
     logger.info("%s", found.message)
+    if found.warning:
+        logger.warning("%s", found.warning)
+        reporter.report({"message": found.warning})
     return Outcome(outcome=found.outcome, result=found.result, step=(found.result or {}).get("step"))
 
 

@@ -26,6 +26,9 @@ def trainer_config(job: Job, spec: TrainingJobSpec, ranks_per_pod: int) -> dict[
         namespace=job.namespace,
         min_replicas=spec.workers.min_replicas,
         ranks_per_pod=ranks_per_pod,
+        fewest_pods=spec.workers.min_replicas or spec.workers.replicas,
+        pod_memory=spec.workers.resources.memory,
+        gpus=spec.workers.resources.gpus > 0,
         max_restarts=spec.run_policy.max_restarts,
         on_existing_run=spec.run_policy.on_existing_run,
     ).wire()

@@ -6,7 +6,7 @@ because the API server's CEL cost budget needs one.
 """
 
 from trainingjob_trainer.config.architectures import Cnn, Mlp, Rnn
-from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, digest
+from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, amount, digest
 from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
 from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, Transformer
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point, Schedule
@@ -54,5 +54,6 @@ __all__ = [
     "Training",
     "Transformer",
     "Uri",
+    "amount",
     "digest",
 ]

@@ -19,6 +19,15 @@ Quantity = Annotated[
 ]
 
 
+_UNITS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def amount(quantity: str) -> float:
+    """A `Quantity` as a number."""
+    unit = quantity.lstrip("0123456789.")
+    return float(quantity.removesuffix(unit)) * _UNITS.get(unit, 1)
+
+
 class Config(BaseModel):
     """Base of every configuration object: camelCase on the wire, immutable, unknown fields refused.
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from trainingjob_trainer.config.base import Config, Name, Uri, digest
+from trainingjob_trainer.config.base import Config, Name, Quantity, Uri, digest
 from trainingjob_trainer.config.data import ORDER_VERSION, Data
 from trainingjob_trainer.config.model import ARCHITECTURES, Model, Transformer
 from trainingjob_trainer.config.task import OWN_TASK_PARTS, REQUIRED, Storage, Task
@@ -173,6 +173,9 @@ class PodConfig(JobSpec):
     namespace: Name
     min_replicas: int | None = Field(None, ge=1)
     ranks_per_pod: int = Field(ge=1)
+    fewest_pods: int = Field(1, ge=1)  # of an elastic job; else all of them
+    pod_memory: Quantity | None = None  # limit of a worker pod; none where there are no pods
+    gpus: bool = False
     max_restarts: int = Field(ge=0)
     on_existing_run: Literal["Resume", "Overwrite"] = "Resume"
 

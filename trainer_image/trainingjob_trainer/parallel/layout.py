@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainingjob_trainer.config import JobConfig, Parallelism, Training
+from trainingjob_trainer.accounting import bytes_per_parameter, gigabytes
+from trainingjob_trainer.config import JobConfig, Parallelism
 from trainingjob_trainer.errors import UserError
 
 # Of a rank's memory, for the state; the rest is for activations, gathered weights and what the process itself takes.
 STATE_SHARE = 0.5
-MOMENTS = {"adamw": 2, "adam": 2, "muon": 2, "sgd": 1, "rmsprop": 2, "adagrad": 1}  # float32 a parameter, at most
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,6 @@ def pick(wanted: Parallelism, ranks: int, ranks_per_pod: int, state: int, memory
     return Layout(1, ranks, f"fewer ranks have no room for {figures}")
 
 
-def bytes_per_parameter(training: Training) -> int:
-    """What a parameter takes while it trains: weight, gradient, moments and average, float32 each."""
-    return 4 * (2 + MOMENTS[training.optimizer.name] + bool(training.ema_decay))
-
-
 def memory(device: torch.device, ranks_per_pod: int) -> int:
     """Bytes that a rank may use: those of its device, or its share of the pod's limit."""
     if device.type == "cuda":
@@ -89,8 +84,3 @@ def memory(device: torch.device, ranks_per_pod: int) -> int:
     except (OSError, ValueError):  # "max"
         limit = machine
     return min(machine, limit) // ranks_per_pod
-
-
-def gigabytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e9:,.2f} GB" if count < 1e10 else f"{count / 1e9:,.0f} GB"

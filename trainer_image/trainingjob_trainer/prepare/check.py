@@ -15,7 +15,7 @@ from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
-from trainingjob_trainer.prepare.limits import check_limits, check_ranks
+from trainingjob_trainer.prepare.limits import check_limits, check_memory, check_ranks, drain_warning
 from trainingjob_trainer.prepare.run_record import RUN_KEY, RunRecord
 from trainingjob_trainer.records import load_result
 from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store
@@ -31,6 +31,7 @@ class CheckOutcome:
     outcome: Literal["Finished", "PrepareData", "Train"]
     result: dict[str, Any] | None
     message: str
+    warning: str = ""
 
 
 def check(config: JobConfig, store: Store) -> CheckOutcome:
@@ -61,15 +62,27 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     if result and result.plan_hash == config.plan_hash():
         return CheckOutcome("Finished", result.wire(), f"The run is finished already: step {result.step}.")
     manifest = load_manifest(config, store)
-    if config.model.init_from is not None and latest(store) is None:
-        from trainingjob_trainer.huggingface.directory import Directory
-
-        Directory.of(config).check(config, manifest)
+    vocab_size = _check_model(config, store, manifest)
+    data_bytes = sum(shard.size for shard in manifest.splits["train"].shards) if manifest else 0
+    check_memory(config, vocab_size, data_bytes)
+    warning = drain_warning(config, store, vocab_size)
     if manifest:
         check_limits(config, manifest)
         samples = manifest.num_samples("train", config.training.sequence_length)
-        return CheckOutcome("Train", None, f"The data is ready: {samples} training samples.")
-    return CheckOutcome("PrepareData", None, _check_raw_data(config))
+        return CheckOutcome("Train", None, f"The data is ready: {samples} training samples.", warning)
+    return CheckOutcome("PrepareData", None, _check_raw_data(config), warning)
+
+
+def _check_model(config: JobConfig, store: Store, manifest: Manifest | None) -> int:
+    """The size of the vocabulary, as far as it is known; raises if the model to begin with does not fit."""
+    vocab_size = (manifest and manifest.vocab_size) or config.data.prepare.tokenizer.vocab_size
+    if config.model.init_from is None or latest(store) is not None:
+        return vocab_size
+    from trainingjob_trainer.huggingface.directory import Directory
+
+    source = Directory.of(config)
+    source.check(config, manifest)
+    return source.tokenizer[1]
 
 
 def _check_raw_data(config: JobConfig) -> str:

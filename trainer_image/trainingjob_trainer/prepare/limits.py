@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from trainingjob_trainer.config import JobConfig, TrainerSpec, Transformer
+import os
+import time
+
+from trainingjob_trainer.accounting import (
+    checkpointed_bytes_per_parameter,
+    decoder_shapes,
+    gigabytes,
+    host_memory,
+    parameters,
+)
+from trainingjob_trainer.config import JobConfig, TrainerSpec, Transformer, amount
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
 from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.storage import Store
+
+PROBE, PROBE_KEY = 8 * 2**20, "probe"
+SLOWEST = 2_000_000  # bytes a second of a pod; no storage is slower, and no probe is made for less
 
 
 def check_ranks(config: JobConfig) -> None:
@@ -16,6 +30,57 @@ def check_ranks(config: JobConfig) -> None:
             f"{ranks} ranks.",
             f"Raise it to {ranks} or more, or ask for fewer ranks.",
         )
+
+
+def check_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> None:
+    """Raises `UserError` if a worker pod of a language model cannot hold what its ranks certainly need.
+
+    data_bytes: of the training split, as far as it is known.
+    """
+    if config.pod_memory is None or not _is_decoder(config):
+        return
+    needed, limit = host_memory(config, vocab_size, data_bytes), round(amount(config.pod_memory))
+    if needed.total > limit:
+        raise UserError(
+            f"spec.workers.resources.memory is {config.pod_memory} ({gigabytes(limit)}), less than the "
+            f"{gigabytes(needed.total)} that a worker pod needs: {needed}.",
+            f"Raise it to {-(-needed.total * 5 // 2**32)}Gi or more, or use more workers or a smaller model.",
+        )
+
+
+def drain_warning(config: JobConfig, store: Store, vocab_size: int) -> str:
+    """What to say if a checkpoint cannot be uploaded within the grace period of the pods, judged by a small upload."""
+    if not _is_decoder(config):
+        return ""
+    weights, seconds = (
+        parameters(decoder_shapes(config.model.size, vocab_size, config.context)),
+        config.checkpoint.drain_seconds,
+    )
+    share = weights * checkpointed_bytes_per_parameter(config.training) // config.fewest_pods
+    if share <= SLOWEST * seconds:
+        return ""
+    rate = upload_rate(store)
+    if share <= rate * seconds:
+        return ""
+    return (
+        f"A pod's part of a checkpoint has {gigabytes(share)}, and {gigabytes(round(rate))} a second were uploaded to "
+        f"{store.uri()}: that may take longer than spec.checkpoint.drainSeconds ({seconds}), and then what was trained "
+        f"since the last checkpoint is lost when a pod is evicted. Raise it to {round(2 * share / rate)}."
+    )
+
+
+def _is_decoder(config: JobConfig) -> bool:
+    return config.task.kind == "language-modeling" and isinstance(config.model.architecture, Transformer)
+
+
+def upload_rate(store: Store) -> float:
+    """Bytes a second, of one small object that is deleted again."""
+    data = os.urandom(PROBE)
+    began = time.monotonic()
+    store.put(PROBE_KEY, data)
+    rate = PROBE / (time.monotonic() - began)
+    store.delete([PROBE_KEY])
+    return rate
 
 
 def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
