@@ -43,6 +43,7 @@ from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.tasks import TaskMetrics, build_task
 from trainingjob_trainer.telemetry import Telemetry
+from trainingjob_trainer.utilization import Utilization
 from trainingjob_trainer.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ class _Run:
         length, packing, skips = training.sequence_length, config.data.packing, config.data.on_corrupt == "skip"
         self.readers = {s: Reader(attempt.store, manifest, s, length, packing, skips) for s in SPLITS}
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
-        self.telemetry = Telemetry(training, Progress(), tokens=manifest.kind == "tokens")
+        utilization = Utilization.of(config, manifest, world)
+        self.telemetry = Telemetry(training, Progress(), manifest.kind == "tokens", utilization)
         self.cadence = Cadence(config.checkpoint)
         self.vote = Vote(world)
         self.watchdog = Watchdog(self.model, training.hang_seconds, lambda: self.progress.step, hooks.hung)

@@ -16,6 +16,7 @@ from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.optim import learning_rate
 from trainingjob_trainer.parallel import StepSums
 from trainingjob_trainer.stopwatch import Phase, Stopwatch
+from trainingjob_trainer.utilization import Utilization
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Telemetry:
     training: Training
     progress: Progress
     tokens: bool  # whether targets are tokens
+    utilization: Utilization | None = None
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _pending: list[StepSums] = field(default_factory=list)
     _fields: dict[str, Any] = field(default_factory=dict)
@@ -108,17 +110,19 @@ class Telemetry:
         self._fields["etaSeconds"] = round(left * seconds / steps, 1)
         if self.tokens:
             self._fields["tokensPerSecond"] = round(targets / seconds, 1)
-        self._fields["metrics"] = _speed(steps, seconds, spent)
+        self._fields["metrics"] = self._speed(steps, seconds, spent)
 
-
-def _speed(steps: int, seconds: float, spent: dict[Phase, float]) -> dict[str, float]:
-    """This rank's seconds a step, what of them it waited for data or a checkpoint, and its memory's peak."""
-    training = seconds - spent.get("evaluation", 0.0)
-    on_cuda = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if on_cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "stepSeconds": round(training / steps, 6),
-        "dataWaitSeconds": round(spent.get("data", 0.0) / steps, 6),
-        "checkpointWaitSeconds": round(spent.get("checkpoint", 0.0) / steps, 6),
-        "deviceMemoryGiB" if on_cuda else "memoryGiB": round(peak / 2**30, 3),
-    }
+    def _speed(self, steps: int, seconds: float, spent: dict[Phase, float]) -> dict[str, float]:
+        """This rank's seconds a step, what of them it waited for data or a checkpoint, MFU, and its memory's peak."""
+        step_seconds = (seconds - spent.get("evaluation", 0.0)) / steps
+        speed = {
+            "stepSeconds": round(step_seconds, 6),
+            "dataWaitSeconds": round(spent.get("data", 0.0) / steps, 6),
+            "checkpointWaitSeconds": round(spent.get("checkpoint", 0.0) / steps, 6),
+        }
+        if self.utilization is not None:
+            speed["mfu"] = round(self.utilization.share(step_seconds), 4)
+        if torch.cuda.is_available():
+            return speed | {"deviceMemoryGiB": round(torch.cuda.max_memory_allocated() / 2**30, 3)}
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return speed | {"memoryGiB": round(kibibytes / 2**20, 3)}
