@@ -56,6 +56,24 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "data.packing is not for model.rnn, whose state goes from document to document: remove it",
     ),
     (
+        {"training": {"steps": None}},
+        "training.steps",
+        INVALID,
+        "exactly one of steps, epochs and tokens must be set, not 0",
+    ),
+    (
+        {"training": {"epochs": 2.5, "tokens": 1000}},
+        "training.steps",
+        INVALID,
+        "exactly one of steps, epochs and tokens must be set, not 3",
+    ),
+    (
+        {"task": {"kind": "text-classification"}, "training": {"steps": None, "tokens": 1000}},
+        "training.tokens",
+        FORBIDDEN,
+        "training.tokens is not for task.kind text-classification: give steps or epochs",
+    ),
+    (
         {"task": {"kind": "text-classification"}, "data": {"packing": True}},
         "data.packing",
         FORBIDDEN,
@@ -320,7 +338,6 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
 # Changes to a valid spec that the schema refuses, and what the API server says then.
 BY_SCHEMA: list[tuple[Json, str]] = [
     ({"outputUri": "http://models/run"}, 'spec.outputUri: Invalid value: "http://models/run"'),
-    ({"training": {"steps": None}}, "spec.training.steps: Required value"),
     ({"training": {"steps": "many"}}, "spec.training.steps in body must be of type integer"),
     ({"training": {"steps": 0}}, "spec.training.steps in body should be greater than or equal to 1"),
     ({"training": {"optimizer": {"lr": -1}}}, "spec.training.optimizer.lr in body should be greater than 0"),
@@ -400,6 +417,8 @@ WHILE_SUSPENDED: dict[str, Json] = {
     "checkpoint": {"checkpoint": {"everySteps": 7}},
     "evaluation": {"evaluation": {"everySteps": 7}},
     "training.steps": {"training": {"steps": 200}},
+    "training.epochs": {"training": {"steps": None, "epochs": 2}},
+    "training.tokens": {"training": {"steps": None, "tokens": 2_000_000_000}},
     "training.optimizer": {"training": {"optimizer": {"lr": 1e-3}}},
     "training.schedule": {"training": {"schedule": {"warmupSteps": 7}}},
     "training.microBatchSize": {"training": {"microBatchSize": 1}},

@@ -82,11 +82,13 @@ class _Run:
     """One attempt at a run: the parts that stay the same from step to step, and the phases."""
 
     def __init__(self, config: JobConfig, attempt: Attempt, hooks: Hooks) -> None:
-        self.config, self.attempt, self.hooks = config, attempt, hooks
         world = World.join()
-        training = config.training
         manifest = world.on_first(lambda: Manifest.model_validate_json(attempt.store.get(MANIFEST_KEY)))
-        self.manifest = manifest
+        samples = manifest.num_samples("train", config.training.sequence_length)
+        training = config.training.in_steps(samples)
+        self.plan_hash = config.plan_hash()
+        self.config = config = config.model_copy(update={"training": training})
+        self.manifest, self.attempt, self.hooks = manifest, attempt, hooks
         dtype = pass_dtype(training.precision, world.device)
         with torch.device("meta"):
             model = build_model(config, manifest)
@@ -160,7 +162,7 @@ class _Run:
         start = self.progress.step
         reader = self.readers["train"]
         order = Order(reader.blocks, training.seed)
-        steps = range(start, training.steps)
+        steps = range(start, training.total_steps)
         rows = training_rows(steps, training.global_batch_size, order, self.world.size, self.world.rank)
         self.telemetry.stopwatch.read()  # from here on it counts
         with prefetch(reader, (own or [0] for own in rows), pin=self.world.device.type == "cuda") as read:
@@ -180,12 +182,12 @@ class _Run:
     def over(self) -> bool:
         """Whether no step is left, or the run has stopped getting better."""
         training, progress = self.config.training, self.progress
-        return progress.step >= training.steps or stops_early(progress.evaluations, training.early_stopping)
+        return progress.step >= training.total_steps or stops_early(progress.evaluations, training.early_stopping)
 
     def after_step(self) -> None:
         """What is due after a step: an evaluation first, so that the checkpoint knows it."""
         step = self.progress.step
-        if step == self.config.training.steps or step % self.config.evaluation.every_steps == 0:
+        if step == self.config.training.total_steps or step % self.config.evaluation.every_steps == 0:
             self.telemetry.flush()
             metrics = scalars(self.evaluate("validation", self.config.evaluation.max_samples))
             self.progress.evaluations.append(Evaluated(step=step, metrics=metrics))
@@ -264,7 +266,7 @@ class _Run:
 
         step, number = self.progress.step, self.attempt.number
         return RunResult(
-            plan_hash=self.config.plan_hash(),
+            plan_hash=self.plan_hash,
             attempt=number,
             step=step,
             model_uri=None if weights is None else export_model(self.config, self.manifest, weights, self.attempt),

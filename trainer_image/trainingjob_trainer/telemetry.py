@@ -71,7 +71,7 @@ class Telemetry:
         logged = progress.history[-1] if progress.history else None
         return {
             "step": progress.step,
-            "steps": self.training.steps,
+            "steps": self.training.total_steps,
             "samples": progress.samples,
             "tokens": progress.tokens if self.tokens else None,
             "tokensPerSecond": None,
@@ -83,7 +83,7 @@ class Telemetry:
         }
 
     def _logged(self, step: int) -> bool:
-        return step % self.training.log_every == 0 or step == self.training.steps
+        return step % self.training.log_every == 0 or step == self.training.total_steps
 
     def _finite(self, step: int, loss: float, grad_norm: float, rate: float) -> bool:
         """Whether the step moved the weights; otherwise it is counted as skipped."""
@@ -106,7 +106,7 @@ class Telemetry:
 
     def _measure(self, steps: int, targets: int) -> None:
         seconds, spent = self.stopwatch.read()
-        left = max(0, self.training.steps - self.progress.step)
+        left = max(0, self.training.total_steps - self.progress.step)
         self._fields["etaSeconds"] = round(left * seconds / steps, 1)
         if self.tokens:
             self._fields["tokensPerSecond"] = round(targets / seconds, 1)

@@ -41,6 +41,9 @@ OPTIONAL = (
     "data",
     "model",
     "training",
+    "training.steps",
+    "training.epochs",
+    "training.tokens",
     "training.microBatchSize",
     "runPolicy.queueName",
     "training.earlyStopping",
@@ -153,6 +156,8 @@ RANKS = f"self.workers.replicas * {RANKS_PER_POD}"
 DIVIDED = f"(has(self.workers.minReplicas) ? {RANKS_PER_POD} : {RANKS})"
 FSDP_RANKS = "self.training.parallelism.?fsdpRanks.orValue(1)"
 
+LENGTHS = "[has(self.steps), has(self.epochs), has(self.tokens)].filter(given, given).size()"
+
 # With TrainerSpec.identity(): these and no others are fixed; a test compares.
 FIXED = (
     "outputUri",
@@ -185,6 +190,8 @@ WHILE_SUSPENDED = (
     "checkpoint",
     "evaluation",
     "training.steps",
+    "training.epochs",
+    "training.tokens",
     "training.optimizer",
     "training.schedule",
     "training.microBatchSize",
@@ -278,6 +285,13 @@ SPEC_RULES = (
         "!has(self.data) || !self.data.packing || !has(self.model) || !has(self.model.rnn)",
         "data.packing is not for model.rnn, whose state goes from document to document: remove it",
         field=".data.packing",
+        reason="FieldValueForbidden",
+    ),
+    Rule(
+        "self.task.kind == 'language-modeling' || !has(self.training) || !has(self.training.tokens)",
+        "training.tokens is not for task.kind %s: give steps or epochs",
+        ("self.task.kind",),
+        field=".training.tokens",
         reason="FieldValueForbidden",
     ),
     Rule(
@@ -431,6 +445,11 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             "context (%d) is for positions learned: remove it",
             ("self.context",),
             field=".context",
+        ),
+    ),
+    config.Training: (
+        Rule(
+            f"{LENGTHS} == 1", "exactly one of steps, epochs and tokens must be set, not %d", (LENGTHS,), field=".steps"
         ),
     ),
     config.Optimizer: (

@@ -145,8 +145,8 @@ class TrainingJobSpec(JobSpec):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run; 0: not known, a custom command decides."""
-        return self.training.steps if self.training is not None else 0
+        """Optimizer steps of the whole run; 0: not known, the data or a custom command decide."""
+        return (self.training.steps or 0) if self.training is not None else 0
 
     @property
     def suspended(self) -> bool:

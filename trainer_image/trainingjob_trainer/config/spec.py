@@ -70,6 +70,12 @@ class JobSpec(Config):
         return self
 
     @model_validator(mode="after")
+    def _counts_tokens(self) -> Self:
+        if self.training is not None and self.training.tokens is not None and self.task.kind != "language-modeling":
+            raise ValueError(f"training.tokens is not for task.kind {self.task.kind}: give steps or epochs")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_exported(self) -> Self:
         if self.task.kind != "language-modeling" or self.model is None or self.model.export == "none":
             return self

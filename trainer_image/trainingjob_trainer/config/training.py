@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
@@ -15,7 +16,15 @@ from trainingjob_trainer.config.parallelism import Parallelism
 class Training(Config):
     """How long, in what batches, with what optimizer."""
 
-    steps: Annotated[int, Field(ge=1, le=100_000_000)] = Field(description="Optimizer steps of the whole run.")
+    steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(
+        None, description="Optimizer steps of the whole run. Or give epochs, or tokens."
+    )
+    epochs: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
+        None, description="Length of the run in passes over the training samples, rounded up to whole steps."
+    )
+    tokens: Annotated[int, Field(ge=1, le=10**18)] | None = Field(
+        None, description="Length of the run in tokens of its samples, rounded up to whole steps (language-modeling)."
+    )
     global_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         64, description="Samples an optimizer step, over all ranks; never changes with the world size."
     )
@@ -47,6 +56,28 @@ class Training(Config):
         "Hang, the stacks of all ranks in their logs. Checkpoints and the export do not count.",
     )
     log_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(10, description="Steps between two logged losses.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        lengths = sum(length is not None for length in (self.steps, self.epochs, self.tokens))
+        if lengths != 1:
+            raise ValueError(f"exactly one of steps, epochs and tokens must be set, not {lengths}")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, once they are known (see `in_steps`)."""
+        if self.steps is None:
+            raise ValueError("the length is not in steps yet")
+        return self.steps
+
+    def in_steps(self, samples: int) -> Training:
+        """The same with its length in steps, for a training split of `samples` samples."""
+        if self.steps is not None:
+            return self
+        wanted = samples * (self.epochs or 0) if self.tokens is None else self.tokens / self.sequence_length
+        steps = max(1, math.ceil(wanted / self.global_batch_size))
+        return self.model_copy(update={"steps": steps, "epochs": None, "tokens": None})
 
     @property
     def collective_timeout(self) -> timedelta:

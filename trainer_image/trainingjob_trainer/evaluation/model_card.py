@@ -144,7 +144,7 @@ def _common(config: JobConfig, parameters: int) -> dict[str, object]:
         "name": config.name,
         "parameters": parameters,
         "shape": ", ".join(f"{name} {value}" for name, value in config.model.architecture.wire().items()),
-        "steps": training.steps,
+        "steps": training.total_steps,
         "batch": training.global_batch_size,
         "source": config.data.train.uri,
     }

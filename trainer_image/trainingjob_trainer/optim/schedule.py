@@ -18,7 +18,7 @@ def learning_rate(step: int, training: Training) -> float:
     peak, schedule = training.optimizer.lr, training.schedule
     if step < schedule.warmup_steps:
         return peak * (step + 1) / (schedule.warmup_steps + 1)
-    return peak * _ratio(step, schedule, training.steps)
+    return peak * _ratio(step, schedule, training.total_steps)
 
 
 def _ratio(step: int, schedule: Schedule, steps: int) -> float:

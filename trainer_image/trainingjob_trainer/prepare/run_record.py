@@ -20,7 +20,7 @@ class PlanChange(Config):
 
     time: str
     plan_hash: str
-    steps: int
+    steps: int | None = None  # absent where the plan gives epochs or tokens
 
 
 class RunRecord(Config):
