@@ -53,9 +53,9 @@ MUTANTS = (
     Mutant(
         "a resumed run reads one batch late",
         "loop.py",
-        "        steps = range(start, training.steps)\n        rows = training_rows(steps, ",
-        "        steps = range(start, training.steps)\n"
-        "        late = range(start + bool(start), training.steps + bool(start))\n"
+        "        steps = range(start, training.total_steps)\n        rows = training_rows(steps, ",
+        "        steps = range(start, training.total_steps)\n"
+        "        late = range(start + bool(start), training.total_steps + bool(start))\n"
         "        rows = training_rows(late, ",
         ("tests/unit/test_loop_runs.py::test_a_killed_run_resumes_bit_for_bit",),
     ),

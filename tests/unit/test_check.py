@@ -194,7 +194,7 @@ def test_a_run_that_began_in_another_data_order_is_refused(tmp_path: Path) -> No
     old = record(store)
     del old["identity"]["data.order"]
     store.put("run.json", json.dumps({**old, "identityHash": "of the old order"}).encode())
-    with pytest.raises(UserError, match=r"holds another run; it differs in data\.order: null -> 2"):
+    with pytest.raises(UserError, match=r"holds another run; it differs in data\.order: null -> 3"):
         check(config, store)
 
 

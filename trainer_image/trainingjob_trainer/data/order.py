@@ -5,7 +5,7 @@ deals the blocks into groups: a group takes one block of each stratum (a run of 
 of the whole data, and which one it takes is a permutation over the groups. Then the samples of a group are permuted. A
 reader holds the blocks of one group; data of less than two groups is one permutation of its samples.
 
-Permutations are Feistel networks over the next power of four, cycle-walked into [0, n) (Black & Rogaway, "Ciphers with
+Permutations are Feistel networks over the next power of two, cycle-walked into [0, n) (Black & Rogaway, "Ciphers with
 Arbitrary Finite Domains", 2002), keyed by seed and epoch: bijections by construction.
 """
 
@@ -116,22 +116,27 @@ class _Dealt(NamedTuple):
 
 def permute(values: Ints, sizes: Ints, key: Words, tweaks: Ints) -> Ints:
     """Each value in a permutation of `range(size)`, one for every (key, tweak)."""
-    half = np.maximum((np.frexp((sizes - 1).astype(np.float64))[1] + 1) // 2, 1).astype(np.uint64)
+    bits = np.frexp((sizes - 1).astype(np.float64))[1].astype(np.uint64)
     keys = [_mix(word + tweaks.astype(np.uint64)) for word in key]
-    found = values.astype(np.uint64)
-    walking = np.arange(len(found))
-    while len(walking):
-        found[walking] = _feistel(found[walking], half[walking], [word[walking] for word in keys])
-        walking = walking[found[walking] >= sizes.astype(np.uint64)[walking]]
+    found = _feistel(values.astype(np.uint64), bits, keys)
+    outside = np.flatnonzero(found >= sizes.astype(np.uint64))
+    while len(outside):
+        found[outside] = _feistel(found[outside], bits[outside], [word[outside] for word in keys])
+        outside = outside[found[outside] >= sizes[outside].astype(np.uint64)]
     return found.astype(np.int64)
 
 
-def _feistel(values: Words, half: Words, keys: Sequence[Words]) -> Words:
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = values >> half, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right + key) & mask)
-    return (left << half) | right
+def _feistel(values: Words, bits: Words, keys: Sequence[Words]) -> Words:
+    """A permutation of the numbers of `bits` bits: each half in turn is changed by what the other one says."""
+    one = np.uint64(1)
+    low = (bits + one) >> one
+    left, right = values >> low, values & ((one << low) - one)
+    left_mask, right_mask = (one << (bits - low)) - one, (one << low) - one
+    for left_key, right_key in zip(keys[::2], keys[1::2], strict=True):
+        left = left ^ (_mix(right + left_key) & left_mask)
+        right = right ^ (_mix(left + right_key) & right_mask)
+    joined: Words = (left << low) | right
+    return joined
 
 
 def _mix(values: Words) -> Words:

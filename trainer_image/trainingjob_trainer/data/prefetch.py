@@ -90,7 +90,7 @@ class _Blocks:
     def __init__(self, reader: Reader, pool: ThreadPoolExecutor, memory: int) -> None:
         self._reader, self._pool = reader, pool
         self._most = max(1, memory // reader.block_bytes)
-        self._held: OrderedDict[int, Future[Span]] = OrderedDict()  # the last used one last
+        self._held: OrderedDict[int, Future[Span] | Span] = OrderedDict()  # the last used one last
         self._wanted: Counter[int] = Counter()  # batches ahead that want it
 
     def have_room(self, blocks: Sequence[int]) -> bool:
@@ -107,8 +107,10 @@ class _Blocks:
 
     def take(self, blocks: Sequence[int]) -> dict[int, Span]:
         """Blocks that a batch wanted: waits for them. Raises what reading them raised."""
-        spans = {block: self._held[block].result() for block in blocks}
+        spans = {}
         for block in blocks:
+            held = self._held[block]
+            spans[block] = self._held[block] = held.result() if isinstance(held, Future) else held
             self._held.move_to_end(block)
             self._wanted[block] -= 1
             if not self._wanted[block]:

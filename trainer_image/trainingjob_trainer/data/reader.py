@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,8 @@ class Batch:
 
     def pin(self) -> Batch:
         """The batch in page-locked memory."""
-        return replace(self, inputs=self.inputs.pin_memory(), targets=self.targets.pin_memory())
+        inputs, targets = (tensor.contiguous().pin_memory() for tensor in (self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets)
 
 
 class Reader:
@@ -62,6 +64,7 @@ class Reader:
         self._skips = skip_corrupt
         self._manifest, self._length = manifest, sequence_length
         self._stream = Stream(store, manifest.splits[split].shards)
+        self._stored = np.dtype(manifest.dtype).newbyteorder("<")
         self._stride, self._overlap = manifest.item_bytes, 0
         if manifest.kind == "tokens":  # a sample's last token is the first of the next one
             self._stride, self._overlap = sequence_length * manifest.item_bytes, manifest.item_bytes
@@ -85,13 +88,15 @@ class Reader:
         outside = [index for index in (min(indices), max(indices)) if not 0 <= index < len(self)]
         if outside:
             raise IndexError(f"sample {outside[0]} of {len(self)}")
-        found: list[int] = np.unique(self.blocks.block_of(np.asarray(indices))).tolist()
-        return found
+        return sorted(set(self.blocks.block_of(np.asarray(indices)).tolist()))
 
     def load(self, block: int) -> Span:
-        """The bytes of a block. Raises `StorageError`."""
+        """The bytes of a block. Raises `StorageError`; `DataError` if they are not what the manifest says."""
         first, end = self.blocks.bounds(block)
-        return self._stream.read(first * self._stride, end * self._stride + self._overlap)
+        span = self._stream.read(first * self._stride, end * self._stride + self._overlap)
+        if self._manifest.kind == "tokens":
+            self._check_vocabulary(np.frombuffer(span.data, self._stored))
+        return span
 
     def read(self, indices: Sequence[int]) -> Batch:
         """The samples, in this order, on the CPU. Raises `DataError` and `StorageError`.
@@ -103,19 +108,17 @@ class Reader:
 
     def assemble(self, indices: Sequence[int], spans: Mapping[int, Span]) -> Batch:
         """What `read` gives, from the blocks that the samples lie in."""
-        samples = np.asarray(indices, dtype=np.int64)
-        blocks = self.blocks.block_of(samples)
-        rows = np.empty((len(samples), self._stride + self._overlap), dtype=np.uint8)
-        skipped = np.zeros(len(samples), dtype=bool)
-        for block in np.unique(blocks):
-            span, (first, end) = spans[int(block)], self.blocks.bounds(int(block))
-            windows = np.lib.stride_tricks.as_strided(
-                np.frombuffer(span.data, dtype=np.uint8), (end - first, rows.shape[1]), (self._stride, 1)
-            )
-            chosen = np.flatnonzero(blocks == block)
-            rows[chosen] = windows[samples[chosen] - first]
+        width = self._stride + self._overlap
+        rows = np.empty((len(indices), width), dtype=np.uint8)
+        skipped = np.zeros(len(indices), dtype=bool)
+        into = rows.data.cast("B")
+        blocks = self.blocks.block_of(np.asarray(indices)).tolist()
+        for row, (sample, block) in enumerate(zip(indices, blocks, strict=True)):
+            span = spans[block]
+            at = sample * self._stride - span.start
+            into[row * width : (row + 1) * width] = span.data[at : at + width]
             if span.unreadable:
-                skipped[chosen] = [self._skip(int(sample), span) for sample in samples[chosen]]
+                skipped[row] = self._skip(sample, span)
         return self._tokens(rows, skipped) if self._manifest.kind == "tokens" else self._rows(rows, skipped)
 
     def _skip(self, sample: int, span: Span) -> bool:
@@ -129,21 +132,21 @@ class Reader:
         log.warning("sample %d of split %s is skipped: %s", sample, self.split, trouble.cause)
         return True
 
-    def _tokens(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:
-        native = np.dtype(self._manifest.dtype)
-        tokens = rows.view(native.newbyteorder("<")).astype(native, copy=False)
-        tokens[skipped] = 0
+    def _check_vocabulary(self, tokens: npt.NDArray[Any]) -> None:
         if tokens.max(initial=0) >= (self._manifest.vocab_size or 0):
             raise DataError(
                 f"Split {self.split} has the token {tokens.max()}, but the vocabulary ends at "
                 f"{self._manifest.vocab_size}.",
                 REPAIR,
             )
-        inputs, targets = np.ascontiguousarray(tokens[:, :-1]), tokens[:, 1:]
+
+    def _tokens(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:
+        tokens = rows.view(self._stored).astype(self._stored.newbyteorder("="), copy=False)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if self._packing or skipped.any():
             masked = skipped[:, None] | (self._packing & (inputs == self._manifest.eos_id))
             targets = np.where(masked, np.int32(IGNORE), targets.astype(np.int32))
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(np.ascontiguousarray(targets)), int(skipped.sum()))
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), int(skipped.sum()))
 
     def _rows(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:
         rows[skipped] = 0
