@@ -237,6 +237,18 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         INVALID,
         "context (64) is for positions learned: remove it",
     ),
+    (
+        _transformer(ropeScaling={"factor": 8, "lowFreqFactor": 4}),
+        "model.transformer.ropeScaling.lowFreqFactor",
+        INVALID,
+        "lowFreqFactor (4.000) must be below highFreqFactor (4.000)",
+    ),
+    (
+        merged(_transformer(positions="learned", ropeScaling={"factor": 8}), {"model": {"export": "none"}}),
+        "model.transformer.ropeScaling",
+        INVALID,
+        "ropeScaling is for positions rotary, not learned: remove it",
+    ),
     *(
         (
             _transformer(**parts),

@@ -29,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2 untied": {**GPT2, "tieEmbeddings": False, "ffnDim": 40},
     "llama": {"kvHeads": 2, "ropeTheta": 500.0},
     "llama untied, biases": {"bias": "all", "headDim": 16, "tieEmbeddings": False, "normEps": 1e-3},
+    "llama stretched": {"ropeScaling": {"factor": 4.0, "originalContext": 16}},
     "qwen2": {"kvHeads": 1, "bias": "qkv"},
     "qwen3": {"kvHeads": 2, "headDim": 24, "qkNorm": True, "tieEmbeddings": False},
 }

@@ -45,6 +45,16 @@ SOURCES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama, biases, tied": (
         "llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, {}
     ),
+    "llama, stretched": (
+        "llama",
+        {
+            **LLAMA, "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+            }
+        },
+        {},
+    ),
     "qwen2, in several files": ("qwen2", LLAMA, {"max_shard_size": "20KB"}),
     "qwen3, wide heads, tied": ("qwen3", {**LLAMA, "head_dim": 24, "tie_word_embeddings": True}, {}),
 }  # fmt: skip
@@ -185,8 +195,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         "model_type is bert; covered are gpt2, llama, qwen2, qwen3",
     ),
     "other rotary positions": (
-        lambda path: edit_json(path / "config.json", rope_parameters={"rope_type": "llama3", "factor": 8.0}),
-        "rotary positions are of type llama3 with factor, rope_type; covered is default",
+        lambda path: edit_json(path / "config.json", rope_parameters={"rope_type": "linear", "factor": 8.0}),
+        "rotary positions are of type linear with factor; covered are default and llama3",
     ),
     "other activation": (
         lambda path: edit_json(path / "config.json", hidden_act="relu"), "hidden_act is relu; covered is silu"

@@ -24,6 +24,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "all heads": {"kv_heads": None},
     "wide heads": {"head_dim": 16},
     "layernorm": {"norm": "layernorm"},
+    "stretched": {"rope_scaling": {"factor": 8.0, "original_context": 16}},
     "learned": {"positions": "learned"},
     "gelu": {"ffn": "gelu"},
     "biases": {"bias": "all"},
@@ -122,7 +123,7 @@ def test_learned_positions_are_added_to_the_tokens() -> None:
 def test_attention_scores_depend_on_distance_only() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(8), torch.randn(8)
-    rotary = rotation(12, 8, 10_000.0, query)
+    rotary = rotation(12, Transformer(layers=1, dim=8, heads=1), query)
     queries, keys = rotate(query.expand(12, 8), rotary), rotate(key.expand(12, 8), rotary)
     torch.testing.assert_close(queries[7] @ keys[4], queries[11] @ keys[8])
 

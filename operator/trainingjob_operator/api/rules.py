@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 from trainingjob_trainer import config
 
 from trainingjob_operator.api.cel import Rule
+from trainingjob_operator.api.model_rules import IN_A_FAMILY, MODEL_RULES
 from trainingjob_operator.api.spec import RunPolicy, TrainingJobSpec
 from trainingjob_operator.api.template_rules import TEMPLATE_RULES
 
@@ -113,12 +114,6 @@ def _exactly_one(first: str, second: str) -> Rule:
         f"exactly one of {first} and {second} must be set, not %s",
         (f"has(self.{first}) ? 'both' : 'none'",),
     )
-
-
-_GIVEN = f"[{', '.join(f'has(self.{name})' for name in config.ARCHITECTURES)}].filter(given, given).size()"
-_ARCHITECTURES = Rule(
-    f"{_GIVEN} == 1", f"exactly one of {', '.join(config.ARCHITECTURES)} must be set, not %d", (_GIVEN,)
-)
 
 
 def _for_its_tasks(name: str) -> Rule:
@@ -255,14 +250,6 @@ ELASTICITY = (
     ),
 )
 
-# As `config.Transformer.family` says.
-_IN_A_FAMILY = (
-    "[self.model.transformer].all(t, "
-    "(t.norm == 'rmsnorm' && t.positions == 'rotary' && t.ffn == 'swiglu' && (!t.qkNorm || t.bias == 'none')) || "
-    "(t.norm == 'layernorm' && t.positions == 'learned' && t.ffn == 'gelu' && t.bias == 'all' && !t.qkNorm && "
-    "t.?kvHeads.orValue(t.heads) == t.heads && (!has(t.headDim) || t.headDim * t.heads == t.dim)))"
-)
-
 SPEC_RULES = (
     *(_fixed(path) for path in FIXED),
     *(_while_suspended(path) for path in WHILE_SUSPENDED),
@@ -314,7 +301,7 @@ SPEC_RULES = (
     ),
     Rule(
         "self.task.kind != 'language-modeling' || !has(self.model) || self.model.export == 'none' || "
-        f"!has(self.model.transformer) || ({_IN_A_FAMILY})",
+        f"!has(self.model.transformer) || ({IN_A_FAMILY})",
         "model.transformer (norm %s, positions %s, ffn %s, bias %s) has no counterpart among GPT-2, Llama and Qwen to "
         "be exported to: change it, or set model.export to none",
         tuple(f"self.model.transformer.{part}" for part in ("norm", "positions", "ffn", "bias")),
@@ -411,42 +398,7 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             field=".minChars",
         ),
     ),
-    config.Model: (
-        _ARCHITECTURES,
-        Rule(
-            "!has(self.initFrom) || has(self.preset) || has(self.transformer)",
-            "initFrom is for preset and transformer: remove it",
-            field=".initFrom",
-            reason="FieldValueForbidden",
-        ),
-    ),
-    config.Transformer: (
-        Rule(
-            "has(self.headDim) || self.dim % self.heads == 0",
-            "dim (%d) must be a multiple of heads (%d), or headDim be set",
-            ("self.dim", "self.heads"),
-            field=".dim",
-        ),
-        Rule(
-            "self.positions != 'rotary' || has(self.headDim) || self.dim % self.heads != 0 || "
-            "self.dim / self.heads % 2 == 0",
-            "dim / heads (%d) must be even for rotary positions",
-            ("self.dim / self.heads",),
-            field=".dim",
-        ),
-        Rule(
-            "!has(self.kvHeads) || self.heads % self.kvHeads == 0",
-            "heads (%d) must be a multiple of kvHeads (%d)",
-            ("self.heads", "self.kvHeads"),
-            field=".kvHeads",
-        ),
-        Rule(
-            "!has(self.context) || self.positions == 'learned'",
-            "context (%d) is for positions learned: remove it",
-            ("self.context",),
-            field=".context",
-        ),
-    ),
+    **MODEL_RULES,
     config.Training: (
         Rule(
             f"{LENGTHS} == 1", "exactly one of steps, epochs and tokens must be set, not %d", (LENGTHS,), field=".steps"

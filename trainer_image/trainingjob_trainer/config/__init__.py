@@ -8,7 +8,7 @@ because the API server's CEL cost budget needs one.
 from trainingjob_trainer.config.architectures import Cnn, Mlp, Rnn
 from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, amount, digest
 from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
-from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, Transformer
+from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, RopeScaling, Transformer
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point, Schedule
 from trainingjob_trainer.config.parallelism import Parallelism
 from trainingjob_trainer.config.spec import JobConfig, JobSpec, PodConfig, TrainerSpec
@@ -44,6 +44,7 @@ __all__ = [
     "Quantity",
     "REQUIRED",
     "Rnn",
+    "RopeScaling",
     "Schedule",
     "Source",
     "Split",

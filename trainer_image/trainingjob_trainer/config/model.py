@@ -12,6 +12,28 @@ from trainingjob_trainer.config.base import Config, Uri
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
 
 
+class RopeScaling(Config):
+    """Rotary positions stretched to a longer context, as in Llama 3.1: the slow ones only."""
+
+    factor: Annotated[float, Field(ge=1, le=1024)] = Field(description="By how much the slow ones are slowed.")
+    low_freq_factor: Annotated[float, Field(gt=0, le=1024)] = Field(
+        1.0, description="Slow is what turns less often within originalContext."
+    )
+    high_freq_factor: Annotated[float, Field(gt=0, le=1024)] = Field(
+        4.0, description="Fast is what turns more often within originalContext; between the two it is blended."
+    )
+    original_context: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+        8192, description="Tokens of the context that the model was trained for before."
+    )
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            low, high = f"lowFreqFactor ({self.low_freq_factor:.3f})", f"highFreqFactor ({self.high_freq_factor:.3f})"
+            raise ValueError(f"{low} must be below {high}")
+        return self
+
+
 class Transformer(Config):
     """Shape of a Transformer. The defaults are Llama's: RMSNorm, rotary positions, SwiGLU, no biases."""
 
@@ -36,6 +58,7 @@ class Transformer(Config):
         "rotary", description="Rotary: queries and keys are turned. Learned: a table of vectors, added to the tokens'."
     )
     rope_theta: Annotated[float, Field(gt=0, le=1e9)] = Field(10_000.0, description="Base of the rotary positions.")
+    rope_scaling: RopeScaling | None = Field(None, description="Rotary positions for a longer context. Absent: none.")
     context: Annotated[int, Field(ge=8, le=1_048_576)] | None = Field(
         None, description="Positions in the table (learned). Absent: training.sequenceLength."
     )
@@ -61,6 +84,12 @@ class Transformer(Config):
     def _context_is_of_a_table(self) -> Self:
         if self.context is not None and self.positions != "learned":
             raise ValueError(f"context ({self.context}) is for positions learned: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _scaling_is_of_rotary_positions(self) -> Self:
+        if self.rope_scaling is not None and self.positions != "rotary":
+            raise ValueError(f"ropeScaling is for positions rotary, not {self.positions}: remove it")
         return self
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainingjob_trainer.accounting import Shapes, decoder_shapes
-from trainingjob_trainer.config import Transformer
+from trainingjob_trainer.config import RopeScaling, Transformer
 
 _LLAMA = {
     "embed": "model.embed_tokens",
@@ -137,8 +137,9 @@ def _llama_fields(size: Transformer, context: int) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": context,
         "rms_norm_eps": size.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": size.rope_theta},
-        "rope_theta": size.rope_theta,  # where transformers 4 looks
+        "rope_parameters": _write_rope(size),
+        "rope_theta": size.rope_theta,  # where transformers 4 looks, and for the other parameters:
+        **({"rope_scaling": _write_rope(size)} if size.rope_scaling is not None else {}),
         "attention_dropout": 0.0,
     }
     if size.family == "qwen2":
@@ -217,9 +218,6 @@ def _read_gpt2(settings: Mapping[str, Any]) -> Transformer:
 
 def _read_llama(family: str, settings: Mapping[str, Any]) -> Transformer:
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" or set(rope) - {"rope_type", "type", "rope_theta"}:
-        raise ValueError(f"rotary positions are of type {kind} with {', '.join(sorted(rope))}; covered is default")
     biases = bool(settings.get("attention_bias")), bool(settings.get("mlp_bias"))
     if family == "llama" and biases[0] != biases[1]:
         raise ValueError(f"attention_bias is {biases[0]} and mlp_bias is {biases[1]}; covered are both or neither")
@@ -234,10 +232,40 @@ def _read_llama(family: str, settings: Mapping[str, Any]) -> Transformer:
         ffn_dim=settings["intermediate_size"],
         norm_eps=settings["rms_norm_eps"],
         rope_theta=rope.get("rope_theta", settings.get("rope_theta", 10_000.0)),
+        rope_scaling=_read_scaling(rope),
         bias="qkv" if family == "qwen2" else "all" if biases[0] else "none",
         qk_norm=family == "qwen3",
         tie_embeddings=settings.get("tie_word_embeddings", False),
     )
+
+
+# Ours, and theirs.
+_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context": "original_max_position_embeddings",
+}
+
+
+def _write_rope(size: Transformer) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": size.rope_theta}
+    if size.rope_scaling is None:
+        return rope
+    return (
+        rope | {"rope_type": "llama3"} | {theirs: getattr(size.rope_scaling, ours) for ours, theirs in _SCALING.items()}
+    )
+
+
+def _read_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    parameters = {name: value for name, value in rope.items() if name not in ("rope_type", "type", "rope_theta")}
+    if kind == "default" and not parameters:
+        return None
+    if kind != "llama3" or set(parameters) != set(_SCALING.values()):
+        names = ", ".join(sorted(parameters)) or "nothing"
+        raise ValueError(f"rotary positions are of type {kind} with {names}; covered are default and llama3")
+    return RopeScaling(**{ours: parameters[theirs] for ours, theirs in _SCALING.items()})
 
 
 def differences(ours: Transformer, theirs: Transformer, context: int) -> list[str]:
@@ -254,6 +282,7 @@ def differences(ours: Transformer, theirs: Transformer, context: int) -> list[st
 
 def _computed(size: Transformer) -> dict[str, Any]:
     """What a shape computes, after the defaults."""
-    fields = size.wire() | {"kvHeads": size.num_kv_heads, "headDim": size.head_width, "ffnDim": size.hidden_dim}
+    defaults = {"kvHeads": size.num_kv_heads, "headDim": size.head_width, "ffnDim": size.hidden_dim}
+    fields = size.model_dump(mode="json", by_alias=True) | defaults
     unused = {"context", "dropout", "patchSize", "ropeTheta" if size.positions == "learned" else "context"}
     return {name: value for name, value in sorted(fields.items()) if name not in unused}

@@ -24,17 +24,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from trainingjob_trainer.config import RopeScaling
 from trainingjob_trainer.config import Transformer as Size
 
 Rotation = tuple[Tensor, Tensor]
 
 
-def rotation(length: int, head_dim: int, theta: float, like: Tensor) -> Rotation:
-    """Cosines and sines `[length, head_dim]` of the rotary positions 0..length-1, in the dtype of `like`."""
-    exponents = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32) / head_dim
+def rotation(length: int, size: Size, like: Tensor) -> Rotation:
+    """Cosines and sines `[length, head_width]` of the rotary positions 0..length-1, in the dtype of `like`."""
+    exponents = torch.arange(0, size.head_width, 2, device=like.device, dtype=torch.float32) / size.head_width
     positions = torch.arange(length, device=like.device, dtype=torch.float32)
-    angles = torch.outer(positions, theta**-exponents).repeat(1, 2)
+    frequencies = size.rope_theta**-exponents
+    if size.rope_scaling is not None:
+        frequencies = stretched(frequencies, size.rope_scaling)
+    angles = torch.outer(positions, frequencies).repeat(1, 2)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Frequencies for a longer context: what turns rarely within the original one is slowed (Llama 3.1)."""
+    turns = frequencies * scaling.original_context / (2 * math.pi)
+    fast = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    fast = fast.clamp(0, 1)
+    return frequencies * (fast + (1 - fast) / scaling.factor)
 
 
 def rotate(x: Tensor, rotary: Rotation) -> Tensor:
@@ -159,7 +171,7 @@ class Trunk(nn.Module):
         if self.positions is not None:
             x = x + self.positions(torch.arange(length, device=x.device))
         else:
-            rotary = rotation(length, self.size.head_width, self.size.rope_theta, x)
+            rotary = rotation(length, self.size, x)
         for block in self.blocks:
             x = block(x, rotary, mask)
         normed: Tensor = self.norm(x)
