@@ -70,7 +70,7 @@ MUTANTS = (
     Mutant(
         "rows that only fill up a batch count in an evaluation",
         "evaluation/evaluate.py",
-        "torch.full_like(batch.targets[:1], IGNORE).expand",
+        "weightless(batch.targets[:1]).expand",
         "batch.targets[:1].expand",
         ("tests/unit/test_evaluation_ranks.py",),
     ),

@@ -135,7 +135,7 @@ def test_a_recurrent_network_copies_what_it_saw_long_before(tmp_path: Path, cell
         tmp_path,
         model={"rnn": {"cell": cell, "layers": 1, "dim": 64, "tieEmbeddings": False}},
         **train_config(
-            steps=1000, globalBatchSize=64, optimizer={"lr": 2e-2, "weightDecay": 0}, schedule={"warmupSteps": 50}
+            steps=1000, globalBatchSize=64, optimizer={"lr": 1e-2, "weightDecay": 0}, schedule={"warmupSteps": 50}
         ),
     )
     put_tokens(store_of(config))

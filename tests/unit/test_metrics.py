@@ -26,7 +26,7 @@ def test_the_loss_is_a_sum_over_the_targets_that_weigh() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
     targets[1, 2:] = IGNORE
-    total, count = LanguageModeling(TOKENS).loss_sum(logits, targets)
+    total, count = LanguageModeling(TOKENS).loss_of(logits, targets)
     weighs = [(i, j) for i in range(3) for j in range(5) if i != 1 or j < 2]
     expected = sum(-float(logits[i, j].log_softmax(-1)[targets[i, j]]) for i, j in weighs)
     assert count.item() == 12
@@ -35,9 +35,9 @@ def test_the_loss_is_a_sum_over_the_targets_that_weigh() -> None:
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
     logits, targets = torch.randn(4, 8, 11).bfloat16(), torch.randint(11, (4, 8))
-    total, _ = LanguageModeling(TOKENS).loss_sum(logits, targets)
+    total, _ = LanguageModeling(TOKENS).loss_of(logits, targets)
     assert total.dtype == torch.float32
-    assert total == LanguageModeling(TOKENS).loss_sum(logits.float(), targets)[0]
+    assert total == LanguageModeling(TOKENS).loss_of(logits.float(), targets)[0]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 20])
@@ -56,3 +56,5 @@ def test_language_metrics_do_not_depend_on_the_batches(batch: int) -> None:
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
     assert found["bitsPerByte"] == pytest.approx(loss / math.log(2) * 1000 / 4000, rel=1e-6)
     assert found["accuracy"] == float((logits.argmax(-1) == targets)[weighs].double().mean())
+    among_five = (logits.sort(-1, descending=True).indices[..., :5] == targets[..., None]).any(-1)
+    assert found["top5Accuracy"] == float(among_five[weighs].double().mean())

@@ -84,7 +84,7 @@ def test_the_loss_of_packed_documents_is_the_sum_of_their_own(tmp_path: Path, ma
     model.eval()
     batch = Reader(store_of(packed), manifest, "train", len(ROW), packed.data.packing).read([0]).to(torch.device("cpu"))
     task = build_task(packed, manifest)
-    loss, count = task.loss_sum(model(batch.inputs), batch.targets)
+    loss, count = task.loss_sum(model, batch.inputs, batch.targets)
     texts = [*DOCUMENTS[:-1], [*DOCUMENTS[-1], ROW[0]]]  # the sample's last target is the next one's first token
     losses = [
         F.cross_entropy(model(torch.tensor([text[:-1]]))[0], torch.tensor(text[1:]), reduction="sum")

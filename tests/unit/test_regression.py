@@ -92,7 +92,7 @@ def test_each_loss_is_its_formula_and_rows_without_weight_add_nothing(loss: Any,
     targets, predictions = torch.tensor([10.0, 14.0, -100.0]), torch.tensor([0.3, 0.0, 1.0], requires_grad=True)
     expected = formula(predictions - (targets - 10) / 4).sum()
     padded = torch.cat([predictions, torch.tensor([7.0])]), torch.cat([targets, weightless(targets[:1])])
-    total, count = task.loss_sum(*padded)
+    total, count = task.loss_of(*padded)
     assert count == 3
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
     (gradient,) = torch.autograd.grad(total, predictions)

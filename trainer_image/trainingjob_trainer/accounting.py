@@ -75,8 +75,11 @@ def checkpointed_bytes_per_parameter(training: Training) -> int:
     return 4 * (1 + MOMENTS[training.optimizer.name] + bool(training.ema_decay))
 
 
-def activation_bytes(size: Transformer, vocab_size: int, rows: int, length: int) -> int:
-    """What a forward pass in float32 leaves behind for the backward pass, on the CPU's kernels, nothing recomputed."""
+def activation_bytes(size: Transformer, rows: int, length: int) -> int:
+    """What a forward pass in float32 leaves behind for the backward pass, on the CPU's kernels, nothing recomputed.
+
+    Logits are not among it: of the loss there is the gradient by what goes into the head (`tasks.head`).
+    """
     norm = size.dim * (3 if size.norm == "rmsnorm" else 2)  # an input, its mean square by the input, the output
     attention = 2 * (size.heads + size.num_kv_heads) * size.head_width + size.heads  # with the log of each sum
     if size.qk_norm:
@@ -84,7 +87,7 @@ def activation_bytes(size: Transformer, vocab_size: int, rows: int, length: int)
     hidden = size.hidden_dim * (4 if size.ffn == "swiglu" else 2)
     dropout = 2 * size.dim if size.dropout else 0
     block = 2 * norm + attention + hidden + dropout
-    return 4 * rows * length * (size.layers * block + norm + vocab_size)
+    return 4 * rows * length * (size.layers * block + norm)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemo
     if not config.gpus:
         rows = training.micro_batch_size or min(8, -(-training.global_batch_size // ranks))
         parts["for weights, gradients and moments"] = held * bytes_per_parameter(training)
-        activations = here * activation_bytes(size, vocab_size, rows, training.sequence_length)
+        activations = here * activation_bytes(size, rows, training.sequence_length)
     # The model is gathered for its export when no activations are left.
     parts["for activations, and later for the whole model"] = max(activations, exported)
     return HostMemory(parts)

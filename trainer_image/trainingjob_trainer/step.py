@@ -78,8 +78,7 @@ class Stepper:
             sync_gradients(self.model, number == self.dealing.passes - 1)
             seed_generators(self.training.seed, step, self.world.rank, number)
             with pass_precision(self.world, self.dtype):
-                logits = self.model(part.inputs)
-            loss, targets = self.task.loss_sum(logits, part.targets)
+                loss, targets = self.task.loss_sum(self.model, part.inputs, part.targets)
             torch.autograd.backward(loss)
             loss_sum += loss.detach()
             count += targets

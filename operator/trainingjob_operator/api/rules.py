@@ -39,6 +39,7 @@ OPTIONAL = (
     "outputUri",
     "task.custom",
     "task.loss",
+    "task.huberDelta",
     "data",
     "model",
     "training",

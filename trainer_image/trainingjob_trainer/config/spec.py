@@ -139,7 +139,7 @@ class TrainerSpec(JobSpec):
         data = {k: v for k, v in spec["data"].items() if k not in ("prepare", "onCorrupt")}
         prepare = spec["data"]["prepare"]
         parts: dict[str, Any] = {
-            "task": {"kind": self.task.kind, "loss": self.task.objective, "huberDelta": self.task.huber_delta},
+            "task": {"kind": self.task.kind, "loss": self.task.objective, "huberDelta": self.task.delta},
             "data": {
                 **data,
                 "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]},

@@ -78,8 +78,8 @@ class Task(Config):
         description="What training makes small. Absent: cross-entropy, or mse for regression. binary-cross-entropy: a "
         "sample has any number of labels (a list in `labelField`), each decided for itself.",
     )
-    huber_delta: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        1.0, description="Error above which huber is linear, in standard deviations of the target."
+    huber_delta: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="Error above which huber is linear, in standard deviations of the target. Absent: 1."
     )
     custom: Custom | None = Field(None, description="The program to run (custom).")
 
@@ -102,6 +102,11 @@ class Task(Config):
     def objective(self) -> Loss:
         """The loss, after the default."""
         return self.loss or LOSSES[self.kind][0]
+
+    @property
+    def delta(self) -> float:
+        """`huberDelta`, after the default."""
+        return self.huber_delta or 1.0
 
     @property
     def multi_label(self) -> bool:

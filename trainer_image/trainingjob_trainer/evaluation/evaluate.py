@@ -39,7 +39,7 @@ def evaluate(
         with prefetch(reader, samples, pin=device.type == "cuda") as read:
             for rows, batch in zip(batches, read, strict=True):
                 batch = _pad(batch.to(device), len(batches[0]) or 1, weight=bool(rows))
-                metrics.update(model(batch.inputs), batch.targets)
+                task.predict(model, batch.inputs, batch.targets, metrics.update)
     finally:
         model.train(was_training)
     metrics.reduce(group)

@@ -25,6 +25,7 @@ _TITLES = {
     "perplexity": "Perplexity",
     "bitsPerByte": "Bits per byte",
     "accuracy": "Accuracy",
+    "top5Accuracy": "Top-5 accuracy",
     "precision": "Precision (macro)",
     "recall": "Recall (macro)",
     "f1": "F1 (macro)",

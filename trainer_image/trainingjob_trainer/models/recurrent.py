@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from trainingjob_trainer.config import Rnn as Size
+from trainingjob_trainer.models.transformer import HeadReader
 
 NORM_EPS = 1e-5
 
@@ -35,11 +36,10 @@ class Recurrent(nn.Module):
         self.norm = nn.RMSNorm(size.dim, eps=NORM_EPS)
         self.head = None if size.tie_embeddings else nn.Linear(size.dim, vocab_size, bias=False)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each."""
+    def forward(self, inputs: Tensor, read: HeadReader = F.linear) -> Tensor:
+        """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each, or what `read` makes of
+        features and head."""
         x = self.embed(inputs)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
-        logits: Tensor = F.linear(x, self.embed.weight) if self.head is None else self.head(x)
-        return logits
+        return read(self.norm(x), (self.head or self.embed).weight)

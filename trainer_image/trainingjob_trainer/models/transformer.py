@@ -18,7 +18,7 @@ The classifier has `patch.{weight,bias}` in place of `embed` and `head.{weight,b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from trainingjob_trainer.config import RopeScaling
 from trainingjob_trainer.config import Transformer as Size
 
 Rotation = tuple[Tensor, Tensor]
+# What a language model's last features `[batch, length, dim]` and its head's weight `[vocab, dim]` become.
+HeadReader = Callable[[Tensor, Tensor], Tensor]
 
 
 def rotation(length: int, size: Size, like: Tensor) -> Rotation:
@@ -190,12 +192,11 @@ class Decoder(Trunk):
         self.embed = nn.Embedding(vocab_size, size.dim)
         self.head = None if size.tie_embeddings else nn.Linear(size.dim, vocab_size, bias=False)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each."""
+    def forward(self, inputs: Tensor, read: HeadReader = F.linear) -> Tensor:
+        """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each, or what `read` makes of
+        features and head."""
         mask = None if self.separator is None else within_documents(inputs, self.separator)
-        x = self.features(self.embed(inputs), mask)
-        logits: Tensor = F.linear(x, self.embed.weight) if self.head is None else self.head(x)
-        return logits
+        return read(self.features(self.embed(inputs), mask), (self.head or self.embed).weight)
 
 
 class Classifier(Trunk):

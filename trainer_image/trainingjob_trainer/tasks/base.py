@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -38,12 +40,25 @@ class EvaluationMetrics(Protocol):
         """The metrics of everything taken in."""
 
 
-class Task(Protocol):
+Model = Callable[..., Tensor]
+
+
+class Task(ABC):
     """The loss of a batch and the metrics of a split."""
 
-    def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, model: Model, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Summed loss (cross-entropy in nats; float32) and the count of targets that weigh (int64): device scalars."""
+        return self.loss_of(model(inputs), targets)
 
+    @abstractmethod
+    def loss_of(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of what the model made of the inputs."""
+
+    def predict(self, model: Model, inputs: Tensor, targets: Tensor, take: Callable[[Tensor, Tensor], None]) -> None:
+        """Have `take` called with logits and targets, of the whole batch or of one part after another."""
+        take(model(inputs), targets)
+
+    @abstractmethod
     def metrics(self, split: SplitName, device: torch.device) -> EvaluationMetrics:
         """Fresh metrics for a split."""
 

@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainingjob_trainer.data.manifest import Manifest, SplitName
-from trainingjob_trainer.tasks.base import IGNORE, TaskMetrics, all_reduce, cross_entropy_sum, precise
+from trainingjob_trainer.tasks.base import IGNORE, Task, TaskMetrics, all_reduce, cross_entropy_sum, precise
 
 
-class Classification:
+class Classification(Task):
     """Logits `[rows, classes]`, targets `[rows]`."""
 
     def __init__(self, manifest: Manifest, label_smoothing: float = 0.0) -> None:
         self._classes = manifest.classes or []
         self._smoothing = label_smoothing
 
-    def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy_sum(logits, targets, self._smoothing)
 
     def metrics(self, split: SplitName, device: torch.device) -> ClassificationMetrics:

@@ -8,18 +8,18 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from trainingjob_trainer.data.manifest import Manifest, SplitName
-from trainingjob_trainer.tasks.base import IGNORE, TaskMetrics, all_reduce, precise
+from trainingjob_trainer.tasks.base import IGNORE, Task, TaskMetrics, all_reduce, precise
 from trainingjob_trainer.tasks.classification import hits_and_misses
 
 
-class MultiLabel:
+class MultiLabel(Task):
     """Logits and targets (0 or 1) `[rows, classes]`; a row's targets are all IGNORE or none."""
 
     def __init__(self, manifest: Manifest, label_smoothing: float = 0.0) -> None:
         self._classes = manifest.classes or []
         self._smoothing = label_smoothing
 
-    def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         counts = targets != IGNORE
         smoothed = targets.to(logits.dtype) * (1 - self._smoothing) + self._smoothing / 2
         losses = binary_cross_entropies(logits, smoothed)

@@ -8,10 +8,10 @@ from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from trainingjob_trainer.config import Task as Config
 from trainingjob_trainer.data.manifest import Manifest, Scale, SplitName
-from trainingjob_trainer.tasks.base import TaskMetrics, all_reduce, precise
+from trainingjob_trainer.tasks.base import Task, TaskMetrics, all_reduce, precise
 
 
-class Regression:
+class Regression(Task):
     """Predictions `[rows]` in standard deviations from the mean, targets `[rows]` as they are in the data.
 
     A target that is NaN has no weight (a real number may have any other value).
@@ -20,7 +20,7 @@ class Regression:
     def __init__(self, manifest: Manifest, config: Config) -> None:
         self._scale, self._config = (manifest.scales or [])[-1], config
 
-    def loss_sum(self, predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(self, predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         counts = ~targets.isnan()
         losses = self.losses(precise(predictions), targets.nan_to_num())
         return torch.where(counts, losses, 0.0).sum(), counts.sum()
@@ -33,7 +33,7 @@ class Regression:
             case "mae":
                 return l1_loss(predictions, scaled, reduction="none")
             case "huber":
-                return huber_loss(predictions, scaled, reduction="none", delta=self._config.huber_delta)
+                return huber_loss(predictions, scaled, reduction="none", delta=self._config.delta)
             case _:
                 return mse_loss(predictions, scaled, reduction="none")
 

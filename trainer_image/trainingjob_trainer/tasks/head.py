@@ -1,0 +1,85 @@
+"""Cross-entropy of a language model's head without its logits: they exist for some tokens at a time only.
+
+A language model calls `read(features, weight)` with what goes into its head, and the head's weight, instead of
+multiplying them. It happens within its forward pass, where FSDP has gathered the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from trainingjob_trainer.tasks.base import IGNORE, precise
+
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32; with a vocabulary of 50,000, those of 333 tokens
+
+
+def pieces(features: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits `[tokens, vocabulary]` and targets `[tokens]`, some tokens after others. features: `[..., dim]`."""
+    flat, wanted = features.flatten(0, -2), targets.flatten()
+    for part in _parts(len(flat), len(weight)):
+        yield F.linear(flat[part], weight), wanted[part]
+
+
+def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the logits `features @ weight.T`, summed over the targets that are not IGNORE.
+
+    The product has the dtype of the autocast context, if there is one; the rest is float32 or better.
+    """
+    kind = features.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
+    with torch.autocast(kind, enabled=False):
+        flat = features.flatten(0, -2).to(dtype)
+        loss: Tensor = _HeadCrossEntropy.apply(flat, weight.to(dtype), targets.flatten(), smoothing)
+        return loss
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Makes the gradients on the way forward, while a piece's logits are there: d loss / d logits is softmax - target.
+
+    So the backward pass multiplies no matrices again; it only scales what is there. (As Hsu et al. 2024, Liger.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        total = flat.new_zeros((), dtype=precise(flat[:0]).dtype)
+        d_flat, d_weight = torch.empty_like(flat), torch.zeros_like(weight, dtype=total.dtype)
+        for part in _parts(len(flat), len(weight)):
+            counts = targets[part] != IGNORE
+            keep = counts[:, None].to(flat.dtype)
+            losses, d_logits = _losses_and_gradient(flat[part] @ weight.T, targets[part].where(counts, 0), smoothing)
+            total += losses.where(counts, 0.0).sum()
+            rounded = d_logits.to(flat.dtype)
+            d_flat[part] = (rounded @ weight) * keep
+            d_weight += rounded.T @ (flat[part] * keep)
+            del d_logits, rounded  # before the next piece's
+        ctx.gradients, ctx.dtype = (d_flat, d_weight), weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        d_flat, d_weight = ctx.gradients
+        del ctx.gradients  # they are handed over, not kept: one backward pass for each forward pass
+        return d_flat.mul_(scale), d_weight.mul_(scale).to(ctx.dtype), None, None
+
+
+def _losses_and_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each token, and its derivative by the logits."""
+    log_chances = precise(logits).log_softmax(-1)
+    losses = (smoothing - 1) * log_chances.gather(1, targets[:, None])[:, 0]
+    if smoothing:
+        losses -= smoothing * log_chances.mean(-1)
+    d_logits = log_chances.exp_()
+    d_logits.scatter_add_(1, targets[:, None], torch.full_like(losses, smoothing - 1)[:, None])
+    if smoothing:
+        d_logits -= smoothing / logits.shape[-1]
+    return losses, d_logits
+
+
+def _parts(tokens: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    return (slice(start, start + size) for start in range(0, tokens, size))
