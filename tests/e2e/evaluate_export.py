@@ -66,12 +66,13 @@ def language(directory: str, manifest: dict[str, Any], stream: bytes) -> dict[st
     )
     length = model.config.max_position_embeddings
     windows = range(0, len(tokens) - length, length)
-    loss = correct = 0.0
+    loss = correct = among_five = 0.0
     for start in windows:
         window = tokens[start : start + length + 1]
         logits = model(window[None, :-1]).logits[0]
         loss -= float(logits.log_softmax(-1).gather(-1, window[1:, None]).sum())
         correct += int((logits.argmax(-1) == window[1:]).sum())
+        among_five += int((logits.topk(5).indices == window[1:, None]).sum())
     count = len(windows) * length
     tokenizer = AutoTokenizer.from_pretrained(directory)
     prompt = torch.tensor([[tokenizer.bos_token_id]])
@@ -81,6 +82,7 @@ def language(directory: str, manifest: dict[str, Any], stream: bytes) -> dict[st
         "perplexity": math.exp(loss / count),
         "bitsPerByte": loss / count / math.log(2) * len(tokens) / manifest["splits"]["test"]["bytes"],
         "accuracy": correct / count,
+        "top5Accuracy": among_five / count,
         "generated": tokenizer.decode(generated[0], skip_special_tokens=True),
     }
 

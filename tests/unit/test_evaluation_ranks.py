@@ -9,13 +9,13 @@ from support.ranks import run_ranks
 from support.training import job, put_tokens, store_of
 
 
-@pytest.mark.parametrize("max_samples", [None, 10, 2])
-def test_metrics_are_the_same_at_every_world_size(tmp_path: Path, max_samples: int | None) -> None:
+@pytest.mark.parametrize(("world_size", "max_samples"), [(2, None), (4, None), (3, 10), (3, 2)])
+def test_metrics_are_the_same_at_every_world_size(tmp_path: Path, world_size: int, max_samples: int | None) -> None:
     put_tokens(store_of(job(tmp_path)), tokens=1000)
     alone, _, training = evaluated(str(tmp_path), max_samples)
     assert training
     assert alone["loss"] > 1
-    ranks: list[Any] = run_ranks(3, evaluated, str(tmp_path), max_samples)
+    ranks: list[Any] = run_ranks(world_size, evaluated, str(tmp_path), max_samples)
     for metrics, passes, _ in ranks:
         assert metrics == pytest.approx(alone, rel=1e-6)
         assert len(passes) == len(ranks[0][1]), "FSDP needs as many passes on every rank"
