@@ -14,8 +14,8 @@ from trainingjob_operator import app, logs, options
 from trainingjob_operator.kube.preflight import StartProblem
 
 YOUNG_OBJECTS = 20_000
-"""New objects after which the collector looks for cycles. Next to all of ours are freed by their reference counts: at
-Python's 700 it looks three times for each job, at a twentieth of all CPU time, and finds nothing."""
+"""New objects after which the collector looks for cycles. Next to all of ours are freed by their reference counts; at
+Python's 700 looking takes 6 % of the CPU time while many jobs start (perf)."""
 
 logger = logging.getLogger(__name__)
 
