@@ -321,7 +321,7 @@ SPEC_RULES = (
         field=".data.train.format",
     ),
     Rule(
-        "self.task.kind != 'regression' || !has(self.data) || self.data.train.features.size() > 0",
+        "self.task.kind != 'regression' || !has(self.data) || self.data.train.?features.orValue([]).size() > 0",
         "data.train.features is required for task.kind regression: name the columns",
         field=".data.train.features",
         reason="FieldValueRequired",
