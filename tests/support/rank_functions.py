@@ -265,11 +265,20 @@ def hash_commits(config: JobConfig, environment: dict[str, str]) -> dict[int, st
 
 
 def train_by_the_clock(config: JobConfig, attempt: int) -> str:
-    """The whole loop. By the last rank's clock every seventh step takes too long, the others' clocks stand still."""
-    world, asked = World.join(), itertools.count(1)
-    last = world.rank == world.size - 1
-    Cadence.overdue = lambda self: last and next(asked) % 7 == 0  # type: ignore[method-assign]
-    return train(config, Attempt(attempt, store_of(config)), Hooks()).model_uri
+    """The whole loop. By the last rank's clock seven steps take too long, the others' clocks stand still."""
+    world, asked = World.join(), 0
+
+    def overdue(self: Cadence) -> bool:
+        nonlocal asked
+        asked += 1
+        return world.rank == world.size - 1 and asked >= 7
+
+    def restart(self: Cadence) -> None:
+        nonlocal asked
+        asked = 0
+
+    with mock.patch.multiple(Cadence, overdue=overdue, restart=restart):
+        return train(config, Attempt(attempt, store_of(config)), Hooks()).model_uri
 
 
 def weights_after(config: JobConfig) -> dict[str, np.ndarray[Any, Any]]:

@@ -212,7 +212,8 @@ class _Run:
             self.await_commit()
             raise Drained(f"Asked to stop; step {step} is committed.", step=step)
         self.tell_commit()
-        self.vote.cast(Ballot(self.hooks.stop_requested(), self.checkpointer.failed, self.cadence.overdue()))
+        overdue = self.checkpointer.idle and self.cadence.overdue()  # the clock waits for the save before, not training
+        self.vote.cast(Ballot(self.hooks.stop_requested(), self.checkpointer.failed, overdue))
 
     def save(self) -> None:
         """Have a checkpoint of the present step committed, unless it is already; training goes on meanwhile."""

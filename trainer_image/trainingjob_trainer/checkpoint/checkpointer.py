@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from types import TracebackType
 from typing import Self
 
@@ -74,6 +75,11 @@ class Checkpointer:
         return self._committed_step
 
     @property
+    def idle(self) -> bool:
+        """Whether no save is under way, as far as this rank knows."""
+        return self.committed_step == self.saved_step
+
+    @property
     def failed(self) -> bool:
         """Whether the save under way has failed, as far as this rank knows: `wait` raises."""
         return self._upload is not None and self._upload.done() and self._upload.exception() is not None
@@ -135,6 +141,7 @@ class Checkpointer:
             world_size=self._world.size,
             identity_hash=self.identity_hash,
             metrics=metrics,
+            versions={name: version(name) for name in ("trainingjob", "torch")},
             objects=objects,
         )
         if not publish(commit, self._attempt):

@@ -30,7 +30,10 @@ class StoredObject(Config):
 
 
 class Commit(Config):
-    """A checkpoint: complete, and of one attempt alone. `metrics` are of an evaluation at this very step, if any."""
+    """A checkpoint: complete, and of one attempt alone. `metrics` are of an evaluation at this very step, if any.
+
+    `versions` of what wrote it are for people: loading does not depend on them.
+    """
 
     version: int = 1
     step: int
@@ -38,6 +41,7 @@ class Commit(Config):
     world_size: int
     identity_hash: str
     metrics: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
     objects: list[StoredObject]
 
     @property
