@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 
 import pytest
+from support.disturb import find_no_node
 from support.operator_process import Operator
 from support.played import PlayedJob
+from support.played_head import Head
 from support.runs import wait_until
 
 WORKERS = {"replicas": 3, "minReplicas": 1, "template": {"schedulerName": "played-by-the-test"}}
@@ -26,7 +28,8 @@ def job(operator: Operator, played: Callable[..., PlayedJob]) -> PlayedJob:
     job.wait_pods(*names)
     for name in names:
         job.bind(name, "node-of-nobody")  # a pod without a node would be deleted without grace
-    job.run(*names)
+    job.run(names[0], address=Head.address)
+    job.run(*names[1:])
     job.wait("all are ready", lambda status: status["workers"] == {"desired": 3, "ready": 3})
     return job
 
@@ -68,6 +71,27 @@ def test_an_operator_that_dies_while_it_shrinks_a_gang_goes_on_where_it_was(job:
     job.wait("the size follows", lambda status: status["workers"]["desired"] == 2)
     assert deleting(job) == {"gpt-train-2-1"}
     assert set(job.pods()) == {"gpt-prepare-0-1", "gpt-train-0-1", "gpt-train-1-1", "gpt-train-2-1"}
+
+
+def test_a_run_goes_on_without_a_worker_that_finds_no_node_and_takes_it_in_again(job: PlayedJob, head: Head) -> None:
+    before = job.uids()
+    head.trains(job.get()["metadata"]["uid"], before["gpt-train-0-1"])
+    head.says(pods=[0, 1, 2], worldSize=3)
+    job.wait_phase("Running")
+    job.end("train-2-1", 20, **{"class": "Internal", "cause": "it broke"})
+    job.wait_pods("train-2-2")
+    find_no_node(job, "train-2-2")
+    head.says(attempt=2, pods=[0, 1], worldSize=2)
+    status = job.wait("it trains on two", lambda status: "on 2 of 3 workers" in status["message"])
+    assert status["phase"] == "Running"
+    assert "Pod gpt-train-2-2 finds no node: 0/2 nodes are available" in status["message"]
+    job.run("train-2-2")
+    head.says(attempt=3, pods=[0, 1, 2], worldSize=3)
+    status = job.wait("it trains on three", lambda status: status["workers"]["ready"] == 3)
+    job.wait("and says so", lambda status: status["message"] == "Training on 3 ranks.")
+    assert [(incident["class"], incident["pod"]) for incident in status["history"]] == [("Internal", "gpt-train-2-1")]
+    assert status["restarts"]["total"] == 1
+    assert before.items() <= job.uids().items(), "a pod that was not lost was replaced"
 
 
 def path_of_scale(job: PlayedJob) -> str:
