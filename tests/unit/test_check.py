@@ -198,6 +198,19 @@ def test_a_run_that_began_in_another_data_order_is_refused(tmp_path: Path) -> No
         check(config, store)
 
 
+def test_another_tokenizer_than_that_of_the_data_is_refused_before_training(tmp_path: Path) -> None:
+    config = spec(tmp_path)
+    store = store_of(config)
+    prepare_data(config, store)
+    assert check(config, store).outcome == "Train"
+    store.put("data/tokenizer.json", store.get("data/tokenizer.json") + b" ")
+    with pytest.raises(UserError, match=r"tokenizer\.json .* is not the tokenizer that the data was prepared with"):
+        check(config, store)
+    store.delete(["data/tokenizer.json"])
+    with pytest.raises(UserError, match=r"tokenizer\.json, the tokenizer that the data was prepared with, is missing"):
+        check(config, store)
+
+
 def test_the_check_is_light(tmp_path: Path) -> None:
     """It runs before a GPU is asked for, on every start: without torch, Ray, transformers and tokenizers."""
     config = spec(tmp_path)

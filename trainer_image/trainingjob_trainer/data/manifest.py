@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainingjob_trainer.config import Config
+from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.storage import NotFound, Store
 
 MANIFEST_KEY = "data/manifest.json"
 TOKENIZER_KEY = "data/tokenizer.json"
@@ -131,3 +133,21 @@ class Manifest(Config):
     def to_json(self) -> bytes:
         """The stored form: camelCase JSON."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
+
+
+def read_tokenizer(manifest: Manifest, store: Store) -> bytes:
+    """The stored tokenizer of the prepared data. Raises `UserError` if it is another, or gone."""
+    uri = store.uri(TOKENIZER_KEY)
+    restore = "Restore it; the run then goes on from its last checkpoint."
+    try:
+        stored = store.get(TOKENIZER_KEY)
+    except NotFound as error:
+        raise UserError(f"{uri}, the tokenizer that the data was prepared with, is missing.", restore) from error
+    found, expected = hashlib.sha256(stored).hexdigest(), str(manifest.tokenizer_digest)
+    if found != expected:
+        raise UserError(
+            f"{uri} (SHA-256 {found[:12]}) is not the tokenizer that the data was prepared with ({expected[:12]}): "
+            "the model would not understand it.",
+            restore,
+        )
+    return stored

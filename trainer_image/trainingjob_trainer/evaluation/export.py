@@ -18,13 +18,10 @@ from torch import Tensor, nn
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig, Transformer
-from trainingjob_trainer.data.manifest import TOKENIZER_KEY, Manifest, Scale
-from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.data.manifest import Manifest, Scale, read_tokenizer
 from trainingjob_trainer.evaluation.model_card import decoder_card, program_card
 from trainingjob_trainer.huggingface.save import save_decoder, write_json
 from trainingjob_trainer.models import build_model
-from trainingjob_trainer.prepare.tokenizer import digest
-from trainingjob_trainer.storage import Store
 
 
 def export_model(config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor], attempt: Attempt) -> str:
@@ -33,7 +30,7 @@ def export_model(config: JobConfig, manifest: Manifest, weights: Mapping[str, Te
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         if manifest.tokenizer_digest is not None:
-            (path / "tokenizer.json").write_bytes(_tokenizer(manifest, attempt.store))
+            (path / "tokenizer.json").write_bytes(read_tokenizer(manifest, attempt.store))
         if isinstance(config.model.architecture, Transformer) and manifest.kind == "tokens":
             save_decoder(path, config, manifest, weights)
             (path / "README.md").write_text(decoder_card(config, manifest, _parameters(weights)))
@@ -42,17 +39,6 @@ def export_model(config: JobConfig, manifest: Manifest, weights: Mapping[str, Te
         for file in sorted(path.iterdir()):
             attempt.store.put_file(prefix + file.name, file)
     return attempt.store.uri(prefix)
-
-
-def _tokenizer(manifest: Manifest, store: Store) -> bytes:
-    stored = store.get(TOKENIZER_KEY)
-    if digest(stored) != manifest.tokenizer_digest:
-        raise UserError(
-            f"{store.uri(TOKENIZER_KEY)} (SHA-256 {digest(stored)[:12]}) is not the tokenizer that the data was "
-            f"prepared with ({str(manifest.tokenizer_digest)[:12]}): the model would not understand it.",
-            "Restore it; the run then goes on from its last checkpoint.",
-        )
-    return stored
 
 
 def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:

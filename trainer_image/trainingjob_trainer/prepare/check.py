@@ -12,7 +12,7 @@ from typing import Any, Literal
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, read_tokenizer
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
 from trainingjob_trainer.prepare.limits import check_limits, check_memory, check_ranks, drain_warning
@@ -68,6 +68,8 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     warning = drain_warning(config, store, vocab_size)
     if manifest:
         check_limits(config, manifest)
+        if manifest.tokenizer_digest is not None:
+            read_tokenizer(manifest, store)
         samples = manifest.num_samples("train", config.training.sequence_length)
         return CheckOutcome("Train", None, f"The data is ready: {samples} training samples.", warning)
     return CheckOutcome("PrepareData", None, _check_raw_data(config), warning)
