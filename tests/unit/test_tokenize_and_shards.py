@@ -65,7 +65,7 @@ def test_the_stream_of_a_split_decodes_to_its_documents(tmp_path: Path) -> None:
 
 def test_the_tokenizer_sees_training_documents_only(tmp_path: Path) -> None:
     held_out = tmp_path / "held-out.jsonl"
-    held_out.write_text(json.dumps({"text": "xylophone " * 400}) + "\n")
+    held_out.write_text(json.dumps({"text": "xylophone " * 20_000}) + "\n")
     config = corpus(tmp_path)
     data = {**config.data.wire(), "validation": {"uri": str(held_out)}, "test": {"uri": str(held_out)}}
     apart = job(tmp_path, data={**data, "test": {"fraction": 0.2}})
