@@ -74,7 +74,7 @@ bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK 
 	  $(if $(N),--jobs $(N)) $(if $(SUSPENDED),--suspended $(SUSPENDED))
 
 .PHONY: bench-trainer
-bench-trainer: setup ## Measure the trainer against what it is built on (SUBJECTS="checkpoint")
+bench-trainer: setup ## Measure the trainer against what it is built on (SUBJECTS="checkpoint loader")
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.trainer $(SUBJECTS)
 
 .PHONY: unit

@@ -10,10 +10,10 @@ from pathlib import Path
 from trainingjob_local.process import StartError
 from trainingjob_local.s3 import S3Server
 
-from benchmarks.trainer import checkpoint
+from benchmarks.trainer import checkpoint, loader
 from benchmarks.trainer.figures import OUT, Figure, Lab, table, write
 
-SUBJECTS: dict[str, Callable[[Lab], list[Figure]]] = {"checkpoint": checkpoint.measure}
+SUBJECTS: dict[str, Callable[[Lab], list[Figure]]] = {"checkpoint": checkpoint.measure, "loader": loader.measure}
 
 
 def main() -> int:
