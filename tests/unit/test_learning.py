@@ -97,7 +97,7 @@ def test_a_recurrent_network_learns_what_follows_from_a_token(tmp_path: Path, ce
 
 @pytest.mark.slow
 def test_an_encoder_tells_packages_apart_by_their_functions(tmp_path: Path) -> None:
-    """The example's data and model, fewer steps."""
+    """What the example does."""
     path = Path(__file__).parents[2] / "examples" / "stdlib.py"
     spec = importlib.util.spec_from_file_location("stdlib_functions", path)
     assert spec
@@ -112,13 +112,13 @@ def test_an_encoder_tells_packages_apart_by_their_functions(tmp_path: Path) -> N
             "train": {"uri": f"{tmp_path}/raw.jsonl"},
             "validation": {"fraction": 0.1},
             "test": {"fraction": 0.1},
-            "prepare": {"tokenizer": {"vocabSize": 1024}},
+            "prepare": {"tokenizer": {"vocabSize": 2048}},
         },
-        model={"transformer": {"layers": 2, "dim": 64, "heads": 4, "dropout": 0.1}},
-        evaluation={"everySteps": 250},
-        checkpoint={"everySteps": 250},
+        model={"transformer": {"layers": 2, "dim": 96, "heads": 4, "dropout": 0.1}},
+        evaluation={"everySteps": 300},
+        checkpoint={"everySteps": 300},
         **train_config(
-            steps=250, globalBatchSize=32, sequenceLength=96, optimizer={"lr": 3e-3}, schedule={"warmupSteps": 30}
+            steps=300, globalBatchSize=32, sequenceLength=128, optimizer={"lr": 2e-3}, schedule={"warmupSteps": 30}
         ),
     )
     manifest = prepare_data(config, store_of(config))
