@@ -104,16 +104,58 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "fsdpRanks (2) is for fsdp full, not auto",
     ),
     (
-        {"training": {"parallelism": {"fsdp": "full", "fsdpRanks": 4}}},
-        "training.parallelism.fsdpRanks",
+        {"training": {"parallelism": {"fsdp": "full", "fsdpRanks": 2, "tensor": 2}}},
+        "training.parallelism",
         INVALID,
-        "training.parallelism.fsdpRanks (4) must divide the number of ranks (2; of an elastic job those of a pod)",
+        "training.parallelism: groups of fsdpRanks x tensor (4) must divide the number of ranks (2; of an elastic job "
+        "those of a pod)",
     ),
     (
         {"training": {"parallelism": {"fsdp": "full", "fsdpRanks": 2}}, "workers": {"minReplicas": 1}},
-        "training.parallelism.fsdpRanks",
+        "training.parallelism",
         INVALID,
-        "training.parallelism.fsdpRanks (2) must divide the number of ranks (1; of an elastic job those of a pod)",
+        "training.parallelism: groups of fsdpRanks x tensor (2) must divide the number of ranks (1; of an elastic job "
+        "those of a pod)",
+    ),
+    (
+        {
+            "task": {"kind": "image-classification"},
+            "data": {"train": {"format": "parquet"}},
+            "training": {"parallelism": {"tensor": 2}},
+        },
+        "training.parallelism.tensor",
+        INVALID,
+        "training.parallelism.tensor (2) is not for task.kind image-classification: only decoders can be split",
+    ),
+    (
+        {"training": {"parallelism": {"tensor": 2}}, "model": {"preset": None, "rnn": {}}},
+        "training.parallelism.tensor",
+        INVALID,
+        "training.parallelism.tensor (2) is not for model.rnn: only Transformers can be split",
+    ),
+    (
+        {"training": {"labelSmoothing": 0.1, "parallelism": {"tensor": 2}}},
+        "training.parallelism.tensor",
+        INVALID,
+        "training.parallelism.tensor (2) and training.labelSmoothing exclude each other: remove one",
+    ),
+    (
+        {"workers": {"replicas": 3}, "training": {"parallelism": {"tensor": 3}}},
+        "training.parallelism.tensor",
+        INVALID,
+        "training.parallelism.tensor (3) must divide the key and value heads of the model (4)",
+    ),
+    (
+        {"training": {"parallelism": {"tensor": 2}}, **_transformer(heads=4, kvHeads=1)},
+        "training.parallelism.tensor",
+        INVALID,
+        "training.parallelism.tensor (2) must divide the key and value heads of the model (1)",
+    ),
+    (
+        {"training": {"sequenceLength": 33, "parallelism": {"tensor": 2}}},
+        "training.parallelism.tensor",
+        INVALID,
+        "training.parallelism.tensor (2) must divide training.sequenceLength (33)",
     ),
     (
         {"runPolicy": {"startDeadlineSeconds": 61, "activeDeadlineSeconds": 60}},

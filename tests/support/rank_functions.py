@@ -72,20 +72,8 @@ def masked_batch(step: int, rows: int, length: int) -> Batch:
 
 def own_rows(stepper: Stepper, batch: Batch) -> Batch:
     """This rank's rows of a global batch, as the loop reads them: one row where it has none."""
-    rows = list(share(len(batch.targets), stepper.world.size, stepper.world.rank)) or [0]
+    rows = list(share(len(batch.targets), stepper.world.data_size, stepper.world.data_rank)) or [0]
     return Batch(batch.inputs[rows], batch.targets[rows])
-
-
-def in_turn(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
-    """Many functions in the same ranks, whose start takes longer than they do."""
-    return [function(*args) for function, args in calls]
-
-
-def series_of(config: JobConfig, exact: bool) -> tuple[list[float], list[float], dict[str, np.ndarray[Any, Any]]]:
-    """Losses and gradient norms of the run's steps on masked batches, and the whole weights after them."""
-    stepper = build(config, exact)
-    sums = _take(stepper, range(config.training.steps))
-    return [step.loss.item() for step in sums], [step.grad_norm.item() for step in sums], whole_weights(stepper.model)
 
 
 def memory(config: JobConfig) -> tuple[int, int]:
@@ -148,7 +136,7 @@ def save_often(config: JobConfig, every: int, seconds: float) -> tuple[dict[int,
     )
     at_call, overlapped = {}, 0
     for step in range(1, config.training.steps + 1):
-        _take(stepper, range(step - 1, step))
+        take(stepper, range(step - 1, step))
         overlapped += checkpointer.committed_step != checkpointer.saved_step
         if step % every == 0:
             tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
@@ -204,6 +192,11 @@ def load_state(config: JobConfig, attempt: int) -> str:
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     _checkpointer(config, attempt, stepper.world).load(commit, tensors)
     return hash_whole(stepper)
+
+
+def whole(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A copy of a tensor, gathered from all ranks."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().numpy().copy()
 
 
 def hash_whole(stepper: Stepper) -> str:
@@ -284,22 +277,14 @@ def train_by_the_clock(config: JobConfig, attempt: int) -> str:
 def weights_after(config: JobConfig) -> dict[str, np.ndarray[Any, Any]]:
     """The whole weights after the run's steps."""
     stepper = build(config)
-    _take(stepper, range(config.training.steps))
-    return whole_weights(stepper.model)
-
-
-def whole_weights(model: torch.nn.Module) -> dict[str, np.ndarray[Any, Any]]:
-    """All weights, on every rank."""
-    return {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().numpy().copy()
-        for name, p in model.named_parameters()
-    }
+    take(stepper, range(config.training.steps))
+    return {name: whole(parameter) for name, parameter in stepper.model.named_parameters()}
 
 
 def hash_steps(config: JobConfig, steps: int) -> str:
     """The hash of the whole state after some steps."""
     stepper = build(config)
-    _take(stepper, range(steps))
+    take(stepper, range(steps))
     return hash_whole(stepper)
 
 
@@ -310,14 +295,14 @@ def resume_state(config: JobConfig, attempt: int, steps: int) -> str:
     assert commit is not None
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     progress = _checkpointer(config, attempt, stepper.world).load(commit, tensors)
-    _take(stepper, range(progress.step, steps))
+    take(stepper, range(progress.step, steps))
     return hash_whole(stepper)
 
 
 def poisoned_step(config: JobConfig) -> tuple[str, str]:
     """Hashes of this rank's state before and after a step in which the last rank has one NaN gradient."""
     stepper = build(config)
-    _take(stepper, range(2))
+    take(stepper, range(2))
 
     def state() -> str:
         return hash_state(state_tensors(stepper.model, stepper.optimizer, stepper.average))
@@ -325,7 +310,7 @@ def poisoned_step(config: JobConfig) -> tuple[str, str]:
     before = state()
     if stepper.world.rank == stepper.world.size - 1:
         stepper.model.get_submodule("norm").register_forward_hook(_poison)
-    _take(stepper, range(2, 3))
+    take(stepper, range(2, 3))
     return before, state()
 
 
@@ -334,7 +319,8 @@ def _poison(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
     output.register_hook(lambda gradient: gradient.index_put((torch.tensor(0),) * 3, torch.tensor(torch.nan)))
 
 
-def _take(stepper: Stepper, steps: range) -> list[StepSums]:
+def take(stepper: Stepper, steps: range) -> list[StepSums]:
+    """Steps on masked batches."""
     training = stepper.training
     rows, length = training.global_batch_size, training.sequence_length
     return [stepper(step, own_rows(stepper, masked_batch(step, rows, length))) for step in steps]

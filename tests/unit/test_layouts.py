@@ -1,81 +1,73 @@
 """Every layout over real ranks is the same training as one process; which one `auto` picks."""
 
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from support.rank_functions import in_turn, series_of
 from support.ranks import run_ranks
+from support.spread import Series, in_turn, series_of
 from support.training import job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.config import JobConfig, Parallelism
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.parallel.layout import pick
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "alone": (1, {}),
     "ddp-2": (2, {"fsdp": "none"}),
     "fsdp-2": (2, {"fsdp": "full"}),
+    "tensor-2": (2, {"tensor": 2}),
     "fsdp-3": (3, {"fsdp": "full"}),
     "ddp-4": (4, {"fsdp": "none"}),
     "fsdp-4": (4, {"fsdp": "full"}),
     "hsdp-4": (4, {"fsdp": "full", "fsdpRanks": 2}),
+    "fsdp-x-tensor-4": (4, {"fsdp": "full", "tensor": 2}),
+    "ddp-x-tensor-4": (4, {"fsdp": "none", "tensor": 2}),
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {"adamw": {"lr": 1e-3}, "sgd": {"name": "sgd", "lr": 1e-3}}
+ALL = list(product(LAYOUTS, OPTIMIZERS))
+FEW = [("alone", "sgd"), ("ddp-2", "sgd"), ("fsdp-3", "sgd"), ("hsdp-4", "sgd"), ("fsdp-x-tensor-4", "sgd")]
 # Computed in float64, nothing but the order of summation may differ, and that hardly.
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 
 
-class Series(NamedTuple):
-    """Of the steps of one rank."""
-
-    losses: list[float]
-    norms: list[float]
-    weights: dict[str, np.ndarray[Any, Any]]
+def config_of(directory: Path, layout: str, optimizer: str) -> JobConfig:
+    """Documents of unequal length, rows that do not divide; four passes of one process, one of the most ranks."""
+    changes = {"model": without_dropout(), "optimizer": OPTIMIZERS[optimizer], "parallelism": LAYOUTS[layout][1]}
+    return job(directory, steps=20, microBatchSize=3, **changes)
 
 
-@dataclass
-class Measured:
-    """Series of each rank by layout and optimizer, and how far they may lie apart."""
-
-    bound: float
-    series: dict[tuple[str, str], list[Series]] = field(default_factory=dict)
-
-
-def config_of(directory: Path, optimizer: str, parallelism: dict[str, Any]) -> JobConfig:
-    changes = {"model": without_dropout(), "optimizer": OPTIMIZERS[optimizer], "parallelism": parallelism}
-    return job(directory, steps=20, **changes)
-
-
-@pytest.fixture(scope="module", params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
-def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """All layouts and optimizers, in ranks that are started once."""
-    directory = tmp_path_factory.mktemp("layouts")
-    put_tokens(store_of(config_of(directory, "sgd", {})))
-    result = Measured(BOUNDS[request.param])
-    for world_size in (1, 2, 3, 4):
-        layouts = {name: wanted for name, (ranks, wanted) in LAYOUTS.items() if ranks == world_size} or {"alone": {}}
-        keys = list(product(layouts, OPTIMIZERS))
-        exact = request.param == "float64"
-        calls = [(series_of, (config_of(directory, optimizer, layouts[name]), exact)) for name, optimizer in keys]
-        ranks = run_ranks(world_size, in_turn, calls, seconds=400)
-        result.series |= {key: [Series(*rank[i]) for rank in ranks] for i, key in enumerate(keys)}
-    return result
+@pytest.mark.parametrize(
+    ("precision", "cases"),
+    [
+        pytest.param("float64", FEW, id="float64"),
+        pytest.param("float64", ALL, id="float64-all", marks=pytest.mark.slow),
+        pytest.param("float32", ALL, id="float32-all", marks=pytest.mark.slow),
+    ],
+)
+def test_losses_and_weights_are_those_of_one_process(
+    tmp_path: Path, precision: str, cases: list[tuple[str, str]]
+) -> None:
+    """20 steps, clipping active. AdamW alone would hide a wrong scale."""
+    put_tokens(store_of(config_of(tmp_path, *cases[0])))
+    alone: dict[str, Series] = {}
+    for world_size in range(1, 5):
+        chosen = [case for case in cases if LAYOUTS[case[0]][0] == world_size]
+        calls = [(series_of, (config_of(tmp_path, *case), precision == "float64")) for case in chosen]
+        for rank in run_ranks(world_size, in_turn, calls, seconds=500):
+            for (layout, optimizer), series in zip(chosen, rank, strict=True):
+                expected = alone.setdefault(optimizer, series)
+                assert min(expected.norms) > 0.5, "clipped"
+                assert_close(series, expected, BOUNDS[precision], f"{layout} {optimizer}")
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_and_weights_are_those_of_one_process(measured: Measured, layout: str, optimizer: str) -> None:
-    """20 steps of 10 rows, unevenly masked and dealt, clipping active. AdamW alone would hide a wrong scale."""
-    [alone] = measured.series["alone", optimizer]
-    assert min(alone.norms) > 0.5, "clipped"
-    for rank in measured.series[layout, optimizer]:
-        assert rank.losses == pytest.approx(alone.losses, abs=measured.bound, rel=0)
-        assert rank.norms == pytest.approx(alone.norms, rel=10 * measured.bound)
-        for name, weight in alone.weights.items():
-            np.testing.assert_allclose(rank.weights[name], weight, rtol=0, atol=2 * measured.bound, err_msg=name)
+def assert_close(series: Series, expected: Series, bound: float, what: str) -> None:
+    np.testing.assert_allclose(series.losses, expected.losses, rtol=0, atol=bound, err_msg=what)
+    np.testing.assert_allclose(series.norms, expected.norms, rtol=10 * bound, err_msg=what)
+    for name, weight in expected.weights.items():
+        np.testing.assert_allclose(series.weights[name], weight, rtol=0, atol=2 * bound, err_msg=f"{what} {name}")
 
 
 GB = 10**9
@@ -86,7 +78,7 @@ GB = 10**9
     [
         (1, 1, 900 * GB, (1, 1), "one rank"),
         (8, 8, 2 * GB, (8, 1), "each rank has room for its training state of 2.00 GB, of 80 GB a rank"),
-        (16, 8, 130 * GB, (2, 8), "the 8 ranks of a pod have room for its training state of 130 GB"),
+        (16, 8, 130 * GB, (2, 8), "the ranks of a pod have room for its training state of 130 GB"),
         (16, 8, 900 * GB, (1, 16), "fewer ranks have no room for its training state of 900 GB"),
         (8, 8, 130 * GB, (1, 8), "fewer ranks have no room"),
         (4, 1, 130 * GB, (1, 4), "fewer ranks have no room"),
@@ -100,9 +92,15 @@ def test_auto_takes_the_layout_of_least_communication_that_has_room(
     assert why in str(layout)
 
 
+def test_auto_divides_what_a_rank_holds_by_the_size_of_its_tensor_group() -> None:
+    layout = pick(Parallelism(tensor=4), 16, 8, 130 * GB, 80 * GB)
+    assert (layout.copies, layout.shards, layout.tensor) == (4, 1, 4)
+    assert "DDP: 4 copies of the model, its matrices split over 4" in str(layout)
+
+
 def test_ranks_that_do_not_divide_into_groups_are_refused() -> None:
-    with pytest.raises(UserError, match=r"6 ranks do not divide into groups of 4 .*fsdpRanks"):
-        pick(Parallelism(fsdp="full", fsdp_ranks=4), 6, 1, 0, GB)
+    with pytest.raises(UserError, match=r"6 ranks do not divide into groups of 4 "):
+        pick(Parallelism(fsdp="full", fsdp_ranks=2, tensor=2), 6, 1, 0, GB)
 
 
 def test_groups_are_of_fsdp() -> None:

@@ -163,7 +163,7 @@ class _Run:
         reader = self.readers["train"]
         order = Order(reader.blocks, training.seed)
         steps = range(start, training.total_steps)
-        rows = training_rows(steps, training.global_batch_size, order, self.world.size, self.world.rank)
+        rows = training_rows(steps, training.global_batch_size, order, self.world.data_size, self.world.data_rank)
         self.telemetry.stopwatch.read()  # from here on it counts
         with prefetch(reader, (own or [0] for own in rows), pin=self.world.device.type == "cuda") as read:
             for step, batch in enumerate(self.telemetry.stopwatch.waits("data", read), start=start):
@@ -242,7 +242,12 @@ class _Run:
         evaluating = self.telemetry.stopwatch.during("evaluation")
         with evaluating, self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
             metrics = evaluate(
-                self.model, self.stepper.task, self.readers[split], self.world.device, max_samples=max_samples
+                self.model,
+                self.stepper.task,
+                self.readers[split],
+                self.world.device,
+                max_samples=max_samples,
+                group=self.world.data_group,
             )
         evaluation = {"split": split, "step": self.progress.step, "metrics": scalars(metrics)}
         self._report(state="Training", message="Training.", evaluation=evaluation)

@@ -12,7 +12,15 @@ from trainingjob_trainer.config import Training
 from trainingjob_trainer.data.batches import share
 from trainingjob_trainer.data.reader import Batch
 from trainingjob_trainer.optim import OptimizerGroup, WeightAverage, add_penalties, learning_rate
-from trainingjob_trainer.parallel import StepSums, World, pass_precision, scale_and_clip, sync_gradients
+from trainingjob_trainer.parallel import (
+    StepSums,
+    World,
+    local_part,
+    loss_over_parts,
+    pass_precision,
+    scale_and_clip,
+    sync_gradients,
+)
 from trainingjob_trainer.seeding import seed_generators
 from trainingjob_trainer.tasks import Task, weightless
 
@@ -28,9 +36,10 @@ class Dealing:
     @classmethod
     def of(cls, training: Training, world: World) -> Dealing:
         """Derived from the global batch and the world size, anew at each attempt."""
-        most = -(-training.global_batch_size // world.size)
+        most = -(-training.global_batch_size // world.data_size)
         micro_batch = training.micro_batch_size or min(8, most)
-        return cls(len(share(training.global_batch_size, world.size, world.rank)), micro_batch, -(-most // micro_batch))
+        rows = share(training.global_batch_size, world.data_size, world.data_rank)
+        return cls(len(rows), micro_batch, -(-most // micro_batch))
 
     def cut(self, batch: Batch) -> Iterator[Batch]:
         """The passes of a step; where a rank has no row left, one row without weight (FSDP's collectives need it)."""
@@ -77,13 +86,14 @@ class Stepper:
             part = part.to(self.world.device)
             sync_gradients(self.model, number == self.dealing.passes - 1)
             seed_generators(self.training.seed, step, self.world.rank, number)
-            with pass_precision(self.world, self.dtype):
-                loss, targets = self.task.loss_sum(self.model, part.inputs, part.targets)
-            torch.autograd.backward(loss)
-            loss_sum += loss.detach()
+            with loss_over_parts(self.world):
+                with pass_precision(self.world, self.dtype):
+                    loss, targets = self.task.loss_sum(self.model, part.inputs, part.targets)
+                torch.autograd.backward(loss)
+            loss_sum += local_part(loss.detach())
             count += targets
         if self.training.optimizer.l1 or self.training.optimizer.l2:
-            targets = count.clone()
+            targets = self.world.once(count).clone()
             self.world.sum(targets)
             add_penalties(self.model.parameters(), self.training.optimizer, targets.clamp(min=1))
         return scale_and_clip(self.model.parameters(), loss_sum, count, self.training.clip_norm, self.world)

@@ -151,6 +151,13 @@ RANKS = f"self.workers.replicas * {RANKS_PER_POD}"
 # Of an elastic job, any number of pods must do.
 DIVIDED = f"(has(self.workers.minReplicas) ? {RANKS_PER_POD} : {RANKS})"
 FSDP_RANKS = "self.training.parallelism.?fsdpRanks.orValue(1)"
+TENSOR = "self.training.parallelism.tensor"
+PRESET_HEADS = ", ".join(f"'{name}': {size.num_kv_heads}" for name, size in config.PRESETS.items())
+KV_HEADS = (
+    "(has(self.model.transformer) ? self.model.transformer.?kvHeads.orValue(self.model.transformer.heads) : "
+    f"{{{PRESET_HEADS}}}[self.model.?preset.orValue('gpt-nano')])"
+)
+NOT_SPLIT = f"!has(self.training) || !has(self.model) || {TENSOR} == 1"
 
 LENGTHS = "[has(self.steps), has(self.epochs), has(self.tokens)].filter(given, given).size()"
 
@@ -258,16 +265,47 @@ SPEC_RULES = (
     *(_only(part) for part in config.OWN_TASK_PARTS),
     *ELASTICITY,
     Rule(
-        f"!has(self.training) || self.training.globalBatchSize >= {RANKS}",
+        f"!has(self.training) || self.training.globalBatchSize >= {RANKS} / {TENSOR}",
         "training.globalBatchSize (%d) is below the number of ranks (%d): raise it or ask for fewer workers",
-        ("self.training.globalBatchSize", RANKS),
+        ("self.training.globalBatchSize", f"{RANKS} / {TENSOR}"),
         field=".training.globalBatchSize",
     ),
     Rule(
-        f"!has(self.training) || {DIVIDED} % {FSDP_RANKS} == 0",
-        "training.parallelism.fsdpRanks (%d) must divide the number of ranks (%d; of an elastic job those of a pod)",
-        (FSDP_RANKS, DIVIDED),
-        field=".training.parallelism.fsdpRanks",
+        f"!has(self.training) || {DIVIDED} % ({FSDP_RANKS} * {TENSOR}) == 0",
+        "training.parallelism: groups of fsdpRanks x tensor (%d) must divide the number of ranks (%d; of an "
+        "elastic job those of a pod)",
+        (f"{FSDP_RANKS} * {TENSOR}", DIVIDED),
+        field=".training.parallelism",
+    ),
+    Rule(
+        f"{NOT_SPLIT} || self.task.kind == 'language-modeling'",
+        "training.parallelism.tensor (%d) is not for task.kind %s: only decoders can be split",
+        (TENSOR, "self.task.kind"),
+        field=".training.parallelism.tensor",
+    ),
+    Rule(
+        f"{NOT_SPLIT} || !has(self.model.rnn)",
+        "training.parallelism.tensor (%d) is not for model.rnn: only Transformers can be split",
+        (TENSOR,),
+        field=".training.parallelism.tensor",
+    ),
+    Rule(
+        f"{NOT_SPLIT} || self.training.labelSmoothing == 0.0",
+        "training.parallelism.tensor (%d) and training.labelSmoothing exclude each other: remove one",
+        (TENSOR,),
+        field=".training.parallelism.tensor",
+    ),
+    Rule(
+        f"{NOT_SPLIT} || {KV_HEADS} % {TENSOR} == 0",
+        "training.parallelism.tensor (%d) must divide the key and value heads of the model (%d)",
+        (TENSOR, KV_HEADS),
+        field=".training.parallelism.tensor",
+    ),
+    Rule(
+        f"{NOT_SPLIT} || self.training.sequenceLength % {TENSOR} == 0",
+        "training.parallelism.tensor (%d) must divide training.sequenceLength (%d)",
+        (TENSOR, "self.training.sequenceLength"),
+        field=".training.parallelism.tensor",
     ),
     Rule(
         "!has(self.data) || !self.data.packing || !has(self.model) || !has(self.model.rnn)",

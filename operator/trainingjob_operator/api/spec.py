@@ -106,8 +106,10 @@ class TrainingJobSpec(JobSpec):
 
     @model_validator(mode="after")
     def _a_sample_for_each_rank(self) -> Self:
-        ranks = self.workers.replicas * self.workers.ranks_per_pod
-        if self.training is not None and self.training.global_batch_size < ranks:
+        if self.training is None:
+            return self
+        ranks = self.workers.replicas * self.workers.ranks_per_pod // self.training.parallelism.tensor
+        if self.training.global_batch_size < ranks:
             raise ValueError(
                 f"training.globalBatchSize ({self.training.global_batch_size}) is below the number of ranks ({ranks}): "
                 "raise it or ask for fewer workers"
@@ -120,8 +122,8 @@ class TrainingJobSpec(JobSpec):
         ranks = workers.ranks_per_pod * (1 if workers.elastic else workers.replicas)
         if self.training is not None and ranks % self.training.parallelism.group:
             raise ValueError(
-                f"training.parallelism.fsdpRanks ({self.training.parallelism.group}) must divide the number of ranks "
-                f"({ranks}; of an elastic job those of a pod)"
+                f"training.parallelism: groups of fsdpRanks x tensor ({self.training.parallelism.group}) must divide "
+                f"the number of ranks ({ranks}; of an elastic job those of a pod)"
             )
         return self
 

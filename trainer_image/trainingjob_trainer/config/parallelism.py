@@ -21,6 +21,11 @@ class Parallelism(Config):
         None,
         description="Ranks of an FSDP group; the groups hold copies of each other (HSDP). Absent: all ranks form one.",
     )
+    tensor: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Ranks that share each matrix of a decoder (tensor parallelism, with sequence-parallel norms and a "
+        "parallel loss); neighbours, so best of one pod.",
+    )
 
     @model_validator(mode="after")
     def _groups_are_of_fsdp(self) -> Self:
@@ -31,4 +36,4 @@ class Parallelism(Config):
     @property
     def group(self) -> int:
         """Ranks must divide into groups of this size."""
-        return self.fsdp_ranks or 1
+        return (self.fsdp_ranks or 1) * self.tensor

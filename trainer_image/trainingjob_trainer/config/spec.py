@@ -116,6 +116,27 @@ class JobSpec(Config):
             raise ValueError("training.optimizer.name is muon, which is for matrices: model.cnn has none in its blocks")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_split(self) -> Self:
+        if self.model is None or self.training is None or self.training.parallelism.tensor == 1:
+            return self
+        tensor, size = f"training.parallelism.tensor ({self.training.parallelism.tensor})", self.model.architecture
+        if self.task.kind != "language-modeling":
+            raise ValueError(f"{tensor} is not for task.kind {self.task.kind}: only decoders can be split")
+        if not isinstance(size, Transformer):
+            raise ValueError(f"{tensor} is not for model.rnn: only Transformers can be split")
+        if self.training.label_smoothing:
+            raise ValueError(f"{tensor} and training.labelSmoothing exclude each other: remove one")
+        parts = {
+            f"the key and value heads of the model ({size.num_kv_heads})": size.num_kv_heads,
+            f"training.sequenceLength ({self.training.sequence_length})": self.training.sequence_length,
+            f"the hidden width of the feed-forward ({size.hidden_dim})": size.hidden_dim,
+        }
+        for name, number in parts.items():
+            if number % self.training.parallelism.tensor:
+                raise ValueError(f"{tensor} must divide {name}")
+        return self
+
 
 class TrainerSpec(JobSpec):
     """A job of one of the trainer's own tasks: all its parts are there."""

@@ -34,7 +34,7 @@ def scale_and_clip(
     squares = loss_sum.new_zeros((), dtype=torch.float64)
     if counted:
         squares = torch.stack(torch._foreach_norm(counted)).double().square().sum()
-    totals = torch.stack([squares, loss_sum.double(), count.double()])
+    totals = torch.stack([squares, world.once(loss_sum).double(), world.once(count).double()])
     world.sum(totals)
     count = totals[2].clamp(min=1)
     grad_norm = totals[0].sqrt() / count

@@ -1,4 +1,4 @@
-"""Which ranks hold what: how many copies of the model there are, and over how many ranks each is sharded."""
+"""Which ranks hold what: copies of the model, their shards, and the parts of split matrices."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ STATE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Layout:
-    """`copies` x `shards` data-parallel ranks: each copy of the model is sharded over `shards` ranks."""
+    """`copies` x `shards` x `tensor` ranks: matrices are split over `tensor` ranks, the parts sharded over `shards`."""
 
     copies: int = 1
     shards: int = 1
+    tensor: int = 1
     why: str = "there is one rank"
 
     def __str__(self) -> str:
         if self.copies == self.shards == 1:
-            how = "a single process"
+            how = "a single process" if self.tensor == 1 else "one copy of the model"
         elif self.shards == 1:
             how = f"DDP: {self.copies} copies of the model"
         elif self.copies == 1:
             how = f"FSDP2: the model is sharded over {self.shards} ranks"
         else:
             how = f"HSDP: {self.copies} copies of the model, each sharded over {self.shards} ranks"
-        return f"{how} ({self.why})"
+        split = f", its matrices split over {self.tensor}" if self.tensor > 1 else ""
+        return f"{how}{split} ({self.why})"
 
 
 def layout_of(config: JobConfig, model: nn.Module, ranks: int, device: torch.device) -> Layout:
@@ -53,25 +55,25 @@ def pick(wanted: Parallelism, ranks: int, ranks_per_pod: int, state: int, memory
     """
     if ranks % wanted.group:
         raise UserError(
-            f"{ranks} ranks do not divide into groups of {wanted.group} (spec.training.parallelism.fsdpRanks).",
+            f"{ranks} ranks do not divide into groups of {wanted.group} (spec.training.parallelism).",
             f"Ask for a multiple of {wanted.group} ranks, or make the groups smaller.",
         )
     if ranks == 1:
         return Layout()
+    tensor = wanted.tensor
+    ranks, in_pod, state = ranks // tensor, ranks_per_pod // tensor, state // tensor
     if wanted.fsdp == "none":
-        return Layout(ranks, 1, "as configured")
+        return Layout(ranks, 1, tensor, "as configured")
     if wanted.fsdp == "full":
         shards = wanted.fsdp_ranks or ranks
-        return Layout(ranks // shards, shards, "as configured")
+        return Layout(ranks // shards, shards, tensor, "as configured")
     room = round(STATE_SHARE * memory)
     figures = f"its training state of {gigabytes(state)}, of {gigabytes(memory)} a rank"
     if state <= room:
-        return Layout(ranks, 1, f"each rank has room for {figures}")
-    if 1 < ranks_per_pod < ranks and ranks % ranks_per_pod == 0 and state <= room * ranks_per_pod:
-        return Layout(
-            ranks // ranks_per_pod, ranks_per_pod, f"the {ranks_per_pod} ranks of a pod have room for {figures}"
-        )
-    return Layout(1, ranks, f"fewer ranks have no room for {figures}")
+        return Layout(ranks, 1, tensor, f"each rank has room for {figures}")
+    if 1 < in_pod < ranks and ranks % in_pod == 0 and state <= room * in_pod:
+        return Layout(ranks // in_pod, in_pod, tensor, f"the ranks of a pod have room for {figures}")
+    return Layout(1, ranks, tensor, f"fewer ranks have no room for {figures}")
 
 
 def memory(device: torch.device, ranks_per_pod: int) -> int:

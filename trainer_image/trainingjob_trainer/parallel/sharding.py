@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from trainingjob_trainer.parallel.tensor import split_matrices
 from trainingjob_trainer.parallel.world import World
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -27,13 +28,16 @@ def pass_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def shard(model: Model, world: World, dtype: torch.dtype) -> Model:
-    """Shard `model` (with its `blocks`) in place over the world's mesh, a group for each block; without one, leave it.
+    """Spread `model` (with its `blocks`) in place over the world's mesh; without one, leave it whole.
 
-    Gradients are summed over ranks, not averaged: the loss is a sum, divided once by the step's global count. While a
-    block computes, the weights of the next one are gathered.
+    Matrices are split first, the parts are sharded, a group for each block. Gradients are summed over ranks, not
+    averaged: the loss is a sum, divided once by the step's global count. While a block computes, the weights of the
+    next one are gathered.
     """
     if world.mesh is None:
         return model
+    if world.tensor > 1:
+        split_matrices(model, world.mesh["tensor"])
     copies, shards = world.mesh["copies"], world.mesh["shards"]
     mesh = world.mesh["copies", "shards"] if copies.size() > 1 else shards
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))

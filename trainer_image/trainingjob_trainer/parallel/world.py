@@ -34,8 +34,9 @@ def is_first_holder(tensor: Tensor) -> bool:
 class World:
     """This rank among all. With one rank there is no mesh and no group, and nothing is communicated.
 
-    `mesh` has the dimensions of a layout, `copies` and `shards`; neighbours in rank hold shards of one copy. `control`
-    is a gloo group for small things on the CPU (votes, checkpoint plans), apart from the gradients' group.
+    `mesh` has the dimensions of a layout: `copies`, `shards` and `tensor`, whose ranks are neighbours. Those compute on
+    the same rows, so rows are dealt to `data_size` ranks; `data_group` are these, where they are not all. `control` is
+    a gloo group for small things on the CPU (votes, checkpoint plans), apart from the gradients' group.
     """
 
     rank: int
@@ -43,6 +44,18 @@ class World:
     device: torch.device
     mesh: DeviceMesh | None = None
     control: dist.ProcessGroup | None = None
+    tensor: int = 1
+    data_group: dist.ProcessGroup | None = None
+
+    @property
+    def data_size(self) -> int:
+        """Ranks that rows are dealt to."""
+        return self.size // self.tensor
+
+    @property
+    def data_rank(self) -> int:
+        """This rank's place among them."""
+        return self.rank // self.tensor
 
     @classmethod
     def join(cls) -> World:
@@ -58,12 +71,18 @@ class World:
         """The same ranks in the groups of a layout. Collective, and makes groups."""
         if self.size == 1:
             return self
-        shape = (layout.copies, layout.shards)
-        return replace(self, mesh=init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards")))
+        shape, names = (layout.copies, layout.shards, layout.tensor), ("copies", "shards", "tensor")
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        group = mesh["copies", "shards"]._flatten("data").get_group() if layout.tensor > 1 else None
+        return replace(self, mesh=mesh, tensor=layout.tensor, data_group=group)
 
     def apart(self) -> World:
         """The same ranks with a control group of their own, for another thread. Collective."""
         return self if self.control is None else replace(self, control=_control_group())
+
+    def once(self, value: Tensor) -> Tensor:
+        """`value`, or zero where other ranks have computed the same on the same rows: for a sum over all ranks."""
+        return value if self.rank % self.tensor == 0 else torch.zeros_like(value)
 
     def sum(self, values: Tensor) -> None:
         """Sum `values` in place over all ranks, on the group of the gradients."""

@@ -23,7 +23,8 @@ SLOWEST = 2_000_000  # bytes a second of a pod; no storage is slower, and no pro
 
 def check_ranks(config: JobConfig) -> None:
     """Raises `UserError` if the batch leaves a rank without a row."""
-    ranks = (config.min_replicas or 1) * config.ranks_per_pod  # the fewest: the API server looked at the most
+    # The fewest: the API server looked at the most. Those of a tensor-parallel group compute on the same rows.
+    ranks = (config.min_replicas or 1) * config.ranks_per_pod // config.training.parallelism.tensor
     if config.training.global_batch_size < ranks:
         raise UserError(
             f"spec.training.globalBatchSize is {config.training.global_batch_size}, less than one sample for each of "

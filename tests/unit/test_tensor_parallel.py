@@ -1,0 +1,37 @@
+"""Split matrices compute what whole ones do, for each kind of part that a decoder may have."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.ranks import run_ranks
+from support.spread import gradients_of, in_turn
+from support.training import job, put_tokens, store_of
+from trainingjob_trainer.config import JobConfig
+
+LLAMA = {"layers": 2, "dim": 16, "heads": 4, "kvHeads": 2, "ffnDim": 32}
+GPT = {"layers": 2, "dim": 16, "heads": 4, "ffn": "gelu", "norm": "layernorm", "positions": "learned", "bias": "all"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "untied": {"model": {"transformer": {**LLAMA, "tieEmbeddings": False}}},
+    "gpt": {"model": {"transformer": GPT}},
+    "qk-norm": {"model": {"transformer": {**LLAMA, "qkNorm": True, "bias": "qkv"}, "export": "none"}},
+    "penalties": {"model": {"transformer": LLAMA}, "optimizer": {"l1": 0.1, "l2": 0.1}},
+}
+
+
+def config_of(directory: Path, variant: str, **parallelism: Any) -> JobConfig:
+    return job(directory, microBatchSize=5, parallelism=parallelism, **VARIANTS[variant])
+
+
+def test_gradients_are_those_of_whole_matrices(tmp_path: Path) -> None:
+    """Two tensor-parallel groups, the parts sharded over two ranks."""
+    put_tokens(store_of(config_of(tmp_path, "gpt")))
+    [alone] = run_ranks(1, in_turn, [(gradients_of, (config_of(tmp_path, variant),)) for variant in VARIANTS])
+    calls = [(gradients_of, (config_of(tmp_path, variant, fsdp="full", tensor=2),)) for variant in VARIANTS]
+    for rank in run_ranks(4, in_turn, calls, seconds=300):
+        for variant, (loss, gradients), (expected, whole) in zip(VARIANTS, rank, alone, strict=True):
+            assert loss == pytest.approx(expected, abs=1e-12), variant
+            assert gradients.keys() == whole.keys()
+            for name, gradient in whole.items():
+                np.testing.assert_allclose(gradients[name], gradient, atol=1e-12, err_msg=f"{variant} {name}")
