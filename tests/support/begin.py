@@ -11,7 +11,7 @@ from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.huggingface.load import load_weights
 from trainingjob_trainer.models import build_model
-from trainingjob_trainer.parallel import World, full_state, layout_of, shard
+from trainingjob_trainer.parallel import World, full_state, layout_of, parallelize
 from trainingjob_trainer.storage import LocalStore
 
 
@@ -22,7 +22,7 @@ def begun(config: JobConfig, manifest: Manifest) -> tuple[dict[str, np.ndarray[A
     with torch.device("meta"):
         model = build_model(config, manifest)
     world = world.arranged(layout_of(config, model, world.size, world.device))
-    model = shard(model, world, torch.float32).to_empty(device=world.device)
+    model = parallelize(model, world, config.training, torch.float32).to_empty(device=world.device)
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, torch.nan)
     original, read = LocalStore._read, [0]

@@ -31,7 +31,7 @@ from trainingjob_trainer.data.reader import Batch
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
-from trainingjob_trainer.parallel import StepSums, World, layout_of, pass_dtype, shard
+from trainingjob_trainer.parallel import StepSums, World, layout_of, parallelize, pass_dtype
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.stop import Stop
@@ -51,7 +51,7 @@ def build(config: JobConfig, exact: bool = False) -> Stepper:
     dtype = torch.float64 if exact else pass_dtype(config.training.precision, world.device)
     model = model.to(torch.float64 if exact else torch.float32)
     world = world.arranged(world.on_first(lambda: layout_of(config, model, world.size, world.device)))
-    model = shard(model, world, dtype).to_empty(device=world.device)
+    model = parallelize(model, world, config.training, dtype).to_empty(device=world.device)
     init_weights(model, config.training.seed)
     optimizer = build_optimizer(model, config.training.optimizer)
     average = WeightAverage(model, config.training.ema_decay) if config.training.ema_decay else None
@@ -76,19 +76,6 @@ def own_rows(stepper: Stepper, batch: Batch) -> Batch:
     return Batch(batch.inputs[rows], batch.targets[rows])
 
 
-def memory(config: JobConfig) -> tuple[int, int]:
-    """Bytes that this rank holds after a step, of parameters and of moments."""
-    stepper = build(config)
-    stepper(0, own_rows(stepper, masked_batch(0, config.training.global_batch_size, config.training.sequence_length)))
-    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
-
-    def held(kind: str) -> int:
-        chosen = [tensor for name, tensor in tensors.items() if name.startswith(kind)]
-        return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in chosen)
-
-    return held("model."), held("optimizer.")
-
-
 def dtypes(config: JobConfig) -> tuple[set[torch.dtype], float]:
     """Types of gradients, weights and moments around a step, and its loss."""
     stepper = build(config)
@@ -99,24 +86,13 @@ def dtypes(config: JobConfig) -> tuple[set[torch.dtype], float]:
     return found | {tensor.dtype for tensor in tensors.values()}, loss
 
 
-def reductions(config: JobConfig) -> int:
-    """Reduce-scatters of one step."""
-    from torch.distributed.tensor.debug import CommDebugMode
-
-    stepper = build(config)
-    batch = own_rows(stepper, masked_batch(0, config.training.global_batch_size, config.training.sequence_length))
-    with CommDebugMode() as counted:
-        stepper.backward(0, batch)
-    return sum(count for name, count in counted.get_comm_counts().items() if "reduce_scatter" in str(name))
-
-
 def save_state(config: JobConfig, attempt: int, steps: int, metrics: dict[str, float] | None = None) -> str:
     """Take steps, then commit a checkpoint; the hash of the whole state."""
     stepper = build(config)
     for step in range(steps):
         batch = masked_batch(step, config.training.global_batch_size, config.training.sequence_length)
         stepper(step, own_rows(stepper, batch))
-    checkpointer = _checkpointer(config, attempt, stepper.world)
+    checkpointer = checkpointer_of(config, attempt, stepper.world)
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     checkpointer.save(tensors, Progress(step=steps))
     checkpointer.wait()
@@ -190,7 +166,7 @@ def load_state(config: JobConfig, attempt: int) -> str:
     commit = latest(store_of(config))
     assert commit is not None
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
-    _checkpointer(config, attempt, stepper.world).load(commit, tensors)
+    checkpointer_of(config, attempt, stepper.world).load(commit, tensors)
     return hash_whole(stepper)
 
 
@@ -205,7 +181,7 @@ def hash_whole(stepper: Stepper) -> str:
     return hash_state({n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()})
 
 
-def _checkpointer(config: JobConfig, attempt: int, world: World) -> Checkpointer:
+def checkpointer_of(config: JobConfig, attempt: int, world: World) -> Checkpointer:
     return Checkpointer(Attempt(attempt, store_of(config)), world, config.identity_hash(), config.checkpoint)
 
 
@@ -249,7 +225,7 @@ def hash_commits(config: JobConfig, environment: dict[str, str]) -> dict[int, st
     os.environ.update(environment)
     stepper = build(config)
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
-    checkpointer = _checkpointer(config, 1, stepper.world)
+    checkpointer = checkpointer_of(config, 1, stepper.world)
     hashes = {}
     for commit in commits(store_of(config)):
         checkpointer.load(commit, tensors)
@@ -294,7 +270,7 @@ def resume_state(config: JobConfig, attempt: int, steps: int) -> str:
     commit = latest(store_of(config))
     assert commit is not None
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
-    progress = _checkpointer(config, attempt, stepper.world).load(commit, tensors)
+    progress = checkpointer_of(config, attempt, stepper.world).load(commit, tensors)
     take(stepper, range(progress.step, steps))
     return hash_whole(stepper)
 

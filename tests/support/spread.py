@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from trainingjob_trainer.checkpoint.commits import latest
+from trainingjob_trainer.checkpoint.state import state_tensors
 from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.parallel import local_part
 
-from support.rank_functions import build, masked_batch, own_rows, take, whole
+from support.rank_functions import build, checkpointer_of, hash_whole, masked_batch, own_rows, take, whole
+from support.training import store_of
 
 Array = np.ndarray[Any, Any]
 
@@ -34,9 +43,86 @@ def series_of(config: JobConfig, exact: bool) -> Series:
     return Series([step.loss.item() for step in sums], [step.grad_norm.item() for step in sums], weights)
 
 
+def continued(config: JobConfig, attempt: int) -> tuple[str, list[float]]:
+    """The hash of the whole state that the newest checkpoint holds, and the losses of the steps that are left."""
+    stepper = build(config)
+    commit = latest(store_of(config))
+    assert commit is not None
+    tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
+    progress = checkpointer_of(config, attempt, stepper.world).load(commit, tensors)
+    loaded = hash_whole(stepper)
+    return loaded, [step.loss.item() for step in take(stepper, range(progress.step, config.training.steps))]
+
+
 def gradients_of(config: JobConfig) -> tuple[float, dict[str, Array]]:
     """Loss of the first step and its whole gradients, in float64."""
     stepper = build(config, exact=True)
     batch = masked_batch(0, config.training.global_batch_size, config.training.sequence_length)
     loss = stepper.backward(0, own_rows(stepper, batch)).loss.item()
     return loss, {n: whole(p.grad) for n, p in stepper.model.named_parameters() if p.grad is not None}
+
+
+def held(config: JobConfig) -> dict[str, int]:
+    """Bytes that this rank holds after a step's backward pass, of weights, gradients and moments."""
+    stepper = build(config)
+    batch = masked_batch(0, config.training.global_batch_size, config.training.sequence_length)
+    stepper.backward(0, own_rows(stepper, batch))
+    parameters = list(stepper.model.parameters())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    take(stepper, range(1))
+    moments = [m for p in parameters for m in stepper.optimizer.state_of(p).values() if m.ndim]
+    kinds = {"weights": parameters, "gradients": gradients, "moments": moments}
+    return {kind: sum(local_part(tensor).nbytes for tensor in tensors) for kind, tensors in kinds.items()}
+
+
+def growth_by_initialisation(config: JobConfig, first: JobConfig) -> int:
+    """Bytes by which this process grew at most while its model was made, after `first`, for which it imports."""
+    build(first)
+    gc.collect()
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    build(config)
+    return _memory("VmHWM") - before
+
+
+def _memory(which: str) -> int:
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[which].split()[0]) * 1024
+
+
+def reductions(config: JobConfig) -> dict[str, int]:
+    """How often a step reduces gradients over ranks, by operation."""
+    stepper = build(config)
+    batch = masked_batch(0, config.training.global_batch_size, config.training.sequence_length)
+    with CommDebugMode() as counted:
+        stepper.backward(0, own_rows(stepper, batch))
+    return {str(name): count for name, count in counted.get_comm_counts().items() if "reduce" in str(name)}
+
+
+def gathers_and_blocks(config: JobConfig) -> list[str]:
+    """What a forward pass does, in order: gathers of weights, and blocks."""
+    stepper = build(config)
+    happened: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "c10d" in str(func) and "gather" in str(func):
+                happened.append("gather")
+            return func(*args, **(kwargs or {}))
+
+    for block in stepper.model.get_submodule("blocks").children():
+        block.register_forward_pre_hook(lambda *_: happened.append("block"))
+    batch = masked_batch(0, config.training.global_batch_size, config.training.sequence_length)
+    with Watch():
+        stepper.model(own_rows(stepper, batch).inputs)
+    return happened
+
+
+def kept_by_forward(config: JobConfig) -> int:
+    """Bytes that a forward pass allocates and does not free."""
+    stepper = build(config)
+    batch = masked_batch(0, config.training.global_batch_size, config.training.sequence_length)
+    with profile(profile_memory=True) as profiled:
+        logits = stepper.model(batch.inputs)
+    del logits
+    return sum(event.self_cpu_memory_usage for event in profiled.key_averages())

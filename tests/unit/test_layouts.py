@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from support.rank_functions import save_state
 from support.ranks import run_ranks
-from support.spread import Series, in_turn, series_of
+from support.spread import Series, continued, in_turn, series_of
 from support.training import job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.config import JobConfig, Parallelism
 from trainingjob_trainer.errors import UserError
@@ -33,10 +34,10 @@ FEW = [("alone", "sgd"), ("ddp-2", "sgd"), ("fsdp-3", "sgd"), ("hsdp-4", "sgd"),
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
 
 
-def config_of(directory: Path, layout: str, optimizer: str) -> JobConfig:
+def config_of(directory: Path, layout: str, optimizer: str, steps: int = 20) -> JobConfig:
     """Documents of unequal length, rows that do not divide; four passes of one process, one of the most ranks."""
     changes = {"model": without_dropout(), "optimizer": OPTIMIZERS[optimizer], "parallelism": LAYOUTS[layout][1]}
-    return job(directory, steps=20, microBatchSize=3, **changes)
+    return job(directory, steps=steps, microBatchSize=3, **changes)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,26 @@ def assert_close(series: Series, expected: Series, bound: float, what: str) -> N
     np.testing.assert_allclose(series.norms, expected.norms, rtol=10 * bound, err_msg=what)
     for name, weight in expected.weights.items():
         np.testing.assert_allclose(series.weights[name], weight, rtol=0, atol=2 * bound, err_msg=f"{what} {name}")
+
+
+def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path: Path) -> None:
+    """Three steps split and sharded, three more as shards, as copies of shards, and in one process."""
+
+    def config(layout: str) -> JobConfig:
+        return config_of(tmp_path, layout, "adamw", steps=6)
+
+    put_tokens(store_of(config("alone")))
+    calls = [
+        (save_state, (config("fsdp-x-tensor-4"), 1, 3)),
+        (continued, (config("fsdp-4"), 2)),
+        (continued, (config("hsdp-4"), 3)),
+    ]
+    [(saved, *others), *_] = run_ranks(4, in_turn, calls, seconds=300)
+    calls = [(series_of, (config("alone"), False)), (continued, (config("alone"), 4))]
+    [(expected, alone)] = run_ranks(1, in_turn, calls)
+    for loaded, losses in [*others, alone]:
+        assert loaded == saved
+        assert losses == pytest.approx(expected.losses[3:], abs=1e-5)
 
 
 GB = 10**9

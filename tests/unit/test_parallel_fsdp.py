@@ -1,30 +1,60 @@
-"""What FSDP2 is for: memory, few reductions, passes in bfloat16. That it changes no loss: test_layouts.py."""
+"""What the layouts are for: memory, few reductions, passes in bfloat16. That they change no loss: test_layouts.py."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support.rank_functions import dtypes, memory, reductions
+from support.rank_functions import dtypes
 from support.ranks import run_ranks
+from support.spread import gathers_and_blocks, growth_by_initialisation, held, in_turn, reductions
 from support.training import job, put_tokens, store_of, without_dropout
 
 SHARDED = {"fsdp": "full"}
 
 
-def test_each_of_two_ranks_holds_half_of_parameters_and_moments(tmp_path: Path) -> None:
+def test_each_of_n_ranks_holds_an_nth_of_weights_gradients_and_moments(tmp_path: Path) -> None:
+    config = job(tmp_path, model=without_dropout(), parallelism=SHARDED)
+    put_tokens(store_of(config))
+    [whole] = run_ranks(1, held, config)
+    assert whole["moments"] == 2 * whole["gradients"] == 2 * whole["weights"]
+    for ranks in (2, 4):
+        for rank in run_ranks(ranks, held, config):
+            assert rank == {kind: size // ranks for kind, size in whole.items()}
+
+
+def test_no_rank_ever_holds_the_whole_model_while_it_is_made(tmp_path: Path) -> None:
+    """Made on the meta device: a rank grows by its shard and a block, 20 % for the rest of it."""
+    size = {"layers": 12, "dim": 512, "heads": 4, "ffnDim": 1024}
+    config = job(tmp_path, model={"transformer": size}, parallelism=SHARDED)
+    put_tokens(store_of(config))
+    block = 4 * (4 * 512 * 512 + 3 * 512 * 1024)
+    whole, ranks = 12 * block, 4
+    for growth in run_ranks(ranks, growth_by_initialisation, config, job(tmp_path, parallelism=SHARDED)):
+        assert whole / ranks < growth < 1.2 * (whole / ranks + block)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallelism", "per_group"),
+    [(2, {"fsdp": "none"}, 1), (2, SHARDED, 1), (4, {"fsdp": "full", "fsdpRanks": 2}, 2)],
+    ids=["ddp", "fsdp", "hsdp"],
+)
+def test_accumulation_makes_no_extra_reductions(
+    tmp_path: Path, ranks: int, parallelism: dict[str, Any], per_group: int
+) -> None:
+    """Two blocks and the root, each once (HSDP: in a group and over the groups); then one sum of the step's totals."""
+    configs = [job(tmp_path, microBatchSize=size, parallelism=parallelism) for size in (5, 1)]
+    put_tokens(store_of(configs[0]))
+    for once, many in run_ranks(ranks, in_turn, [(reductions, (config,)) for config in configs]):
+        assert once == many
+        assert sum(many.values()) == 3 * per_group + 1
+
+
+def test_the_weights_of_the_next_block_are_gathered_while_a_block_computes(tmp_path: Path) -> None:
     config = job(tmp_path, parallelism=SHARDED)
     put_tokens(store_of(config))
-    [(parameters, moments)] = run_ranks(1, memory, config)
-    for held_parameters, held_moments in run_ranks(2, memory, config):
-        assert held_parameters <= 0.55 * parameters
-        assert held_moments <= 0.55 * moments
-
-
-def test_accumulation_makes_no_extra_reductions(tmp_path: Path) -> None:
-    many = job(tmp_path, microBatchSize=1, parallelism=SHARDED)
-    put_tokens(store_of(many))
-    blocks_and_root = 3
-    assert run_ranks(2, reductions, many) == [blocks_and_root] * 2
+    for happened in run_ranks(2, gathers_and_blocks, config):
+        assert happened == ["gather", "gather", "gather", "block", "block"]
 
 
 def test_bfloat16_is_of_the_passes_only(tmp_path: Path) -> None:

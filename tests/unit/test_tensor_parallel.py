@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.rank_functions import train_run
 from support.ranks import run_ranks
 from support.spread import gradients_of, in_turn
 from support.training import job, put_tokens, store_of
@@ -35,3 +36,17 @@ def test_gradients_are_those_of_whole_matrices(tmp_path: Path) -> None:
             assert gradients.keys() == whole.keys()
             for name, gradient in whole.items():
                 np.testing.assert_allclose(gradients[name], gradient, atol=1e-12, err_msg=f"{variant} {name}")
+
+
+def test_a_run_of_split_matrices_evaluates_as_a_whole_one(tmp_path: Path) -> None:
+    """The whole loop: five steps, the validation and the test split, a checkpoint, the export."""
+    alone, split = (
+        job(tmp_path / name, steps=5, model={"transformer": LLAMA}, parallelism={"tensor": tensor})
+        for name, tensor in (("alone", 1), ("split", 2))
+    )
+    for config in (alone, split):
+        put_tokens(store_of(config))
+    [(expected, _)] = run_ranks(1, train_run, alone, 1)
+    (result, reports), _ = run_ranks(2, train_run, split, 1)
+    assert result.evaluation.metrics == pytest.approx(expected.evaluation.metrics, rel=1e-5)
+    assert "its matrices split over 2" in reports[0]["message"]

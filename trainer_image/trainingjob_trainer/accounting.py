@@ -75,10 +75,11 @@ def checkpointed_bytes_per_parameter(training: Training) -> int:
     return 4 * (1 + MOMENTS[training.optimizer.name] + bool(training.ema_decay))
 
 
-def activation_bytes(size: Transformer, rows: int, length: int) -> int:
-    """What a forward pass in float32 leaves behind for the backward pass, on the CPU's kernels, nothing recomputed.
+def activation_bytes(size: Transformer, rows: int, length: int, recomputed: bool = False) -> int:
+    """What a forward pass in float32 leaves behind for the backward pass, on the CPU's kernels.
 
-    Logits are not among it: of the loss there is the gradient by what goes into the head (`tasks.head`).
+    Logits are not among it: of the loss there is the gradient by what goes into the head (`tasks.head`). recomputed:
+    of each block only its input.
     """
     norm = size.dim * (3 if size.norm == "rmsnorm" else 2)  # an input, its mean square by the input, the output
     attention = 2 * (size.heads + size.num_kv_heads) * size.head_width + size.heads  # with the log of each sum
@@ -86,7 +87,7 @@ def activation_bytes(size: Transformer, rows: int, length: int) -> int:
         attention += 3 * (size.heads + size.num_kv_heads) * size.head_width
     hidden = size.hidden_dim * (4 if size.ffn == "swiglu" else 2)
     dropout = 2 * size.dim if size.dropout else 0
-    block = 2 * norm + attention + hidden + dropout
+    block = size.dim if recomputed else 2 * norm + attention + hidden + dropout
     return 4 * rows * length * (size.layers * block + norm)
 
 
@@ -114,7 +115,8 @@ def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemo
     size, training, here = config.model.size, config.training, config.ranks_per_pod
     weights = parameters(decoder_shapes(size, vocab_size, config.context))
     ranks = config.fewest_pods * here
-    shards = {"none": 1, "full": training.parallelism.fsdp_ranks or ranks}.get(training.parallelism.fsdp, ranks)
+    spread = training.parallelism
+    shards = spread.group if spread.fsdp_ranks or spread.fsdp == "none" else ranks  # a matrix is split over them all
     held = -(-weights * here // shards)  # parameters of the pod's ranks together
     parts = {
         f"for {here} process{'es' if here > 1 else ''}": PROCESS * here,
@@ -123,9 +125,11 @@ def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemo
     }
     activations, exported = 0, 4 * weights if config.model.export != "none" else 0
     if not config.gpus:
-        rows = training.micro_batch_size or min(8, -(-training.global_batch_size // ranks))
+        rows = training.micro_batch_size or min(8, -(-training.global_batch_size * spread.tensor // ranks))
         parts["for weights, gradients and moments"] = held * bytes_per_parameter(training)
-        activations = here * activation_bytes(size, rows, training.sequence_length)
+        recomputed = spread.activation_checkpointing != "none"
+        activation = activation_bytes(size, rows, training.sequence_length, recomputed)
+        activations = here * activation // spread.tensor
     # The model is gathered for its export when no activations are left.
     parts["for activations, and later for the whole model"] = max(activations, exported)
     return HostMemory(parts)

@@ -33,9 +33,9 @@ from trainingjob_trainer.parallel import (
     World,
     full_state,
     layout_of,
+    parallelize,
     pass_dtype,
     pass_precision,
-    shard,
 )
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.seeding import make_deterministic
@@ -94,7 +94,7 @@ class _Run:
             model = build_model(config, manifest)
         self.layout = world.on_first(lambda: layout_of(config, model, world.size, world.device))
         self.world = world = world.arranged(self.layout)
-        self.model = shard(model, world, dtype).to_empty(device=world.device)
+        self.model = parallelize(model, world, training, dtype).to_empty(device=world.device)
         self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
         self.stepper = Stepper(
             self.model,

@@ -26,6 +26,11 @@ class Parallelism(Config):
         description="Ranks that share each matrix of a decoder (tensor parallelism, with sequence-parallel norms and a "
         "parallel loss); neighbours, so best of one pod.",
     )
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="What a block's backward pass computes anew instead of keeping it: full: all but its input; "
+        "selective: all but matrix products and attention; none: nothing.",
+    )
 
     @model_validator(mode="after")
     def _groups_are_of_fsdp(self) -> Self:

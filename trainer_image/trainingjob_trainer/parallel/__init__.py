@@ -2,7 +2,8 @@
 
 from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
 from trainingjob_trainer.parallel.layout import Layout, layout_of
-from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, shard, sync_gradients
+from trainingjob_trainer.parallel.parallelize import parallelize
+from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, sync_gradients
 from trainingjob_trainer.parallel.tensor import loss_over_parts
 from trainingjob_trainer.parallel.vote import Ballot, Vote
 from trainingjob_trainer.parallel.world import World, local_part
@@ -17,9 +18,9 @@ __all__ = [
     "layout_of",
     "local_part",
     "loss_over_parts",
+    "parallelize",
     "pass_dtype",
     "pass_precision",
     "scale_and_clip",
-    "shard",
     "sync_gradients",
 ]

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from trainingjob_trainer.parallel.tensor import split_matrices
 from trainingjob_trainer.parallel.world import World
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -27,19 +27,16 @@ def pass_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def shard(model: Model, world: World, dtype: torch.dtype) -> Model:
-    """Spread `model` (with its `blocks`) in place over the world's mesh; without one, leave it whole.
+def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype) -> Model:
+    """Shard `model` (with its `blocks`) in place, a group for each block; without a mesh, leave it whole.
 
-    Matrices are split first, the parts are sharded, a group for each block. Gradients are summed over ranks, not
-    averaged: the loss is a sum, divided once by the step's global count. While a block computes, the weights of the
-    next one are gathered.
+    Gradients are summed over ranks, not averaged: the loss is a sum, divided once by the step's global count. While a
+    block computes, the weights of the next one are gathered.
     """
-    if world.mesh is None:
+    if mesh is None:
         return model
-    if world.tensor > 1:
-        split_matrices(model, world.mesh["tensor"])
-    copies, shards = world.mesh["copies"], world.mesh["shards"]
-    mesh = world.mesh["copies", "shards"] if copies.size() > 1 else shards
+    shards = mesh["shards"]
+    mesh = mesh["copies", "shards"] if mesh["copies"].size() > 1 else shards
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
     blocks = [
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=shards.size() > 1)
