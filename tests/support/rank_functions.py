@@ -28,6 +28,7 @@ from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.batches import share
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
 from trainingjob_trainer.data.reader import Batch
+from trainingjob_trainer.errors import StorageError
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
@@ -127,10 +128,17 @@ def save_often(config: JobConfig, every: int, seconds: float) -> tuple[dict[int,
 
 
 def train_without_space(config: JobConfig, attempt: int, full: str) -> Any:
-    """The whole loop; the last rank finds no space for objects whose key has `full` in it."""
-    world = World.join()
+    """The whole loop; the last rank finds no space for objects whose key has `full` in it.
+
+    The error's step is the last one that was told of, by rank 0.
+    """
+    world, hooks = World.join(), Hooks()
     store = FullStore(store_of(config), full) if world.rank == world.size - 1 else store_of(config)
-    return train(config, Attempt(attempt, store), Hooks())
+    try:
+        return train(config, Attempt(attempt, store), hooks)
+    except StorageError as error:
+        error.step = max((report["progress"]["step"] for report in hooks.reports if "progress" in report), default=None)
+        raise
 
 
 class FullStore(LocalStore):

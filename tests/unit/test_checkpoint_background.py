@@ -50,6 +50,14 @@ def test_a_save_that_fails_ends_the_attempt_at_a_later_step_and_loses_no_commit(
     assert resumed.step == 13
 
 
+def test_a_save_that_failed_ends_the_attempt_before_the_next_one(tmp_path: Path) -> None:
+    config = prepared(tmp_path, steps=1000, checkpoint={"everySteps": 60}, evaluation={"everySteps": 1000})
+    first, _ = run_ranks(2, train_without_space, config, 1, "step-00000060")
+    assert isinstance(first, StorageError)
+    assert first.step is not None
+    assert 60 <= first.step < 120
+
+
 class Outage(LocalStore):
     """A directory that cannot be reached for its next few requests."""
 
