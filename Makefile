@@ -64,7 +64,7 @@ test-mutants: setup ## Put six bugs into the trainer, one at a time: the tests m
 on-cluster: lint
 	$(call heading,'Control plane: etcd$(,) kube-apiserver and the others (seconds when cached$(,) else 5 to 15 minutes)')
 	$(BIN)/python -m trainingjob_local.binaries $(PROGRAMS)
-	$(call heading,'All tests$(,) two lanes at once: units$(,) then whole runs; a real API server meanwhile ($(TAKES))')
+	$(call heading,'All tests$(,) two lanes at once: units$(,) faults and whole runs; clusters meanwhile ($(TAKES))')
 	$(BIN)/python tests/lanes.py $(SELECTED)
 
 .PHONY: bench-operator

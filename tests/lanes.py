@@ -17,8 +17,8 @@ from pathlib import Path
 PYTEST = str(Path(sys.executable).with_name("pytest"))
 SANDBOXED = (sys.executable, "-m", "trainingjob_local.sandbox", "--", PYTEST)
 LANES = (
-    ((PYTEST, "tests/unit"), (*SANDBOXED, "tests/e2e")),
-    ((*SANDBOXED, "tests/cluster", "tests/faults"),),
+    ((PYTEST, "tests/unit"), (*SANDBOXED, "tests/faults"), (*SANDBOXED, "tests/e2e")),
+    ((*SANDBOXED, "tests/cluster"),),
 )
 LONGEST_LINE = 2**26
 PROGRESS = re.compile(rb"\[ *\d+%\]$")
