@@ -62,7 +62,7 @@ def status(
 def demo(
     chaos: Annotated[bool, typer.Option("--chaos", help="Kill a worker after the first checkpoint.")] = False,
 ) -> None:
-    """Take text to a trained model on a local cluster that is made for it and removed again (about 4 minutes)."""
+    """Take text to a trained model on a local cluster that is made for it and removed again (2 to 4 minutes)."""
     if not _local_is_installed():
         raise _failure(_LOCAL_IS_MISSING)
     raise typer.Exit(importlib.import_module("trainingjob_cli.demo").run(chaos))
