@@ -22,16 +22,10 @@ from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.state import Progress, state_tensors
 from trainingjob_trainer.checkpoint.storage import OBJECT_BYTES, OBJECTS_AT_ONCE
-from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import SPLITS, Manifest, SplitData
 from trainingjob_trainer.data.reader import Batch
-from trainingjob_trainer.models import build_model, init_weights
-from trainingjob_trainer.optim import build_optimizer
-from trainingjob_trainer.parallel import World
-from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.storage import open_store
-from trainingjob_trainer.tasks import build_task
 
+from benchmarks.trainer import subject
 from benchmarks.trainer.figures import Figure, Lab
 
 ROUNDS = 7
@@ -74,8 +68,9 @@ class _Bench:
         lab.s3.ensure_bucket(BUCKET)
         self._client = lab.s3.client()
         os.environ |= {"AWS_ACCESS_KEY_ID": lab.s3.access_key, "AWS_SECRET_ACCESS_KEY": lab.s3.secret_key}
-        config = _config(lab.s3.endpoint)
-        self._stepper = _stepper(config)
+        model = {"layers": 4, "dim": 512, "heads": 8}
+        config = subject.job(lab.s3.endpoint, BUCKET, model, globalBatchSize=1, sequenceLength=128)
+        self._stepper = subject.stepper(config, subject.tokens(VOCABULARY, [], 0))
         store = open_store(config.output_uri, config.storage)
         attempt = Attempt.take(store, 0)
         self._checkpointer = Checkpointer(attempt, self._stepper.world, config.identity_hash(), config.checkpoint)
@@ -138,37 +133,3 @@ class _Bench:
 
     def _tensors(self) -> dict[str, Tensor]:
         return state_tensors(self._stepper.model, self._stepper.optimizer, self._stepper.average)
-
-
-def _config(endpoint: str) -> JobConfig:
-    return JobConfig.model_validate(
-        {
-            "name": "bench",
-            "namespace": "default",
-            "ranksPerPod": 1,
-            "maxRestarts": 0,
-            "storage": {"endpointUrl": endpoint, "region": "us-east-1"},
-            "outputUri": f"s3://{BUCKET}/run",
-            "data": {"train": {"uri": f"s3://{BUCKET}/none"}},
-            "model": {"transformer": {"layers": 4, "dim": 512, "heads": 8}},
-            "checkpoint": {"keepLast": 1, "keepBest": 0},
-            "training": {"steps": 1000, "globalBatchSize": 1, "sequenceLength": 128},
-        }
-    )
-
-
-def _stepper(config: JobConfig) -> Stepper:
-    manifest = Manifest(
-        kind="tokens",
-        dtype="uint16",
-        splits={split: SplitData(shards=[], documents=0, bytes=0) for split in SPLITS},
-        vocab_size=VOCABULARY,
-        tokenizer_digest="0" * 64,
-        eos_id=0,
-    )
-    world = World.join()
-    model = build_model(config, manifest)
-    init_weights(model, config.training.seed)
-    optimizer = build_optimizer(model, config.training.optimizer)
-    dealing = Dealing.of(config.training, world)
-    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, torch.float32)

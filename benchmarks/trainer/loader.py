@@ -13,20 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 import numpy as np
-import torch
-from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.batches import training_rows
-from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.data.manifest import Manifest, Shard
 from trainingjob_trainer.data.order import Order
 from trainingjob_trainer.data.prefetch import READS_AT_ONCE, prefetch
 from trainingjob_trainer.data.reader import Reader
-from trainingjob_trainer.models import build_model, init_weights
-from trainingjob_trainer.optim import build_optimizer
-from trainingjob_trainer.parallel import World
-from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.storage import open_store
-from trainingjob_trainer.tasks import build_task
 
+from benchmarks.trainer import subject
 from benchmarks.trainer.figures import Figure, Lab
 
 ROUNDS = 5
@@ -67,7 +61,8 @@ class _Bench:
         lab.s3.ensure_bucket(BUCKET)
         self._client = lab.s3.client()
         os.environ |= {"AWS_ACCESS_KEY_ID": lab.s3.access_key, "AWS_SECRET_ACCESS_KEY": lab.s3.secret_key}
-        self._config = _config(lab.s3.endpoint)
+        model = {"layers": 2, "dim": 64, "heads": 4}
+        self._config = subject.job(lab.s3.endpoint, BUCKET, model, globalBatchSize=8, sequenceLength=256)
         self._store = open_store(self._config.output_uri, self._config.storage)
         self._manifest = self._put_shards()
 
@@ -100,7 +95,7 @@ class _Bench:
     def train(self) -> tuple[float, float, float]:
         """Seconds until the first batch, the share of the others' time that is waiting, and seconds of a step."""
         training = self._config.training
-        stepper = self._stepper()
+        stepper = subject.stepper(self._config, self._manifest)
         reader = Reader(self._store, self._manifest, "train", training.sequence_length)
         rows = training_rows(range(STEPS + 1), training.global_batch_size, Order(reader.blocks, seed=1), 1, 0)
         waits, steps = [], []
@@ -122,36 +117,4 @@ class _Bench:
             shard = Shard.of(f"data/{number}.bin", data, SHARD_BYTES // 2, 1, "bench")
             self._store.put(shard.key, data)
             shards.append(shard)
-        return Manifest(
-            kind="tokens",
-            dtype="uint16",
-            splits=dict.fromkeys(SPLITS, SplitData(shards=shards, documents=SHARDS, bytes=SHARDS * SHARD_BYTES)),
-            vocab_size=VOCABULARY,
-            tokenizer_digest="0" * 64,
-            eos_id=0,
-        )
-
-    def _stepper(self) -> Stepper:
-        config, world = self._config, World.join()
-        model = build_model(config, self._manifest)
-        init_weights(model, config.training.seed)
-        optimizer = build_optimizer(model, config.training.optimizer)
-        dealing = Dealing.of(config.training, world)
-        task = build_task(config, self._manifest)
-        return Stepper(model, optimizer, task, config.training, world, dealing, torch.float32)
-
-
-def _config(endpoint: str) -> JobConfig:
-    return JobConfig.model_validate(
-        {
-            "name": "bench",
-            "namespace": "default",
-            "ranksPerPod": 1,
-            "maxRestarts": 0,
-            "storage": {"endpointUrl": endpoint, "region": "us-east-1"},
-            "outputUri": f"s3://{BUCKET}/run",
-            "data": {"train": {"uri": f"s3://{BUCKET}/none"}},
-            "model": {"transformer": {"layers": 2, "dim": 64, "heads": 4}},
-            "training": {"steps": 1000, "globalBatchSize": 8, "sequenceLength": 256},
-        }
-    )
+        return subject.tokens(VOCABULARY, shards, SHARDS * SHARD_BYTES)

@@ -1,0 +1,51 @@
+"""What is measured on: a small language model on one rank, whose run directory is in a bucket of the lab's server."""
+
+from typing import Any
+
+import torch
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.models import build_model, init_weights
+from trainingjob_trainer.optim import build_optimizer
+from trainingjob_trainer.parallel import World
+from trainingjob_trainer.step import Dealing, Stepper
+from trainingjob_trainer.tasks import build_task
+
+
+def job(endpoint: str, bucket: str, transformer: dict[str, int], **training: int) -> JobConfig:
+    """A run of 1,000 steps."""
+    spec: dict[str, Any] = {
+        "name": "bench",
+        "namespace": "default",
+        "ranksPerPod": 1,
+        "maxRestarts": 0,
+        "storage": {"endpointUrl": endpoint, "region": "us-east-1"},
+        "outputUri": f"s3://{bucket}/run",
+        "data": {"train": {"uri": f"s3://{bucket}/none"}},
+        "model": {"transformer": transformer},
+        "checkpoint": {"keepLast": 1, "keepBest": 0},
+        "training": {"steps": 1000, **training},
+    }
+    return JobConfig.model_validate(spec)
+
+
+def tokens(vocabulary: int, shards: list[Shard], size: int) -> Manifest:
+    """Data of `size` bytes in these shards, one document each; all splits are the same."""
+    return Manifest(
+        kind="tokens",
+        dtype="uint16",
+        splits=dict.fromkeys(SPLITS, SplitData(shards=shards, documents=len(shards), bytes=size)),
+        vocab_size=vocabulary,
+        tokenizer_digest="0" * 64,
+        eos_id=0,
+    )
+
+
+def stepper(config: JobConfig, manifest: Manifest) -> Stepper:
+    """The model and its optimizer at their first step."""
+    world = World.join()
+    model = build_model(config, manifest)
+    init_weights(model, config.training.seed)
+    optimizer = build_optimizer(model, config.training.optimizer)
+    dealing = Dealing.of(config.training, world)
+    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, torch.float32)
