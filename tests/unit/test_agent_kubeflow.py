@@ -1,4 +1,4 @@
-"""What `/progress` makes of a `trainerStatus`; tests/cluster/test_custom_jobs.py has one that transformers sends."""
+"""What `/progress` makes of a `trainerStatus`, as Kubeflow's trainer takes it and transformers sends it."""
 
 from typing import Any
 
