@@ -282,7 +282,7 @@ class _Run:
 
     def _count_corrupt_samples(self) -> None:
         if self.config.data.on_corrupt == "skip":
-            counted = torch.tensor(self.corrupt_samples, device=self.world.device)
+            counted = self.world.once(torch.tensor(self.corrupt_samples, device=self.world.device))
             self.world.sum(counted)
             self.progress.corrupt_samples += int(counted)
             self.corrupt_samples = 0
