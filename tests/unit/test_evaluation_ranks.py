@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 from support.evaluated import evaluated
+from support.rank_functions import train_run
 from support.ranks import run_ranks
 from support.training import job, put_tokens, store_of
+from trainingjob_trainer.checkpoint.checkpointer import read_progress
+from trainingjob_trainer.checkpoint.commits import commits
 
 
 @pytest.mark.parametrize(("world_size", "max_samples"), [(2, None), (4, None), (3, 10), (3, 2)])
@@ -19,3 +22,23 @@ def test_metrics_are_the_same_at_every_world_size(tmp_path: Path, world_size: in
     for metrics, passes, _ in ranks:
         assert metrics == pytest.approx(alone, rel=1e-6)
         assert len(passes) == len(ranks[0][1]), "FSDP needs as many passes on every rank"
+
+
+@pytest.mark.parametrize("fsdp", ["full", pytest.param("none", marks=pytest.mark.slow)])
+def test_evaluating_an_average_leaves_no_trace_in_training(tmp_path: Path, fsdp: str) -> None:
+    """Without a save, after which nothing is left of what an evaluation has gathered."""
+    histories = []
+    for every in (3, 8):
+        config = job(
+            tmp_path / str(every),
+            steps=8,
+            emaDecay=0.9,
+            evaluation={"everySteps": every},
+            checkpoint={"everySteps": 1000, "keepBest": 0},
+            parallelism={"fsdp": fsdp},
+        )
+        put_tokens(store_of(config))
+        run_ranks(2, train_run, config, 1)
+        [commit] = commits(store_of(config))
+        histories.append(read_progress(store_of(config), commit).history)
+    assert histories[0] == histories[1]

@@ -36,6 +36,7 @@ from trainingjob_trainer.parallel import (
     parallelize,
     pass_dtype,
     pass_precision,
+    reshard,
 )
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.seeding import make_deterministic
@@ -249,6 +250,7 @@ class _Run:
                 max_samples=max_samples,
                 group=self.world.data_group,
             )
+        reshard(self.model)
         evaluation = {"split": split, "step": self.progress.step, "metrics": scalars(metrics)}
         self._report(state="Training", message="Training.", evaluation=evaluation)
         return metrics

@@ -3,7 +3,7 @@
 from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
 from trainingjob_trainer.parallel.layout import Layout, layout_of
 from trainingjob_trainer.parallel.parallelize import parallelize
-from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, sync_gradients
+from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, reshard, sync_gradients
 from trainingjob_trainer.parallel.tensor import loss_over_parts
 from trainingjob_trainer.parallel.vote import Ballot, Vote
 from trainingjob_trainer.parallel.world import World, local_part
@@ -21,6 +21,7 @@ __all__ = [
     "parallelize",
     "pass_dtype",
     "pass_precision",
+    "reshard",
     "scale_and_clip",
     "sync_gradients",
 ]

@@ -64,6 +64,14 @@ def sync_gradients(model: nn.Module, wanted: bool) -> None:
         model.set_requires_gradient_sync(wanted)
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of gathered weights. A forward pass leaves some behind for its backward pass; where none follows, the next
+    one would compute with them, whatever the weights are by then."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def full_state(model: nn.Module, world: World) -> dict[str, Tensor]:
     """The whole state dict on rank 0's CPU, empty on the others. Collective, one parameter at a time."""
     state: dict[str, Tensor] = {}
