@@ -28,7 +28,7 @@ def run(operator: Operator, start_digits_job: Any) -> Run:
 def test_a_job_that_ended_while_the_operator_was_away_succeeds_with_the_same_result(run: Run) -> None:
     status = run.status()
     assert status["result"]["modelUri"] == run.result()["modelUri"]
-    assert status["evaluation"]["step"] == 300
+    assert status["evaluation"]["step"] in run.committed_steps(), "the best checkpoint"
 
 
 def test_the_classifier_reads_handwritten_digits(run: Run) -> None:

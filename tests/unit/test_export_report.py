@@ -49,7 +49,7 @@ def finished(config: JobConfig) -> tuple[torch.nn.Module, Manifest, TaskMetrics,
             parameter.mul_(3)  # far from uniform predictions
     reader = Reader(store, manifest, "test", config.training.sequence_length)
     test = evaluate(model, build_task(config, manifest), reader, torch.device("cpu"))
-    uri = export_model(config, manifest, model.state_dict(), Attempt(2, store))
+    uri = export_model(config, manifest, model.state_dict(), Attempt(2, store), 40)
     assert uri == f"{config.output_uri}/model/a2/"
     store.put("result.json", json.dumps({"modelUri": uri}).encode())
     return model.eval(), manifest, test, uri
@@ -153,7 +153,7 @@ def test_the_report_shows_the_run_and_loads_nothing(tmp_path: Path) -> None:
         {"class": name, "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 15} for name in ("cat", "<dog>")
     ]
     test = {"loss": 1.25, "accuracy": 0.875, "perClass": per_class, "confusionMatrix": [[14, 1], [2, 13]]}
-    uri = write_report(config, manifest, progress(), test, Attempt(3, store_of(config)))
+    uri = write_report(config, manifest, progress(), 20, test, Attempt(3, store_of(config)))
     assert uri == f"{tmp_path}/reports/a3/report.html"
     page = Path(uri).read_text()
     assert page.count("<svg") == 3

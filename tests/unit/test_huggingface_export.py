@@ -81,7 +81,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
         store = store_of(config)
         store.put(TOKENIZER_KEY, stored)
         model = learnt_by_heart(config, manifest, [*tokenizer.encode(TEXT).ids, bpe.EOS_ID])
-        uri = export_model(config, manifest, model.state_dict(), Attempt(1, store))
+        uri = export_model(config, manifest, model.state_dict(), Attempt(1, store), 40)
         with torch.no_grad():
             cases[name] = config, model(torch.tensor([tokenizer.encode(PROMPT).ids]))[0], uri
     nowhere = tmp_path_factory.mktemp("empty")

@@ -152,7 +152,7 @@ def test_export_after_import_is_the_export_byte_for_byte(tmp_path: Path, source:
         manifest = manifest_of(config)
         model = build_model(config, manifest)
         load_weights(model, config, manifest)
-        exports.append(Path(export_model(config, manifest, model.state_dict(), Attempt(1, store_of(config)))))
+        exports.append(Path(export_model(config, manifest, model.state_dict(), Attempt(1, store_of(config)), 40)))
     names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     for again in exports[1:]:
         assert names == {path.name for path in again.iterdir()} - {"README.md"}

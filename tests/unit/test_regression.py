@@ -106,7 +106,7 @@ def test_the_exported_program_takes_and_gives_values_as_they_are_in_the_data(tmp
     manifest = prepare_data(config, store)
     model = build_model(config, manifest)
     init_weights(model, 1)
-    uri = export_model(config, manifest, model.state_dict(), Attempt(1, store))
+    uri = export_model(config, manifest, model.state_dict(), Attempt(1, store), 40)
     program = torch.export.load(f"{uri}model.pt2").module()
     scales = manifest.scales or []
     inputs, _ = whole(config, manifest, "test")

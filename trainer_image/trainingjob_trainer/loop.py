@@ -14,8 +14,9 @@ from torch import Tensor
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence, best_of
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
-from trainingjob_trainer.checkpoint.commits import latest, step_prefix
-from trainingjob_trainer.checkpoint.state import Evaluated, Progress, state_tensors
+from trainingjob_trainer.checkpoint.commits import commits, latest, step_prefix
+from trainingjob_trainer.checkpoint.retention import best_commits
+from trainingjob_trainer.checkpoint.state import Evaluated, Progress, state_tensors, weights_of
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.batches import training_rows
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, SplitName
@@ -190,7 +191,7 @@ class _Run:
         step = self.progress.step
         if step == self.config.training.total_steps or step % self.config.evaluation.every_steps == 0:
             self.telemetry.flush()
-            metrics = scalars(self.evaluate("validation", self.config.evaluation.max_samples))
+            metrics = scalars(self.evaluate("validation", step, self.config.evaluation.max_samples))
             self.progress.evaluations.append(Evaluated(step=step, metrics=metrics))
         if self.over() or self.cadence.due(self.progress):
             self.save()
@@ -237,8 +238,8 @@ class _Run:
             self.told_step = self.checkpointer.committed_step
             self._report(checkpoint=self._checkpoint_fields())
 
-    def evaluate(self, split: SplitName, max_samples: int | None = None) -> TaskMetrics:
-        """Metrics of the present weights on a split, the same on every rank."""
+    def evaluate(self, split: SplitName, step: int, max_samples: int | None = None) -> TaskMetrics:
+        """Metrics of the present weights, those after `step` steps, on a split; the same on every rank."""
         self._report(state="Evaluating", message=f"Evaluating on the {split} split.")
         evaluating = self.telemetry.stopwatch.during("evaluation")
         with evaluating, self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
@@ -251,14 +252,15 @@ class _Run:
                 group=self.world.data_group,
             )
         reshard(self.model)
-        evaluation = {"split": split, "step": self.progress.step, "metrics": scalars(metrics)}
+        evaluation = {"split": split, "step": step, "metrics": scalars(metrics)}
         self._report(state="Training", message="Training.", evaluation=evaluation)
         return metrics
 
     def finish(self) -> RunResult:
-        """Evaluate the final weights on the test split, export them, write the report."""
+        """Evaluate the best weights on the test split, export them, write the report."""
         self.between_steps()
-        test = self.evaluate("test")
+        step = self.take_best()
+        test = self.evaluate("test", step)
         self.between_steps()
         self._report(state="Exporting", message="Exporting the model and writing the report.")
         with self.watchdog.paused():
@@ -266,19 +268,32 @@ class _Run:
             if self.config.model.export != "none":
                 with self._evaluated_weights():
                     weights = full_state(self.model, self.world)
-            return self.world.on_first(lambda: self._hand_out(weights, test))
+            return self.world.on_first(lambda: self._hand_out(weights, step, test))
 
-    def _hand_out(self, weights: Mapping[str, Tensor] | None, test: TaskMetrics) -> RunResult:
+    def take_best(self) -> int:
+        """Have the weights of the best checkpoint, if one is kept as such, else keep the last; the step they are of.
+
+        It is found by what is committed, so a run that dies after its last step chooses the same again.
+        """
+        policy = self.config.checkpoint
+        found = self.world.on_first(lambda: best_commits(commits(self.attempt.store), policy)[:1])
+        if not found or found[0].step == self.progress.step:
+            return self.progress.step
+        with self._waiting():
+            self.checkpointer.fill(found[0], weights_of(self._tensors()))
+        return found[0].step
+
+    def _hand_out(self, weights: Mapping[str, Tensor] | None, step: int, test: TaskMetrics) -> RunResult:
         from trainingjob_trainer.evaluation.export import export_model  # imports transformers
         from trainingjob_trainer.evaluation.report import write_report
 
-        step, number = self.progress.step, self.attempt.number
+        config, manifest, attempt = self.config, self.manifest, self.attempt
         return RunResult(
             plan_hash=self.plan_hash,
-            attempt=number,
-            step=step,
-            model_uri=None if weights is None else export_model(self.config, self.manifest, weights, self.attempt),
-            report_uri=write_report(self.config, self.manifest, self.progress, test, self.attempt),
+            attempt=attempt.number,
+            step=self.progress.step,
+            model_uri=None if weights is None else export_model(config, manifest, weights, attempt, step),
+            report_uri=write_report(config, manifest, self.progress, step, test, attempt),
             evaluation=Evaluation(split="test", step=step, metrics=test),
         )
 

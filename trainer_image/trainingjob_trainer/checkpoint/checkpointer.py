@@ -103,7 +103,13 @@ class Checkpointer:
             self._upload, self._committed_step = None, self.saved_step
 
     def load(self, commit: Commit, tensors: Mapping[str, Tensor]) -> Progress:
-        """Fill `tensors` in place from a checkpoint, written at whatever world size. Raises `StorageError`."""
+        """Go on from a checkpoint: fill `tensors` in place, and give the progress. Raises `StorageError`."""
+        self.fill(commit, tensors)
+        self.saved_step = self._committed_step = commit.step
+        return self._world.on_first(lambda: read_progress(self._store, commit))
+
+    def fill(self, commit: Commit, tensors: Mapping[str, Tensor]) -> None:
+        """Read these tensors of a checkpoint, written at whatever world size, in place. Raises `StorageError`."""
         with _errors():
             load(
                 dict(tensors),
@@ -111,8 +117,6 @@ class Checkpointer:
                 process_group=self._world.control,
                 no_dist=self._world.control is None,
             )
-        self.saved_step = self._committed_step = commit.step
-        return self._world.on_first(lambda: read_progress(self._store, commit))
 
     def _write(self, staged: Staged, step: int, record: bytes, metrics: dict[str, float]) -> None:
         prefix = attempt_prefix(step, self._attempt.number)

@@ -15,13 +15,21 @@ GRACE = timedelta(hours=1)  # another attempt's objects, younger than this, may 
 _ATTEMPT = re.compile(rf"^{PREFIX}step-\d+/a(\d+)/")
 
 
+def best_commits(existing: Sequence[Commit], policy: Checkpoint) -> list[Commit]:
+    """The `keep_best` best checkpoints of those that were evaluated, the best first and of equals the oldest."""
+    evaluated = [commit for commit in existing if policy.best_metric in commit.metrics]
+
+    def rank(commit: Commit) -> tuple[float, int]:
+        return badness(commit.metrics, policy.best_metric, policy.best_mode, ""), commit.step
+
+    return sorted(evaluated, key=rank)[: policy.keep_best]
+
+
 def kept(existing: Sequence[Commit], policy: Checkpoint) -> set[int]:
     """Steps of the checkpoints that stay: the newest `keep_last`, the `keep_best` best, multiples of `keep_every`."""
     by_step = sorted(existing, key=lambda commit: commit.step)
-    evaluated = [commit for commit in by_step if policy.best_metric in commit.metrics]
-    best = sorted(evaluated, key=lambda commit: badness(commit.metrics, policy.best_metric, policy.best_mode, ""))
     milestones = [commit for commit in by_step if policy.keep_every and commit.step % policy.keep_every == 0]
-    return {commit.step for commit in [*by_step[-policy.keep_last :], *best[: policy.keep_best], *milestones]}
+    return {commit.step for commit in [*by_step[-policy.keep_last :], *best_commits(existing, policy), *milestones]}
 
 
 def retain(attempt: Attempt, policy: Checkpoint, now: datetime | None = None) -> None:

@@ -62,6 +62,11 @@ def state_tensors(
     return tensors
 
 
+def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `state_tensors` that evaluation and export take: all but the optimizer's."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+
+
 def hash_state(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes; equal means equal bit for bit. Of shards: of this rank's."""
     digest = hashlib.sha256()

@@ -187,7 +187,7 @@ class TrainerSpec(JobSpec):
         plan = {
             "training": {k: v for k, v in self.training.wire().items() if k != "parallelism"},
             "evaluation": self.evaluation.wire(),
-            "keepBest": self.checkpoint.keep_best,
+            "best": [self.checkpoint.keep_best, self.checkpoint.best_metric, self.checkpoint.best_mode],
             "export": self.model.export,
         }
         return digest({**self.identity(), **dict(_flatten(plan))})

@@ -101,7 +101,7 @@ class Checkpoint(Config):
     keep_best: Annotated[int, Field(ge=0, le=1000)] = Field(
         1,
         description="Best checkpoints by an evaluated metric that are kept. Unless 0, a step whose evaluation is the "
-        "best so far is committed.",
+        "best so far is committed, and the best one, not the last, is tested and exported at the end.",
     )
     best_metric: Annotated[str, Field(min_length=1, max_length=64)] = Field(
         "loss", description="Metric of the validation split that keepBest goes by."

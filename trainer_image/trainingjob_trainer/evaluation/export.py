@@ -24,8 +24,13 @@ from trainingjob_trainer.huggingface.save import save_decoder, write_json
 from trainingjob_trainer.models import build_model
 
 
-def export_model(config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor], attempt: Attempt) -> str:
-    """Write the model below `model/a<attempt>/` and return that URI. `weights`: the whole state dict, on the CPU."""
+def export_model(
+    config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor], attempt: Attempt, step: int
+) -> str:
+    """Write the model below `model/a<attempt>/` and return that URI.
+
+    `weights`: the whole state dict after `step` steps, on the CPU.
+    """
     prefix = f"model/a{attempt.number}/"
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
@@ -33,15 +38,15 @@ def export_model(config: JobConfig, manifest: Manifest, weights: Mapping[str, Te
             (path / "tokenizer.json").write_bytes(read_tokenizer(manifest, attempt.store))
         if isinstance(config.model.architecture, Transformer) and manifest.kind == "tokens":
             save_decoder(path, config, manifest, weights)
-            (path / "README.md").write_text(decoder_card(config, manifest, _parameters(weights)))
+            (path / "README.md").write_text(decoder_card(config, manifest, _parameters(weights), step))
         else:
-            _write_program(path, config, manifest, weights)
+            _write_program(path, config, manifest, weights, step)
         for file in sorted(path.iterdir()):
             attempt.store.put_file(prefix + file.name, file)
     return attempt.store.uri(prefix)
 
 
-def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
+def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor], step: int) -> None:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path / "model.safetensors")
     write_json(path / "config.json", program_config(config, manifest))
     with torch.device("meta"):
@@ -57,7 +62,7 @@ def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: M
         )  # recurrent layers list their weights
         program = torch.export.export(model.eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path / "model.pt2")
-    (path / "README.md").write_text(program_card(config, manifest, _parameters(weights)))
+    (path / "README.md").write_text(program_card(config, manifest, _parameters(weights), step))
 
 
 class Unscaled(nn.Module):

@@ -107,16 +107,20 @@ print({reading})
 """
 
 
-def decoder_card(config: JobConfig, manifest: Manifest, parameters: int) -> str:
+def decoder_card(config: JobConfig, manifest: Manifest, parameters: int, step: int) -> str:
     """The card of a language model."""
     return _DECODER.format(
-        **_common(config, parameters), vocab=manifest.vocab_size, length=config.training.sequence_length
+        **_common(config, parameters, step), vocab=manifest.vocab_size, length=config.training.sequence_length
     )
 
 
-def program_card(config: JobConfig, manifest: Manifest, parameters: int) -> str:
+def program_card(config: JobConfig, manifest: Manifest, parameters: int, step: int) -> str:
     """The card of a model that is handed out as a program."""
-    common = {**_common(config, parameters), "classes": ", ".join(manifest.classes or ()), "reading": reading(manifest)}
+    common = {
+        **_common(config, parameters, step),
+        "classes": ", ".join(manifest.classes or ()),
+        "reading": reading(manifest),
+    }
     match manifest.kind:
         case "tokens":
             length = config.training.sequence_length
@@ -138,13 +142,13 @@ def reading(manifest: Manifest) -> str:
     return '[config["classes"][i] for i in logits.argmax(-1)]'
 
 
-def _common(config: JobConfig, parameters: int) -> dict[str, object]:
+def _common(config: JobConfig, parameters: int, step: int) -> dict[str, object]:
     training = config.training
     return {
         "name": config.name,
         "parameters": parameters,
         "shape": ", ".join(f"{name} {value}" for name, value in config.model.architecture.wire().items()),
-        "steps": training.total_steps,
+        "steps": step,
         "batch": training.global_batch_size,
         "source": config.data.train.uri,
     }

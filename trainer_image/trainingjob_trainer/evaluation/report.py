@@ -38,17 +38,22 @@ _TITLES = {
 }
 
 
-def write_report(config: JobConfig, manifest: Manifest, progress: Progress, test: TaskMetrics, attempt: Attempt) -> str:
-    """Write `report.json` and `report.html` below `reports/a<attempt>/`; returns the URI of the HTML."""
+def write_report(
+    config: JobConfig, manifest: Manifest, progress: Progress, step: int, test: TaskMetrics, attempt: Attempt
+) -> str:
+    """Write `report.json` and `report.html` below `reports/a<attempt>/`; returns the URI of the HTML.
+
+    `test`: metrics of the weights after `step` steps, which are the ones that are handed out.
+    """
     prefix = f"reports/a{attempt.number}/"
-    report = report_data(config, manifest, progress, test, attempt)
+    report = report_data(config, manifest, progress, step, test, attempt)
     attempt.store.put(prefix + "report.json", json.dumps(report, indent=1).encode())
     attempt.store.put(prefix + "report.html", render(report, progress).encode())
     return attempt.store.uri(prefix + "report.html")
 
 
 def report_data(
-    config: JobConfig, manifest: Manifest, progress: Progress, test: TaskMetrics, attempt: Attempt
+    config: JobConfig, manifest: Manifest, progress: Progress, step: int, test: TaskMetrics, attempt: Attempt
 ) -> dict[str, Any]:
     """Everything that is known of the run, JSON-able."""
     return {
@@ -84,6 +89,7 @@ def report_data(
             "train": [point.wire() for point in progress.history],
             "validation": [evaluated.wire() for evaluated in progress.evaluations],
         },
+        "modelStep": step,
         "test": test,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
@@ -98,7 +104,7 @@ def render(report: Mapping[str, Any], progress: Progress) -> str:
     headline = [(_TITLES.get(name, name), _number(value)) for name, value in scalars(test).items()]
     sections = [
         _section("Loss", charts.loss_curve(progress)),
-        _section("Test and validation", _evaluation_table(test, report["history"]["validation"])),
+        _section("Test and validation", _evaluation_table(report)),
     ]
     if classes and "confusionMatrix" in test and len(classes) <= MOST_CLASSES:
         picture = charts.confusion_matrix(test["confusionMatrix"], classes)
@@ -118,13 +124,14 @@ def render(report: Mapping[str, Any], progress: Progress) -> str:
     )
 
 
-def _evaluation_table(test: TaskMetrics, validation: list[dict[str, Any]]) -> str:
-    names = list(scalars(test))
-    best = min(validation, key=lambda e: float(e["metrics"]["loss"]), default=None)
-    rows = [["test", "the last", *(_number(test[name]) for name in names)]]
-    for title, evaluated in (("validation, last", validation[-1] if validation else None), ("validation, best", best)):
-        if evaluated:
-            rows.append([title, f"{evaluated['step']:,}", *(_number(evaluated["metrics"][name]) for name in names)])
+def _evaluation_table(report: Mapping[str, Any]) -> str:
+    """Metrics of the model that is handed out, and those of the last step if it is another."""
+    step, validation = report["modelStep"], report["history"]["validation"]
+    names = list(scalars(report["test"]))
+    evaluated = [("test", step, report["test"])]
+    evaluated += [("validation", e["step"], e["metrics"]) for e in validation if e["step"] == step]
+    evaluated += [("validation, at the end", e["step"], e["metrics"]) for e in validation[-1:] if e["step"] != step]
+    rows = [[title, f"{at:,}", *(_number(metrics[name]) for name in names)] for title, at, metrics in evaluated]
     return _table(["split", "step", *(_TITLES.get(name, name) for name in names)], rows)
 
 
@@ -148,6 +155,7 @@ def _run_rows(report: Mapping[str, Any]) -> list[list[str]]:
         ["Batch", f"{training['globalBatchSize']} samples; {training['steps']:,} steps; seed {training['seed']}"],
         ["Optimizer", f"{optimizer.name}, peak {optimizer.lr:g}, weight decay {optimizer.decay:g}"],
         ["Schedule", f"{schedule['name']}, {schedule['warmupSteps']:,} warm-up steps"],
+        ["Weights", f"those after step {report['modelStep']:,}"],
         ["Samples seen", f"{progress['samples']:,}, of them corrupt {progress['corruptSamples']:,}"],
         ["Attempt", str(report["attempt"])],
         ["Versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items())],

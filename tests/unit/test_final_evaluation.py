@@ -1,0 +1,84 @@
+"""What is tested and handed out at the end of a run: the weights of its best checkpoint, however often it dies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.rank_functions import train_run
+from support.ranks import run_ranks
+from support.training import job, put_tokens, store_of
+from trainingjob_trainer.checkpoint.checkpointer import read_progress
+from trainingjob_trainer.checkpoint.commits import Commit, latest
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.errors import Drained
+from trainingjob_trainer.records import RunResult
+
+# It learns for 20 steps; then steps so long that they ruin what it has learnt.
+RUINED: dict[str, Any] = {
+    "optimizer": {"lr": 1.0},
+    "schedule": {
+        "name": "points",
+        "warmupSteps": 0,
+        "points": [{"step": 20, "ratio": 0.01}, {"step": 21, "ratio": 1}],
+    },
+    "evaluation": {"everySteps": 10},
+}
+STEPS = 40
+
+
+def prepared(directory: Path, **changes: Any) -> JobConfig:
+    config = job(directory, **{**RUINED, **changes})
+    put_tokens(store_of(config))
+    return config
+
+
+def trained(config: JobConfig, attempt: int = 1, ranks: int = 2) -> RunResult:
+    result: RunResult = run_ranks(ranks, train_run, config, attempt)[0][0]
+    return result
+
+
+def exported(result: RunResult) -> bytes:
+    return Path(str(result.model_uri), "model.safetensors").read_bytes()
+
+
+def newest(config: JobConfig) -> Commit:
+    commit = latest(store_of(config))
+    assert commit is not None
+    return commit
+
+
+@pytest.mark.parametrize("ema", [0.5, pytest.param(0.0, marks=pytest.mark.slow)], ids=["average", "weights"])
+def test_what_is_tested_and_exported_is_the_best_checkpoint_bit_for_bit(tmp_path: Path, ema: float) -> None:
+    """It equals what a run of 20 steps hands out, which ends where this one was at its best."""
+    short = trained(prepared(tmp_path / "short", steps=20, emaDecay=ema))
+    config = prepared(tmp_path / "whole", emaDecay=ema)
+    result = trained(config)
+    assert (result.step, result.evaluation.step) == (STEPS, 20)
+    assert result.evaluation.metrics == short.evaluation.metrics
+    assert exported(result) == exported(short)
+    report = json.loads(Path(tmp_path, "whole/reports/a1/report.json").read_text())
+    assert (report["modelStep"], report["progress"]["step"]) == (20, STEPS)
+    assert report["test"] == result.evaluation.metrics
+    losses = {e.step: e.metrics["loss"] for e in read_progress(store_of(config), newest(config)).evaluations}
+    assert losses[STEPS] > 2 * losses[20], "the end was not worse: nothing was shown"
+
+
+def test_a_run_that_keeps_no_best_checkpoint_hands_out_its_last_weights(tmp_path: Path) -> None:
+    result = trained(prepared(tmp_path, checkpoint={"keepBest": 0}), ranks=1)
+    assert result.evaluation.step == result.step == STEPS
+
+
+def test_a_run_that_dies_or_is_drained_after_its_last_step_ends_with_the_same_result(tmp_path: Path) -> None:
+    """Killed before and after the evaluation of the best weights, then asked to stop there, then left alone."""
+    expected = trained(prepared(tmp_path / "whole"))
+    config = prepared(tmp_path / "disturbed")
+    assert run_ranks(2, train_run, config, 1, None, STEPS) == [-9, -9]
+    state = newest(config)
+    assert state.step == STEPS
+    assert run_ranks(2, train_run, config, 2, None, 1) == [-9, -9]
+    assert all(isinstance(error, Drained) for error in run_ranks(2, train_run, config, 3, 1))
+    assert newest(config) == state, "the best weights were committed as the last ones"
+    result = trained(config, 4)
+    assert result.evaluation == expected.evaluation
+    assert exported(result) == exported(expected)
