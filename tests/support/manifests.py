@@ -21,6 +21,7 @@ def language_job(name: str, bucket: str, endpoint: str) -> Object:
                 "steps": 400,
                 "globalBatchSize": 8,
                 "sequenceLength": 64,
+                "precision": "float32",
                 "deterministic": True,
                 "logEvery": 1,
                 "parallelism": {"fsdp": "full"},
@@ -60,6 +61,7 @@ def digits_job(name: str, bucket: str, endpoint: str) -> Object:
             "training": {
                 "steps": 300,
                 "globalBatchSize": 64,
+                "precision": "float32",
                 "optimizer": {"lr": 1e-3},
                 "schedule": {"warmupSteps": 30},
             },

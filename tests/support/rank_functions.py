@@ -127,6 +127,13 @@ def save_often(config: JobConfig, every: int, seconds: float) -> tuple[dict[int,
     return at_call, loaded, overlapped
 
 
+def train_on_unlike_cpus(config: JobConfig) -> tuple[Any, Any]:
+    """The whole loop; only the first rank's CPU has instructions for bfloat16."""
+    able = {"avx512_bf16": World.join().rank == 0}
+    with mock.patch.object(torch.cpu, "get_capabilities", return_value=able):
+        return train_run(config, 1)
+
+
 def train_without_space(config: JobConfig, attempt: int, full: str) -> Any:
     """The whole loop; the last rank finds no space for objects whose key has `full` in it.
 

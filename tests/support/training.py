@@ -44,6 +44,7 @@ def job(directory: Path | str, **changes: Any) -> JobConfig:
             "globalBatchSize": 10,
             "sequenceLength": SEQUENCE,
             "microBatchSize": 2,
+            "precision": "float32",
             "deterministic": True,
             "logEvery": 1,
             "optimizer": {"lr": 1e-3},

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.rank_functions import dtypes
+from support.rank_functions import dtypes, train_on_unlike_cpus
 from support.ranks import run_ranks
 from support.spread import gathers_and_blocks, growth_by_initialisation, held, in_turn, reductions
 from support.training import job, put_tokens, store_of, without_dropout
+from trainingjob_trainer.parallel import pass_dtype
 
 SHARDED = {"fsdp": "full"}
 
@@ -67,3 +68,29 @@ def test_bfloat16_is_of_the_passes_only(tmp_path: Path) -> None:
         assert found == {torch.float32}
         assert sharded_loss == pytest.approx(loss, rel=1e-2)
         assert sharded_loss != loss
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "dtype"),
+    [
+        ("cuda", {}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ("cpu", {"architecture": "aarch64"}, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_where_the_device_multiplies_it_faster(
+    monkeypatch: pytest.MonkeyPatch, device: str, capabilities: dict[str, object], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert pass_dtype("auto", torch.device(device)) == dtype
+    assert pass_dtype("float32", torch.device(device)) == torch.float32
+
+
+def test_ranks_on_unlike_cpus_agree_on_the_first_ones_precision(tmp_path: Path) -> None:
+    """Shards of different types could not be gathered into one weight."""
+    config = job(tmp_path, precision="auto", steps=2, parallelism=SHARDED)
+    put_tokens(store_of(config))
+    (_, reports), _ = run_ranks(2, train_on_unlike_cpus, config)
+    assert "on 2 rank(s) in bfloat16" in reports[0]["message"]

@@ -129,7 +129,8 @@ def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemo
         parts["for weights, gradients and moments"] = held * bytes_per_parameter(training)
         recomputed = spread.activation_checkpointing != "none"
         activation = activation_bytes(size, rows, training.sequence_length, recomputed)
-        activations = here * activation // spread.tensor
+        halved = 1 if training.precision == "float32" else 2  # in bfloat16, which auto takes where the CPU has it
+        activations = here * activation // spread.tensor // halved
     # The model is gathered for its export when no activations are left.
     parts["for activations, and later for the whole model"] = max(activations, exported)
     return HostMemory(parts)

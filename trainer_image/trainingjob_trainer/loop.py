@@ -91,7 +91,7 @@ class _Run:
         self.plan_hash = config.plan_hash()
         self.config = config = config.model_copy(update={"training": training})
         self.manifest, self.attempt, self.hooks = manifest, attempt, hooks
-        dtype = pass_dtype(training.precision, world.device)
+        dtype = world.on_first(lambda: pass_dtype(training.precision, world.device))
         with torch.device("meta"):
             model = build_model(config, manifest)
         self.layout = world.on_first(lambda: layout_of(config, model, world.size, world.device))
@@ -120,6 +120,10 @@ class _Run:
         self.corrupt_samples = 0  # of this rank since the last checkpoint
 
     @property
+    def _precision(self) -> str:
+        return str(self.stepper.dtype).removeprefix("torch.")
+
+    @property
     def progress(self) -> Progress:
         return self.telemetry.progress
 
@@ -140,7 +144,8 @@ class _Run:
         self.told_step = self.checkpointer.committed_step
         self._report(
             state="Training",
-            message=f"Training from step {self.progress.step} on {self.world.size} rank(s): {self.layout}.",
+            message=f"Training from step {self.progress.step} on {self.world.size} rank(s) in {self._precision}: "
+            f"{self.layout}.",
             worldSize=self.world.size,
             resumedFromStep=commit.step if commit else None,
             progress=self.telemetry.fields(),

@@ -45,7 +45,9 @@ class Training(Config):
     )
     early_stopping: EarlyStopping | None = Field(None, description="Ends the run before its last step. Absent: never.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of the passes; weights, moments and reductions are float32. auto: bfloat16 on CUDA."
+        "auto",
+        description="Of the passes; weights, moments and reductions are float32. auto: bfloat16 on CUDA, and on CPUs "
+        "with instructions for it (avx512_bf16, AMX).",
     )
     parallelism: Parallelism = Field(default_factory=Parallelism, description="How the model is spread over the ranks.")
     deterministic: bool = Field(False, description="Deterministic kernels only: the same run gives the same bits.")

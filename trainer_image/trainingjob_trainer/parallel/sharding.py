@@ -5,6 +5,7 @@ A group of one rank holds all of its copy: over such groups the same machinery i
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import TypeVar
@@ -21,9 +22,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def pass_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of forward and backward passes. Weights, moments and reductions are float32 in any case."""
+    """The dtype of forward and backward passes. Weights, moments and reductions are float32 in any case.
+
+    auto: bfloat16 on CUDA, and on a CPU that has instructions for its products; on others they take longer.
+    """
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        able = torch.cpu.get_capabilities()
+        fast = device.type == "cuda" or able.get("avx512_bf16", False) or able.get("amx_bf16", False)
+        return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
@@ -55,6 +61,7 @@ def pass_precision(world: World, dtype: torch.dtype) -> AbstractContextManager[N
     """The context of a pass: autocast for a whole model; a sharded one casts by itself."""
     if world.mesh is not None or dtype != torch.bfloat16:
         return nullcontext()
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)  # of norms: it is meant
     return torch.autocast(world.device.type, dtype)
 
 
