@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from trainingjob_trainer import watchdog
+from trainingjob_trainer import loop, watchdog
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
@@ -212,6 +212,18 @@ def train_run(
     hooks = Hooks(stop_after if last else None, kill_after, stop, store_of(config))
     result = train(config, Attempt(attempt, store_of(config)), hooks)
     return result, hooks.reports
+
+
+def train_exactly(
+    config: JobConfig, attempt: int, stop_after: int | None = None, kill_after: int | None = None, stop: Stop = Stop.NOW
+) -> Any:
+    """`train_run`, all of it computed in float64, which no configuration asks for."""
+
+    def build(config: JobConfig, manifest: Manifest) -> torch.nn.Module:
+        return build_model(config, manifest).to(torch.float64)
+
+    with mock.patch.multiple(loop, build_model=build, pass_dtype=lambda *_: torch.float64):
+        return train_run(config, attempt, stop_after, kill_after, stop)
 
 
 def train_on_s3(config: JobConfig, attempt: int, environment: dict[str, str], directory: Path) -> Any:

@@ -21,7 +21,8 @@ _CONTEXT.set_forkserver_preload(
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
     """`function(*args)` in `world_size` new processes with a process group (none for one rank); results by rank.
 
-    A rank that was killed gives its negative signal number, one that raised gives its exception.
+    A rank that was killed gives its negative signal number, one that ended by itself its exit code, one that raised its
+    exception. Exit code 1 is that of a rank that could not even begin: an `AssertionError`.
     """
     with tempfile.TemporaryDirectory() as directory:
         pipes, processes = [], []
@@ -42,7 +43,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds
                 if process.is_alive():
                     process.kill()
                     process.join()
-        return [result if result is not _DEAD else processes[rank].exitcode for rank, result in enumerate(results)]
+        codes = [process.exitcode if result is _DEAD else 0 for result, process in zip(results, processes, strict=True)]
+    assert 1 not in codes, "a rank could not begin; its traceback is on standard error"
+    return [codes[rank] if result is _DEAD else result for rank, result in enumerate(results)]
 
 
 _DEAD = object()
