@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from support.bad_data import DATA, DATA_BY_SCHEMA
 from support.bad_tasks import TASKS
 from support.merge_patch import Json, merged
 
@@ -50,12 +51,6 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "custom is not for kind language-modeling: set kind to custom, or remove it",
     ),
     (
-        {"model": {"preset": None, "rnn": {}}, "data": {"packing": True}},
-        "data.packing",
-        FORBIDDEN,
-        "data.packing is not for model.rnn, whose state goes from document to document: remove it",
-    ),
-    (
         {"training": {"steps": None}},
         "training.steps",
         INVALID,
@@ -72,24 +67,6 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "training.tokens",
         FORBIDDEN,
         "training.tokens is not for task.kind text-classification: give steps or epochs",
-    ),
-    (
-        {"task": {"kind": "text-classification"}, "data": {"packing": True}},
-        "data.packing",
-        FORBIDDEN,
-        "data.packing is not for task.kind text-classification, whose samples are apart: remove it",
-    ),
-    (
-        {"task": {"kind": "image-classification"}},
-        "data.train.format",
-        INVALID,
-        "data.train.format is jsonl: image-classification reads parquet, with a column of encoded images",
-    ),
-    (
-        {"task": {"kind": "text-classification"}, "data": {"train": {"format": "text"}}},
-        "data.train.format",
-        INVALID,
-        "data.train.format is text: text-classification reads jsonl, csv or parquet, with labels",
     ),
     (
         {"workers": {"replicas": 9, "resources": {"gpus": 8}}},
@@ -239,6 +216,7 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "minChars (9) must not be above maxChars (8)",
     ),
     *TASKS,
+    *DATA,
     (
         {"model": {"preset": None}},
         "model",
@@ -392,6 +370,7 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
 # Changes to a valid spec that the schema refuses, and what the API server says then.
 BY_SCHEMA: list[tuple[Json, str]] = [
     ({"outputUri": "http://models/run"}, 'spec.outputUri: Invalid value: "http://models/run"'),
+    *DATA_BY_SCHEMA,
     ({"training": {"steps": "many"}}, "spec.training.steps in body must be of type integer"),
     ({"training": {"steps": 0}}, "spec.training.steps in body should be greater than or equal to 1"),
     ({"training": {"optimizer": {"lr": -1}}}, "spec.training.optimizer.lr in body should be greater than 0"),

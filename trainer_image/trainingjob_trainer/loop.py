@@ -19,8 +19,8 @@ from trainingjob_trainer.checkpoint.retention import best_commits
 from trainingjob_trainer.checkpoint.state import Evaluated, Progress, state_tensors, weights_of
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.batches import training_rows
-from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, SplitName
-from trainingjob_trainer.data.order import Order
+from trainingjob_trainer.data.manifest import HELD_OUT, MANIFEST_KEY, Manifest, SplitName
+from trainingjob_trainer.data.mixture import training_reader
 from trainingjob_trainer.data.prefetch import prefetch
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.early_stopping import stops_early
@@ -109,7 +109,9 @@ class _Run:
             self.average,
         )
         length, packing, skips = training.sequence_length, config.data.packing, config.data.on_corrupt == "skip"
-        self.readers = {s: Reader(attempt.store, manifest, s, length, packing, skips) for s in SPLITS}
+        self.readers = {s: Reader(attempt.store, manifest, s, length, packing, skips) for s in HELD_OUT}
+        weights = config.data.train.weights
+        self.training_reader = training_reader(attempt.store, manifest, length, weights, packing, skips)
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
         utilization = Utilization.of(config, manifest, world)
         self.telemetry = Telemetry(training, Progress(), manifest.kind == "tokens", utilization)
@@ -167,8 +169,8 @@ class _Run:
             return
         training = self.config.training
         start = self.progress.step
-        reader = self.readers["train"]
-        order = Order(reader.blocks, training.seed)
+        reader = self.training_reader
+        order = reader.order(training.seed)
         steps = range(start, training.total_steps)
         rows = training_rows(steps, training.global_batch_size, order, self.world.data_size, self.world.data_rank)
         self.telemetry.stopwatch.read()  # from here on it counts

@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 from trainingjob_trainer import config
 
 from trainingjob_operator.api.cel import Rule
+from trainingjob_operator.api.data_rules import DATA_RULES, TASK_DATA_RULES
 from trainingjob_operator.api.model_rules import IN_A_FAMILY, MODEL_RULES
 from trainingjob_operator.api.spec import RunPolicy, TrainingJobSpec
 from trainingjob_operator.api.template_rules import TEMPLATE_RULES
@@ -105,15 +106,6 @@ def _only(part: str) -> Rule:
         ("self.task.kind",),
         field=f".{part}",
         reason="FieldValueForbidden",
-    )
-
-
-def _exactly_one(first: str, second: str) -> Rule:
-    """Two ways to say a thing."""
-    return Rule(
-        f"has(self.{first}) != has(self.{second})",
-        f"exactly one of {first} and {second} must be set, not %s",
-        (f"has(self.{first}) ? 'both' : 'none'",),
     )
 
 
@@ -308,35 +300,11 @@ SPEC_RULES = (
         field=".training.parallelism.tensor",
     ),
     Rule(
-        "!has(self.data) || !self.data.packing || !has(self.model) || !has(self.model.rnn)",
-        "data.packing is not for model.rnn, whose state goes from document to document: remove it",
-        field=".data.packing",
-        reason="FieldValueForbidden",
-    ),
-    Rule(
         "self.task.kind == 'language-modeling' || !has(self.training) || !has(self.training.tokens)",
         "training.tokens is not for task.kind %s: give steps or epochs",
         ("self.task.kind",),
         field=".training.tokens",
         reason="FieldValueForbidden",
-    ),
-    Rule(
-        "self.task.kind == 'language-modeling' || !has(self.data) || !self.data.packing",
-        "data.packing is not for task.kind %s, whose samples are apart: remove it",
-        ("self.task.kind",),
-        field=".data.packing",
-        reason="FieldValueForbidden",
-    ),
-    Rule(
-        "self.task.kind != 'image-classification' || !has(self.data) || self.data.train.format == 'parquet'",
-        "data.train.format is %s: image-classification reads parquet, with a column of encoded images",
-        ("self.data.train.format",),
-        field=".data.train.format",
-    ),
-    Rule(
-        "self.task.kind != 'text-classification' || !has(self.data) || self.data.train.format != 'text'",
-        "data.train.format is text: text-classification reads jsonl, csv or parquet, with labels",
-        field=".data.train.format",
     ),
     Rule(
         "self.task.kind != 'language-modeling' || !has(self.model) || self.model.export == 'none' || "
@@ -353,17 +321,7 @@ SPEC_RULES = (
         ("self.training.sequenceLength", "self.model.transformer.context"),
         field=".training.sequenceLength",
     ),
-    Rule(
-        "self.task.kind != 'regression' || !has(self.data) || self.data.train.format != 'text'",
-        "data.train.format is text: regression reads columns, of csv, jsonl or parquet",
-        field=".data.train.format",
-    ),
-    Rule(
-        "self.task.kind != 'regression' || !has(self.data) || self.data.train.?features.orValue([]).size() > 0",
-        "data.train.features is required for task.kind regression: name the columns",
-        field=".data.train.features",
-        reason="FieldValueRequired",
-    ),
+    *TASK_DATA_RULES,
     *(_for_its_tasks(name) for name, kinds in config.ARCHITECTURES.items() if {*kinds} != {*OWN_KINDS}),
     Rule(
         "!has(self.model) || !has(self.model.cnn) || !has(self.training) || self.training.optimizer.name != 'muon'",
@@ -421,22 +379,7 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             ("self.everySteps", "self.everyMinutes"),
         ),
     ),
-    config.Split: (_exactly_one("fraction", "uri"),),
-    config.Data: (
-        Rule(
-            "self.validation.?fraction.orValue(0.0) + self.test.?fraction.orValue(0.0) < 1.0",
-            "validation.fraction (%.2f) and test.fraction (%.2f) leave nothing to train on: their sum must be below 1",
-            ("self.validation.?fraction.orValue(0.0)", "self.test.?fraction.orValue(0.0)"),
-        ),
-    ),
-    config.Clean: (
-        Rule(
-            "!has(self.minChars) || !has(self.maxChars) || self.minChars <= self.maxChars",
-            "minChars (%d) must not be above maxChars (%d)",
-            ("self.minChars", "self.maxChars"),
-            field=".minChars",
-        ),
-    ),
+    **DATA_RULES,
     **MODEL_RULES,
     config.Training: (
         Rule(

@@ -12,11 +12,28 @@ from trainingjob_trainer.config.base import Config, Name, Quantity, Uri
 ORDER_VERSION = 3
 
 
-class Source(Config):
-    """Raw data: one object, all objects below a prefix, or a glob."""
+class Component(Config):
+    """One source of a mixture."""
 
-    uri: Uri = Field(
-        description="Object, prefix ending in '/', or glob. `.gz` and `.zst` JSONL and text are decompressed."
+    name: Annotated[str, Field(max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = Field(
+        description="What reports call it."
+    )
+    uri: Uri = Field(description="Raw data: object, prefix ending in '/', or glob.")
+    weight: Annotated[int, Field(ge=1, le=1000)] = Field(
+        description="Of as many training samples as the sum of all weights, so many are of this source."
+    )
+
+
+class Source(Config):
+    """Raw data: one object, all objects below a prefix, or a glob; or several of them, weighted."""
+
+    uri: Uri | None = Field(
+        None, description="Object, prefix ending in '/', or glob. `.gz` and `.zst` JSONL and text are decompressed."
+    )
+    mixture: Annotated[list[Component], Field(min_length=2, max_length=32)] | None = Field(
+        None,
+        description="Several sources in place of `uri`, in the same format. Held-out fractions and the tokenizer are "
+        "of all of them, unweighted; of equal documents the source that comes first keeps its own (language-modeling).",
     )
     format: Literal["jsonl", "text", "parquet", "csv"] = Field(
         "jsonl",
@@ -32,6 +49,32 @@ class Source(Config):
     features: Annotated[list[Name], Field(max_length=1024)] = Field(
         default_factory=list, description="Columns of numbers to predict from (regression)."
     )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.uri is None) == (self.mixture is None):
+            raise ValueError(
+                f"exactly one of uri and mixture must be set, not {'none' if self.uri is None else 'both'}"
+            )
+        names = [component.name for component in self.mixture or ()]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"mixture has the name {twice[0]} more than once: names must differ")
+        return self
+
+    @property
+    def uris(self) -> list[str]:
+        """Of each source."""
+        return [component.uri for component in self.mixture] if self.mixture else [str(self.uri)]
+
+    @property
+    def weights(self) -> list[int]:
+        """Of each source."""
+        return [component.weight for component in self.mixture] if self.mixture else [1]
+
+    def __str__(self) -> str:
+        if not self.mixture:
+            return str(self.uri)
+        return ", ".join(f"{component.uri} (weight {component.weight})" for component in self.mixture)
 
 
 class Split(Config):

@@ -62,6 +62,19 @@ class JobSpec(Config):
         return self
 
     @model_validator(mode="after")
+    def _mixes_documents(self) -> Self:
+        if self.data is None or self.data.train.mixture is None:
+            return self
+        if self.task.kind != "language-modeling":
+            raise ValueError(f"data.train.mixture is not for task.kind {self.task.kind}: give one uri")
+        if self.training is not None and self.training.epochs is not None:
+            raise ValueError(
+                "training.epochs is not for data.train.mixture, each source of which has epochs of its own: give steps "
+                "or tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _packs_documents(self) -> Self:
         if self.data is not None and self.data.packing and self.task.kind != "language-modeling":
             raise ValueError(f"data.packing is not for task.kind {self.task.kind}, whose samples are apart: remove it")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-
-from trainingjob_trainer.data.order import Order
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 ORDERED_AT_ONCE = 4096  # samples: for a small batch, the arithmetic of an order is mostly overhead
+
+
+class Orders(Protocol):
+    """An order of samples: an `Order`, or a `MixedOrder`."""
+
+    def indices(self, positions: Sequence[int]) -> list[int]: ...
 
 
 def share(total: int, world_size: int, rank: int) -> range:
@@ -15,7 +20,7 @@ def share(total: int, world_size: int, rank: int) -> range:
     return range(rank * total // world_size, (rank + 1) * total // world_size)
 
 
-def training_rows(steps: range, global_batch: int, order: Order, world_size: int, rank: int) -> Iterator[list[int]]:
+def training_rows(steps: range, global_batch: int, order: Orders, world_size: int, rank: int) -> Iterator[list[int]]:
     """Samples that `rank` computes in each of `steps` (from 0). The ranks' lists, one after another, are the batch.
 
     A batch is dealt in the stored order of its samples: so a rank reads the same few blocks of a group all the time.

@@ -21,7 +21,8 @@ PIECE_BYTES = 2**18  # of a shard, each with a checksum of its own: what a range
 ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4, "float32": 4}
 
 SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+HELD_OUT: tuple[SplitName, ...] = ("validation", "test")
+SPLITS: tuple[SplitName, ...] = ("train", *HELD_OUT)
 
 
 class Shard(Config):
@@ -34,9 +35,10 @@ class Shard(Config):
     count: Annotated[int, Field(ge=0, description="Tokens, or rows.")]
     documents: Annotated[int, Field(ge=0, description="Documents, or rows: whole ones, in tokens closed by EOS.")]
     writer: Annotated[str, Field(description="Pod (or host) that wrote it.")]
+    source: Annotated[int, Field(ge=0, description="Of the training split of a mixture: the place of its source.")] = 0
 
     @classmethod
-    def of(cls, key: str, data: bytes, count: int, documents: int, writer: str) -> Shard:
+    def of(cls, key: str, data: bytes, count: int, documents: int, writer: str, source: int = 0) -> Shard:
         """The entry for a shard of these bytes."""
         return cls(
             key=key,
@@ -46,6 +48,7 @@ class Shard(Config):
             count=count,
             documents=documents,
             writer=writer,
+            source=source,
         )
 
     @model_validator(mode="after")
@@ -62,7 +65,8 @@ def checksums(data: bytes | memoryview) -> str:
 
 
 class SplitData(Config):
-    """The shards of one split; concatenated in this order they are its stream."""
+    """The shards of one split; concatenated in this order they are its stream, or one stream after another of each
+    source."""
 
     shards: list[Shard]
     documents: Annotated[int, Field(ge=0, description="Documents, or images.")]
@@ -72,6 +76,10 @@ class SplitData(Config):
     def count(self) -> int:
         """Tokens (EOS included), or rows."""
         return sum(shard.count for shard in self.shards)
+
+    def of_source(self, source: int) -> list[Shard]:
+        """The shards of one source."""
+        return [shard for shard in self.shards if shard.source == source]
 
 
 class Scale(Config):
@@ -125,10 +133,13 @@ class Manifest(Config):
         """Bytes at the end of a row that say what is to be predicted."""
         return len(self.classes or ()) if self.multi_label else LABEL_BYTES
 
-    def num_samples(self, split: SplitName, sequence_length: int) -> int:
-        """Samples of a split: rows, or windows of `sequence_length + 1` tokens at stride `sequence_length`."""
-        count = self.splits[split].count
-        return count if self.shape is not None else max(0, (count - 1) // sequence_length)
+    def num_samples(self, split: SplitName, sequence_length: int, source: int | None = None) -> int:
+        """Samples of a split, of all sources or of one: rows, or windows of `sequence_length + 1` tokens of a source's
+        stream at stride `sequence_length`."""
+        data = self.splits[split]
+        sources = {shard.source for shard in data.shards} if source is None else {source}
+        counts = [sum(shard.count for shard in data.of_source(number)) for number in sources]
+        return sum(counts) if self.shape is not None else sum(max(0, (n - 1) // sequence_length) for n in counts)
 
     def to_json(self) -> bytes:
         """The stored form: camelCase JSON."""

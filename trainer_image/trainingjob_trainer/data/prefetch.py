@@ -5,11 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Protocol
 
-from trainingjob_trainer.data.reader import Batch, Reader
+from trainingjob_trainer.data.reader import Batch
 from trainingjob_trainer.data.stream import Span
 
 MEMORY = 512 * 2**20  # bytes of blocks: those of the batches to come, and as many used ones as fit beside them
@@ -19,11 +20,24 @@ AHEAD = 1024  # batches whose blocks are asked for
 GROWTH = 4  # batches by which that grows with each one that is handed out: the first ones don't wait for it
 
 
+class Reads(Protocol):
+    """Samples that are put together from blocks: a `Reader`, or a `MixedReader`."""
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    def blocks_of(self, indices: Sequence[int]) -> list[int]: ...
+
+    def load(self, block: int) -> Span: ...
+
+    def assemble(self, indices: Sequence[int], spans: Mapping[int, Span]) -> Batch: ...
+
+
 @contextmanager
 def prefetch(
-    reader: Reader, batches: Iterable[Sequence[int]], *, memory: int = MEMORY, pin: bool = False
+    reader: Reads, batches: Iterable[Sequence[int]], *, memory: int = MEMORY, pin: bool = False
 ) -> Iterator[Iterator[Batch]]:
-    """An iterator over `reader.read(indices)` of each batch, read ahead within `memory` bytes.
+    """An iterator over what `reader` puts together of each batch's samples, read ahead within `memory` bytes.
 
     An error is raised at the batch that it belongs to. `pin`: in page-locked memory. The threads end with the context.
     """
@@ -67,7 +81,7 @@ def prefetch(
 
 
 def _read_ahead(
-    reader: Reader, batches: Iterable[Sequence[int]], pool: ThreadPoolExecutor, memory: int
+    reader: Reads, batches: Iterable[Sequence[int]], pool: ThreadPoolExecutor, memory: int
 ) -> Iterator[Batch]:
     blocks = _Blocks(reader, pool, memory)
     coming = ((indices, reader.blocks_of(indices)) for indices in batches)
@@ -87,7 +101,7 @@ def _read_ahead(
 class _Blocks:
     """Blocks that are read or being read: all that a batch ahead wants, and the last used of the others."""
 
-    def __init__(self, reader: Reader, pool: ThreadPoolExecutor, memory: int) -> None:
+    def __init__(self, reader: Reads, pool: ThreadPoolExecutor, memory: int) -> None:
         self._reader, self._pool = reader, pool
         self._most = max(1, memory // reader.block_bytes)
         self._held: OrderedDict[int, Future[Span] | Span] = OrderedDict()  # the last used one last

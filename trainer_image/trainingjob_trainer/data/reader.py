@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainingjob_trainer.data.manifest import Manifest, SplitName
-from trainingjob_trainer.data.order import Blocks
+from trainingjob_trainer.data.order import BLOCK_BYTES, Blocks, Order
 from trainingjob_trainer.data.rows import decode
 from trainingjob_trainer.data.stream import REPAIR, Span, Stream
 from trainingjob_trainer.errors import DataError
@@ -48,7 +48,7 @@ class Batch:
 
 
 class Reader:
-    """Samples `0 .. len(reader) - 1` of one split, in the manifest's order."""
+    """Samples `0 .. len(reader) - 1` of one split, or of one source of it, in the manifest's order."""
 
     def __init__(
         self,
@@ -58,17 +58,19 @@ class Reader:
         sequence_length: int,
         packing: bool = False,
         skip_corrupt: bool = False,
+        source: int = 0,
+        block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self.split = split
         self._packing = packing
         self._skips = skip_corrupt
         self._manifest, self._length = manifest, sequence_length
-        self._stream = Stream(store, manifest.splits[split].shards)
+        self._stream = Stream(store, manifest.splits[split].of_source(source))
         self._stored = np.dtype(manifest.dtype).newbyteorder("<")
         self._stride, self._overlap = manifest.item_bytes, 0
         if manifest.kind == "tokens":  # a sample's last token is the first of the next one
             self._stride, self._overlap = sequence_length * manifest.item_bytes, manifest.item_bytes
-        self._samples = manifest.num_samples(split, sequence_length)
+        self._samples, self._cut = manifest.num_samples(split, sequence_length, source), block_bytes
 
     def __len__(self) -> int:
         return self._samples
@@ -76,7 +78,11 @@ class Reader:
     @cached_property
     def blocks(self) -> Blocks:
         """How the samples are cut for reading, and for their order."""
-        return Blocks.of(len(self), self._stride)
+        return Blocks.of(len(self), self._stride, self._cut)
+
+    def order(self, seed: int) -> Order:
+        """The order that training reads in."""
+        return Order(self.blocks, seed)
 
     @property
     def block_bytes(self) -> int:

@@ -150,5 +150,5 @@ def _common(config: JobConfig, parameters: int, step: int) -> dict[str, object]:
         "shape": ", ".join(f"{name} {value}" for name, value in config.model.architecture.wire().items()),
         "steps": step,
         "batch": training.global_batch_size,
-        "source": config.data.train.uri,
+        "source": str(config.data.train),
     }

@@ -66,7 +66,7 @@ def report_data(
         "model": config.model.architecture.wire(),
         "training": config.training.wire(),
         "data": {
-            "source": config.data.train.uri,
+            "source": str(config.data.train),
             "vocabSize": manifest.vocab_size,
             "classes": manifest.classes,
             "splits": {

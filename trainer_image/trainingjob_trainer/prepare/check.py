@@ -90,8 +90,8 @@ def _check_model(config: JobConfig, store: Store, manifest: Manifest | None) -> 
 def _check_raw_data(config: JobConfig) -> str:
     """Read the first records of each source; returns what there is in a sentence."""
     objects = raw_objects(config)
-    first_of_each = dict(reversed(objects))
-    for split, raw in first_of_each.items():
+    first_of_each = {(split, raw.source): raw for split, raw in reversed(objects)}
+    for (split, _), raw in first_of_each.items():
         list(islice(read_examples(config, split, raw), RECORDS_READ))
     size = sum(raw.size for _, raw in objects) / 1e6
     return f"The raw data ({len(objects)} objects, {size:,.1f} MB) is to be prepared."

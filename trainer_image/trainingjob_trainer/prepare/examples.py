@@ -36,17 +36,20 @@ class Example:
     payload: bytes
     label: str = ""
     shape: tuple[int, ...] = ()
+    source: int = 0  # of a mixture's training documents
 
     @property
-    def rank(self) -> tuple[str, int, str]:
+    def rank(self) -> tuple[str, int, int, str]:
         """The place in the order; of equal contents the held-out one comes first, so that training never sees it."""
-        return self.key, HELD_OUT_FIRST[self.split], self.label
+        return self.key, HELD_OUT_FIRST[self.split], self.source, self.label
 
 
 def raw_objects(config: TrainerSpec) -> list[tuple[SplitName, RawObject]]:
     """Every raw object of a job, with the split that its data belongs to (`train`: or is cut out of)."""
     found: list[tuple[SplitName, RawObject]] = [
-        ("train", raw) for raw in list_objects(config.data.train.uri, config.storage)
+        ("train", raw)
+        for source, uri in enumerate(config.data.train.uris)
+        for raw in list_objects(uri, config.storage, source)
     ]
     if config.data.validation.uri:
         found += [("validation", raw) for raw in list_objects(config.data.validation.uri, config.storage)]
@@ -76,7 +79,8 @@ def _documents(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterato
             label = _label(record[source.label_field], config, raw) if labelled else ""
             payload = text.encode()
             key = hashlib.sha256(payload).hexdigest()
-            yield Example(key, _split_of(key, split, config), payload, label)
+            into = _split_of(key, split, config)
+            yield Example(key, into, payload, label, source=raw.source if into == "train" else 0)
 
 
 def _images(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:

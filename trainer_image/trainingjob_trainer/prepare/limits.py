@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 
@@ -95,13 +96,7 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
                 f"The {name} split has {split.count} {manifest.kind} in {split.documents} documents{wanted}.",
                 f"Raise spec.data.{name}.fraction, give more data, or lower spec.training.sequenceLength.",
             )
-    samples = manifest.num_samples("train", training.sequence_length)
-    if training.global_batch_size > samples:
-        raise UserError(
-            f"spec.training.globalBatchSize is {training.global_batch_size}, but the training split has only "
-            f"{samples} samples: a batch would hold a sample twice.",
-            f"Lower it to {samples} or less, or give more data.",
-        )
+    _check_batch(config, manifest)
     if manifest.kind == "images" and isinstance(config.model.architecture, Transformer):
         _check_patches(config.model.architecture.patch_size, manifest.shape or ())
     if manifest.classes is not None and len(manifest.classes) < (1 if manifest.multi_label else 2):
@@ -109,6 +104,28 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
             f"All {manifest.kind} have the same label ({', '.join(manifest.classes)}).",
             "Correct spec.data.train.labelField.",
         )
+
+
+def _check_batch(config: TrainerSpec, manifest: Manifest) -> None:
+    """No batch must hold a sample twice."""
+    batch, length, source = config.training.global_batch_size, config.training.sequence_length, config.data.train
+    if source.mixture is None:
+        samples = manifest.num_samples("train", length)
+        if batch > samples:
+            raise UserError(
+                f"spec.training.globalBatchSize is {batch}, but the training split has only {samples} samples: a batch "
+                "would hold a sample twice.",
+                f"Lower it to {samples} or less, or give more data.",
+            )
+    for number, component in enumerate(source.mixture or ()):
+        samples = manifest.num_samples("train", length, number)
+        share = math.ceil(batch * component.weight / sum(source.weights)) + 1  # wherever in a window it begins
+        if share > samples:
+            raise UserError(
+                f"spec.training.globalBatchSize is {batch}, of which up to {share} are of {component.name}, but that "
+                f"has only {samples} training samples: a batch would hold a sample twice.",
+                f"Lower it, or the weight of {component.name} ({component.weight}), or give more data.",
+            )
 
 
 def _check_patches(patch: int, shape: tuple[int, ...]) -> None:

@@ -112,7 +112,7 @@ def _write_block(block: pa.Table, store: Store, encoder: Encoder) -> str | None:
 
 
 def _read(row: Row, config: TrainerSpec) -> Iterator[Row]:
-    raw = RawObject(row["root"], row["key"], row["size"])
+    raw = RawObject(row["root"], row["key"], row["size"], row["source"])
     return (_row(example) for example in read_examples(config, row["split"], raw))
 
 
@@ -122,7 +122,7 @@ def _arrange(block: pa.Table, config: TrainerSpec) -> pa.Table:
 
 
 def _object_row(split: str, raw: RawObject) -> Row:
-    return {"split": split, "root": raw.root, "key": raw.key, "size": raw.size}
+    return {"split": split, "root": raw.root, "key": raw.key, "size": raw.size, "source": raw.source}
 
 
 def _row(example: Example) -> Row:
@@ -133,12 +133,13 @@ def _row(example: Example) -> Row:
         "payload": example.payload,
         "label": example.label,
         "shape": shape,
+        "source": example.source,
     }
 
 
 def _example(row: Row) -> Example:
     shape = tuple(map(int, row["shape"].split("x"))) if row["shape"] else ()
-    return Example(row["key"], row["split"], row["payload"], row["label"], shape)
+    return Example(row["key"], row["split"], row["payload"], row["label"], shape, row["source"])
 
 
 def _original(error: Exception) -> Exception:

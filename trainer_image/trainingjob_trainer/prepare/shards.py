@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class Part(Config):
 
 @dataclass
 class _Open:
-    """A split that is being written."""
+    """A stream that is being written: a split, or what is one source's of it."""
 
     data: bytearray = field(default_factory=bytearray)
     shards: list[Shard] = field(default_factory=list)
@@ -40,42 +41,45 @@ def write_shards(
 ) -> Part:
     """Write a block of examples, at least one, in their order, as `data/<split>-<writer>-<first key>.<n>.bin`."""
     block = examples[0].key[:12]
-    splits: dict[SplitName, _Open] = {name: _Open() for name in SPLITS}
+    streams: defaultdict[tuple[SplitName, int], _Open] = defaultdict(_Open)  # by split and source
     for start in range(0, len(examples), ENCODED_AT_ONCE):
         some = examples[start : start + ENCODED_AT_ONCE]
         for example, encoded in zip(some, encoder.encode(some), strict=True):
-            split = splits[example.split]
-            split.data += encoded
-            split.documents += 1
-            split.size += len(example.payload)
-            if len(split.data) >= shard_bytes:
-                _flush(store, example.split, split, encoder.item_bytes, writer, block)
-    for name, split in splits.items():
-        _flush(store, name, split, encoder.item_bytes, writer, block)
-    done = {
-        name: SplitData(shards=s.shards, documents=sum(shard.documents for shard in s.shards), bytes=s.size)
-        for name, s in splits.items()
-    }
+            stream = streams[example.split, example.source]
+            stream.data += encoded
+            stream.documents += 1
+            stream.size += len(example.payload)
+            if len(stream.data) >= shard_bytes:
+                _flush(store, example.split, example.source, stream, encoder.item_bytes, writer, block)
+    for (name, source), stream in streams.items():
+        _flush(store, name, source, stream, encoder.item_bytes, writer, block)
+    done = {name: _split_data([s for (split, _), s in streams.items() if split == name]) for name in SPLITS}
     return Part(first=examples[0].key, last=examples[-1].key, splits=done)
 
 
-def _flush(store: Store, name: SplitName, split: _Open, item_bytes: int, writer: str, block: str) -> None:
-    if not split.data:
+def _flush(store: Store, name: SplitName, source: int, stream: _Open, item_bytes: int, writer: str, block: str) -> None:
+    if not stream.data:
         return
-    data = bytes(split.data)
-    key = f"data/{name}-{writer}-{block}.{len(split.shards):03d}.bin"
+    data = bytes(stream.data)
+    key = f"data/{name}{f'.{source}' if source else ''}-{writer}-{block}.{len(stream.shards):03d}.bin"
     store.put(key, data)
-    split.shards.append(Shard.of(key, data, len(data) // item_bytes, split.documents, writer))
-    split.data.clear()
-    split.documents = 0
+    stream.shards.append(Shard.of(key, data, len(data) // item_bytes, stream.documents, writer, source))
+    stream.data.clear()
+    stream.documents = 0
+
+
+def _split_data(streams: Sequence[_Open]) -> SplitData:
+    shards = [shard for stream in streams for shard in stream.shards]
+    documents = sum(shard.documents for shard in shards)
+    return SplitData(shards=shards, documents=documents, bytes=sum(stream.size for stream in streams))
 
 
 def manifest_of(config: TrainerSpec, parts: Iterable[Part], encoder: Encoder) -> Manifest:
-    """The manifest of all parts, in the order of their examples."""
+    """The manifest of all parts, in the order of their examples (of each source of a mixture)."""
     every = sorted(parts, key=lambda part: part.first)
     splits: dict[SplitName, SplitData] = {
         name: SplitData(
-            shards=[shard for part in every for shard in part.splits[name].shards],
+            shards=sorted((s for part in every for s in part.splits[name].shards), key=lambda shard: shard.source),
             documents=sum(part.splits[name].documents for part in every),
             bytes=sum(part.splits[name].bytes for part in every),
         )
@@ -87,7 +91,7 @@ def manifest_of(config: TrainerSpec, parts: Iterable[Part], encoder: Encoder) ->
 def no_examples(config: TrainerSpec) -> DataError:
     """The error for raw data of which cleaning leaves nothing."""
     return DataError(
-        f"Nothing is left of {config.data.train.uri} after cleaning.",
+        f"Nothing is left of {config.data.train} after cleaning.",
         "Look at the data, and at spec.data.prepare.clean.",
     )
 

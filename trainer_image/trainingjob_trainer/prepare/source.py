@@ -27,18 +27,19 @@ PARQUET_ROWS = 256
 
 @dataclass(frozen=True)
 class RawObject:
-    """One object of raw data: `key` below `root`."""
+    """One object of raw data: `key` below `root`; of a mixture also the place of its source."""
 
     root: str
     key: str
     size: int
+    source: int = 0
 
     @property
     def uri(self) -> str:
         return f"{self.root.rstrip('/')}/{self.key}"
 
 
-def list_objects(uri: str, storage: Storage) -> list[RawObject]:
+def list_objects(uri: str, storage: Storage, source: int = 0) -> list[RawObject]:
     """The objects that a URI names, in the order of their keys: one object, all below a prefix, or a glob's.
 
     A wildcard stays within its folder. Raises `DataError` when there is none.
@@ -48,7 +49,7 @@ def list_objects(uri: str, storage: Storage) -> list[RawObject]:
     store = open_store(root + slash, storage)
     pattern = uri[len(root + slash) :]
     found = [
-        RawObject(store.root, info.key, info.size)
+        RawObject(store.root, info.key, info.size, source)
         for info in store.list(start)
         if info.size and (not pattern or _matches(info.key, pattern))
     ]

@@ -1,0 +1,134 @@
+"""Weighted sources of training data as one: which source each position draws from, and samples by one number.
+
+The sources' samples are numbered one source after another. Which source a position draws from follows from the position
+alone: every window of as many positions as the sum of the weights draws as many samples from each source as its weight,
+spread evenly over the window. A source's own positions are counted on from window to window, in an order of its own, so
+each of its epochs visits each of its samples once, however much faster than the others' it passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainingjob_trainer.data.manifest import PIECE_BYTES, Manifest
+from trainingjob_trainer.data.order import BLOCK_BYTES, Order
+from trainingjob_trainer.data.reader import Batch, Reader
+from trainingjob_trainer.data.stream import Span
+from trainingjob_trainer.storage import Store
+
+Ints = npt.NDArray[np.int64]
+
+
+class MixedOrder:
+    """The order of a mixture: position p is sample `indices([p])[0]`, numbered over all sources."""
+
+    def __init__(self, orders: Sequence[Order], weights: Sequence[int]) -> None:
+        self._orders, self._weights = orders, np.asarray(weights, dtype=np.int64)
+        self._first = np.asarray([0, *accumulate(map(len, orders))])
+        self._source, self._turn = _window(self._weights)
+
+    def indices(self, positions: Sequence[int]) -> list[int]:
+        """The samples at many positions, in their order."""
+        windows, slots = np.divmod(np.asarray(positions, dtype=np.int64), len(self._source))
+        source, result = self._source[slots], np.empty(len(positions), dtype=np.int64)
+        own = windows * self._weights[source] + self._turn[slots]
+        for number in np.unique(source):
+            chosen = source == number
+            result[chosen] = self._first[number] + np.asarray(self._orders[number].indices(own[chosen]))
+        indices: list[int] = result.tolist()
+        return indices
+
+
+def _window(weights: Ints) -> tuple[Ints, Ints]:
+    """Of each slot of a window its source, and how many slots before it are the same source's."""
+    source = np.repeat(np.arange(len(weights)), weights)
+    turn = np.concatenate([np.arange(weight) for weight in weights])
+    slots = np.lexsort((source, (turn + 0.5) / weights[source]))
+    return source[slots], turn[slots]
+
+
+class MixedReader:
+    """The samples of all sources of the training split, each source in blocks of its own: see `Reader`."""
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        sequence_length: int,
+        weights: Sequence[int],
+        packing: bool = False,
+        skip_corrupt: bool = False,
+    ) -> None:
+        # The blocks of all sources' groups are in memory at once.
+        block_bytes = max(PIECE_BYTES, BLOCK_BYTES // len(weights))
+        self._weights = weights
+        self._readers = [
+            Reader(store, manifest, "train", sequence_length, packing, skip_corrupt, source, block_bytes)
+            for source in range(len(weights))
+        ]
+        self._first = [0, *accumulate(map(len, self._readers))]
+        self._first_block = [0, *accumulate(reader.blocks.count for reader in self._readers)]
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of a block, at most."""
+        return max(reader.block_bytes for reader in self._readers)
+
+    def order(self, seed: int) -> MixedOrder:
+        """The order that training reads in."""
+        return MixedOrder([reader.order(seed) for reader in self._readers], self._weights)
+
+    def blocks_of(self, indices: Sequence[int]) -> list[int]:
+        """The blocks that samples lie in, numbered over all sources."""
+        return [
+            self._first_block[source] + block
+            for source, rows in self._by_source(indices).items()
+            for block in self._readers[source].blocks_of(self._own(source, indices, rows))
+        ]
+
+    def load(self, block: int) -> Span:
+        """The bytes of a block."""
+        source = int(np.searchsorted(self._first_block, block, side="right")) - 1
+        return self._readers[source].load(block - self._first_block[source])
+
+    def assemble(self, indices: Sequence[int], spans: Mapping[int, Span]) -> Batch:
+        """The samples, in this order, from the blocks that they lie in."""
+        parts, rows = [], self._by_source(indices)
+        for source, chosen in rows.items():
+            own = {block - self._first_block[source]: span for block, span in spans.items()}
+            parts.append(self._readers[source].assemble(self._own(source, indices, chosen), own))
+        order = np.argsort(np.concatenate([*rows.values()]))
+        inputs, targets = _joined([p.inputs for p in parts], order), _joined([p.targets for p in parts], order)
+        return Batch(inputs, targets, sum(part.skipped for part in parts))
+
+    def _by_source(self, indices: Sequence[int]) -> dict[int, Ints]:
+        """Which of `indices` are of each source that has any."""
+        source = np.searchsorted(self._first, np.asarray(indices), side="right") - 1
+        return {int(number): np.flatnonzero(source == number) for number in np.unique(source)}
+
+    def _own(self, source: int, indices: Sequence[int], rows: Ints) -> list[int]:
+        return [indices[row] - self._first[source] for row in rows]
+
+
+def training_reader(
+    store: Store, manifest: Manifest, sequence_length: int, weights: Sequence[int], packing: bool, skip_corrupt: bool
+) -> Reader | MixedReader:
+    """What reads the training split, of one source or of several."""
+    if len(weights) == 1:
+        return Reader(store, manifest, "train", sequence_length, packing, skip_corrupt)
+    return MixedReader(store, manifest, sequence_length, weights, packing, skip_corrupt)
+
+
+def _joined(tensors: Sequence[Tensor], order: npt.NDArray[Any]) -> Tensor:
+    """Rows one after another, then in another order; of different types as the wider one."""
+    return torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors])[order])
