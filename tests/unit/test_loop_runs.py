@@ -67,14 +67,16 @@ def test_a_stop_request_on_one_rank_commits_on_all_at_the_next_boundary(tmp_path
     assert newest(config).step == 7
 
 
-def test_a_wish_to_stop_at_a_checkpoint_waits_for_the_next_commit_and_costs_no_step(tmp_path: Path) -> None:
-    config = prepared(tmp_path, steps=10, checkpoint={"everySteps": 5})
-    for error in run_ranks(2, train_run, config, 1, 2, None, Stop.AT_CHECKPOINT):
+def test_a_wish_to_resize_commits_at_the_next_boundary_and_costs_no_step(tmp_path: Path) -> None:
+    """The next checkpoint would be ten minutes off."""
+    config = prepared(tmp_path, steps=10, checkpoint={})
+    for error in run_ranks(2, train_run, config, 1, 3, None, Stop.TO_RESIZE):
         assert isinstance(error, Drained)
-        assert error.step == 5
-    [(result, reports)] = run_ranks(1, train_run, config, 2, 3, None, Stop.AT_CHECKPOINT)
-    assert reports[0]["resumedFromStep"] == 5
-    assert result.step == 10, "the last step is committed too, but there is nothing to stop for"
+        assert error.step == 3
+    [(result, reports)] = run_ranks(1, train_run, config, 2, 8, None, Stop.TO_RESIZE)
+    assert reports[0]["resumedFromStep"] == 3
+    assert result.step == 10, "after the last step there is nothing to resize for"
+    assert not any(report.get("state") == "Draining" for report in reports), "the pod stays"
 
 
 def test_ranks_whose_clocks_differ_commit_the_same_step(tmp_path: Path) -> None:
@@ -103,10 +105,10 @@ def assert_same_history(config: JobConfig, expected: JobConfig, bound: float) ->
 
 @pytest.mark.parametrize(("run", "bound"), WHOLE_RUNS)
 def test_the_losses_do_not_depend_on_when_the_world_changes_its_size(tmp_path: Path, run: Any, bound: float) -> None:
-    """20 steps on 2 ranks, against 3 ranks to a commit, 1 to a drain between commits, 4 to the end."""
+    """20 steps on 2 ranks, against 3 ranks, then 1 rank, then 4 ranks to the end."""
     baseline, resized = comparable(tmp_path / "baseline"), comparable(tmp_path / "resized")
     run_ranks(2, run, baseline, 1)
-    ends = [run_ranks(3, run, resized, 1, 3, None, Stop.AT_CHECKPOINT), run_ranks(1, run, resized, 2, 3)]
+    ends = [run_ranks(3, run, resized, 1, 5, None, Stop.TO_RESIZE), run_ranks(1, run, resized, 2, 3)]
     assert [error.step for errors in ends for error in errors] == [5, 5, 5, 8]
     run_ranks(4, run, resized, 3)
     assert_same_history(resized, baseline, bound)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -151,17 +152,26 @@ def test_a_drain_ends_the_wait(play: Any, pod: Pod) -> None:
 def test_a_pod_that_joins_while_others_train_asks_for_the_next_attempt(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Pods of one scale-up are taken in together: not before ten seconds in which no other one came."""
     monkeypatch.setattr(ray_pods, "LOOK_AROUND", 0.01)
-    looks: list[list[Node]] = [nodes("ready", "ready"), nodes("ready", "ready", "silent")]
-    looked = iter([*looks, nodes("ready", "ready", "ready")])
-    monkeypatch.setattr(ray_pods, "look", lambda _: next(looked))
+    now, looked = 0.0, list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def look(_: Pod) -> list[Node]:
+        nonlocal now
+        now += 4.0
+        looked.append(now)
+        return nodes("ready", "ready", "ready" if now > 8 else "silent", "ready" if now > 16 else None)
+
+    monkeypatch.setattr(ray_pods, "look", look)
     pod.resize_flag.touch()
     with watch_for_joiners(pod, nodes("ready", "ready")):
-        assert not pod.resize_flag.exists() or next(looked, None) is None, "a flag of the last attempt is gone"
+        assert not pod.resize_flag.exists() or looked, "a flag of the last attempt is gone"
         for thread in threading.enumerate():
             if thread.name == "joiners":
                 thread.join(10)
     assert pod.resize_flag.exists()
+    assert looked[-1] == 32.0, "the first pod came at 12, the second one at 20"
 
 
 class Agent(BaseHTTPRequestHandler):

@@ -77,7 +77,7 @@ class Training:
     """Attempt after attempt in the same pods. Failures without a new checkpoint in between are bounded.
 
     An attempt has the same ranks from its first step to its last. An elastic run begins the next one on as many pods as
-    there are, and ends one at a checkpoint when more have joined.
+    there are, and ends one between two steps when more have joined.
     """
 
     def __init__(self, pod: Pod, config: JobConfig, reporter: Reporter, store: Store) -> None:

@@ -79,7 +79,7 @@ class Drained(TrainerError):
 
 
 class Resized(TrainerError):
-    """Stopped at a checkpoint to go on with more pods. Never the end of a run: the driver starts the next attempt."""
+    """Stopped, with its step committed, to go on with more pods. Never the end of a run: another attempt begins."""
 
     error_class = "Resized"
 

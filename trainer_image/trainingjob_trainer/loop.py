@@ -176,7 +176,7 @@ class _Run:
         self.telemetry.stopwatch.read()  # from here on it counts
         with prefetch(reader, (own or [0] for own in rows), pin=self.world.device.type == "cuda") as read:
             for step, batch in enumerate(self.telemetry.stopwatch.waits("data", read), start=start):
-                self.between_steps(at_checkpoint=True)
+                self.between_steps(more=True)
                 due = self.telemetry.add(self.stepper(step, batch))
                 self.corrupt_samples += batch.skipped
                 if step == start:
@@ -203,21 +203,21 @@ class _Run:
         if self.over() or self.cadence.due(self.progress):
             self.save()
 
-    def between_steps(self, *, at_checkpoint: bool = False) -> None:
+    def between_steps(self, *, more: bool = False) -> None:
         """Do what the ranks agreed on when they voted at the last boundary, and vote anew.
 
-        If any was asked to stop: commit and raise `Drained`. at_checkpoint: also stop for who asked to stop at a
-        checkpoint, if this boundary is one. If a save in the background failed: raise its failure.
+        If any was asked to stop: commit and raise `Drained`. more: steps are left, so also if it is to resize. If a
+        save in the background failed: raise its failure.
         """
         agreed, step = self.vote.result(), self.progress.step
         if agreed.save_failed:
             self.checkpointer.wait()
+        stops = agreed.stop is Stop.NOW or (agreed.stop is Stop.TO_RESIZE and more)
         if agreed.stop is Stop.NOW:
             self._report(state="Draining", message="Asked to stop: committing a checkpoint.")
-        if agreed.stop is Stop.NOW or agreed.save_due:
+        if stops or agreed.save_due:
             self.save()
-        saved = self.checkpointer.saved_step == step
-        if agreed.stop is Stop.NOW or (agreed.stop is Stop.AT_CHECKPOINT and at_checkpoint and saved):
+        if stops:
             self.await_commit()
             raise Drained(f"Asked to stop; step {step} is committed.", step=step)
         self.tell_commit()

@@ -27,6 +27,9 @@ PATIENCE = 20.0
 # nothing is counted: what keeps it is in the job's status, and startDeadlineSeconds bounds it.
 JOIN_LIMIT = 600.0
 LOOK_AROUND = 2.0  # seconds between two looks for pods that joined, or that are missing
+# Seconds that nothing must have changed about the pods that joined before they are taken in: those of one scale-up come
+# one after another, and each time they are taken in costs the start of an attempt.
+SETTLE = 10.0
 
 State = Literal["ready", "leaving", "silent"]
 
@@ -117,18 +120,21 @@ def look(pod: Pod) -> list[Node]:
 
 @contextmanager
 def watch_for_joiners(pod: Pod, nodes: Sequence[Node]) -> Iterator[None]:
-    """While ranks train on `nodes`, set the pod's resize flag as soon as another pod could take part."""
+    """While ranks train on `nodes`, set the pod's resize flag once others could take part and no more are coming."""
     known, over = {node.id for node in nodes}, threading.Event()
 
     def watch() -> None:
+        joined, since = set[int](), 0.0
         while not over.wait(LOOK_AROUND):
             try:
-                joined = [node.index for node in look(pod) if node.id not in known and node.state == "ready"]
+                found = {node.index for node in look(pod) if node.id not in known and node.state == "ready"}
             except Exception:  # Ray's client has no class for "the head is busy"
                 logger.warning("Cannot look for pods that joined", exc_info=True)
                 continue
-            if joined:
-                logger.info("Pods %s joined: the attempt ends at the next checkpoint", joined)
+            if found != joined:
+                joined, since = found, time.monotonic()
+            if joined and time.monotonic() - since >= SETTLE:
+                logger.info("Pods %s joined: the attempt ends at the next step, which is committed", sorted(joined))
                 pod.resize_flag.touch()
                 return
 

@@ -110,10 +110,10 @@ class RankHooks:
         self._reporter.report({**fields, "attempt": self._attempt})
 
     def stop_requested(self) -> Stop:
-        """At once if this pod was asked to stop; at a checkpoint if the driver wants to take in pods that joined."""
+        """If this pod was asked to stop, or the driver wants to take in pods that joined."""
         if self._pod.drain_flag.exists():
             return Stop.NOW
-        return Stop.AT_CHECKPOINT if self._pod.resize_flag.exists() else Stop.NO
+        return Stop.TO_RESIZE if self._pod.resize_flag.exists() else Stop.NO
 
     def hung(self, error: Hang) -> NoReturn:
         """Leave a note for the driver, to which Ray only tells that the process is gone."""
