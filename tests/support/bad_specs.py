@@ -372,6 +372,10 @@ BY_SCHEMA: list[tuple[Json, str]] = [
     ({"outputUri": "http://models/run"}, 'spec.outputUri: Invalid value: "http://models/run"'),
     *DATA_BY_SCHEMA,
     ({"training": {"steps": "many"}}, "spec.training.steps in body must be of type integer"),
+    (
+        {"training": {"profile": {"fromStep": 1, "steps": 101}}},
+        "spec.training.profile.steps in body should be less than or equal to 100",
+    ),
     ({"training": {"steps": 0}}, "spec.training.steps in body should be greater than or equal to 1"),
     ({"training": {"optimizer": {"lr": -1}}}, "spec.training.optimizer.lr in body should be greater than 0"),
     (
@@ -463,6 +467,7 @@ WHILE_SUSPENDED: dict[str, Json] = {
     "training.labelSmoothing": {"training": {"labelSmoothing": 0.5}},
     "training.hangSeconds": {"training": {"hangSeconds": 7000}},
     "training.logEvery": {"training": {"logEvery": 7}},
+    "training.profile": {"training": {"profile": {"fromStep": 7}}},
     "runPolicy.onExistingRun": {"runPolicy": {"onExistingRun": "Overwrite"}},
     "runPolicy.queueName": {"runPolicy": {"queueName": "team"}},
 }

@@ -156,10 +156,17 @@ class FullStore(LocalStore):
         self._full = full
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        self._refuse(key)
+        return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._refuse(key)
+        super().put_file(key, path)
+
+    def _refuse(self, key: str) -> None:
         if self._full in key:
             with self._errors(key):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
 
 
 class SlowStore(LocalStore):

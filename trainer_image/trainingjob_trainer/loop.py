@@ -39,6 +39,7 @@ from trainingjob_trainer.parallel import (
     pass_precision,
     reshard,
 )
+from trainingjob_trainer.profiling import Profiler
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
@@ -115,6 +116,7 @@ class _Run:
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
         utilization = Utilization.of(config, manifest, world)
         self.telemetry = Telemetry(training, Progress(), manifest.kind == "tokens", utilization)
+        self.profiler = Profiler(training.profile, attempt, world.rank)
         self.cadence = Cadence(config.checkpoint)
         self.vote = Vote(world)
         self.watchdog = Watchdog(self.model, training.hang_seconds, lambda: self.progress.step, hooks.hung)
@@ -177,16 +179,27 @@ class _Run:
         with prefetch(reader, (own or [0] for own in rows), pin=self.world.device.type == "cuda") as read:
             for step, batch in enumerate(self.telemetry.stopwatch.waits("data", read), start=start):
                 self.between_steps(more=True)
-                due = self.telemetry.add(self.stepper(step, batch))
+                with self.profiler.step(step + 1):
+                    due = self.telemetry.add(self.stepper(step, batch))
                 self.corrupt_samples += batch.skipped
                 if step == start:
                     self._report(firstStepAt=datetime.now(UTC).isoformat())
                 if due:
                     self._report(progress=self.telemetry.fields())
+                self.hand_out_profile()
                 self.after_step()
                 if self.over():
                     break
+        self.hand_out_profile(last=True)
         self.await_commit()
+
+    def hand_out_profile(self, *, last: bool = False) -> None:
+        """What the profiler has recorded, if it has and is to record no more; `last`: no step comes."""
+        step = self.progress.step
+        if self.profiler.is_over(step, last=last):
+            with self.watchdog.paused():
+                uri = self.profiler.hand_out()
+            self._report(message=f"Training. The profiler's trace up to step {step} is {uri or 'lost'}.")
 
     def over(self) -> bool:
         """Whether no step is left, or the run has stopped getting better."""

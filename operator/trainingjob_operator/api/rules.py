@@ -50,6 +50,7 @@ OPTIONAL = (
     "training.microBatchSize",
     "runPolicy.queueName",
     "training.earlyStopping",
+    "training.profile",
 )
 
 
@@ -198,6 +199,7 @@ WHILE_SUSPENDED = (
     "training.deterministic",
     "training.hangSeconds",
     "training.logEvery",
+    "training.profile",
     "runPolicy.onExistingRun",
     "runPolicy.queueName",
 )

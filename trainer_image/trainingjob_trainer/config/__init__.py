@@ -13,7 +13,7 @@ from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point
 from trainingjob_trainer.config.parallelism import Parallelism
 from trainingjob_trainer.config.spec import JobConfig, JobSpec, PodConfig, TrainerSpec
 from trainingjob_trainer.config.task import LOSSES, OWN_TASK_PARTS, REQUIRED, Custom, Kind, Storage, Task
-from trainingjob_trainer.config.training import Checkpoint, Evaluation, Training
+from trainingjob_trainer.config.training import Checkpoint, Evaluation, Profile, Training
 
 __all__ = [
     "ARCHITECTURES",
@@ -40,6 +40,7 @@ __all__ = [
     "Parallelism",
     "PodConfig",
     "Point",
+    "Profile",
     "Prepare",
     "Quantity",
     "REQUIRED",

@@ -198,7 +198,7 @@ class TrainerSpec(JobSpec):
     def plan_hash(self) -> str:
         """Hash of everything that the result depends on: a stored result answers exactly this."""
         plan = {
-            "training": {k: v for k, v in self.training.wire().items() if k != "parallelism"},
+            "training": {k: v for k, v in self.training.wire().items() if k not in ("parallelism", "profile")},
             "evaluation": self.evaluation.wire(),
             "best": [self.checkpoint.keep_best, self.checkpoint.best_metric, self.checkpoint.best_mode],
             "export": self.model.export,

@@ -13,6 +13,15 @@ from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Sched
 from trainingjob_trainer.config.parallelism import Parallelism
 
 
+class Profile(Config):
+    """A window of steps that torch.profiler records."""
+
+    from_step: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
+        description="First step that is recorded. The first ones of an attempt are slower than what follows."
+    )
+    steps: Annotated[int, Field(ge=1, le=100)] = Field(3, description="How many are recorded.")
+
+
 class Training(Config):
     """How long, in what batches, with what optimizer."""
 
@@ -56,6 +65,11 @@ class Training(Config):
         300,
         description="Seconds in which no rank begins a pass through the model after which the attempt ends with class "
         "Hang, the stacks of all ranks in their logs. Checkpoints and the export do not count.",
+    )
+    profile: Profile | None = Field(
+        None,
+        description="Steps whose trace each rank writes below `profiles/` in the run directory, for Perfetto. Absent: "
+        "none. Changes neither the run nor its result.",
     )
     log_every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(10, description="Steps between two logged losses.")
 

@@ -127,6 +127,6 @@ def _refuse_or_overwrite(config: JobConfig, store: Store, record: RunRecord, eta
     store.delete(key for key in checkpoints if key.endswith("/COMMIT.json"))
     store.delete([MANIFEST_KEY, "result.json"])
     store.delete(checkpoints)
-    for prefix in ("data/", "incidents/", "model/", "reports/"):
+    for prefix in ("data/", "incidents/", "model/", "profiles/", "reports/"):
         store.delete([info.key for info in store.list(prefix)])
     store.put(RUN_KEY, RunRecord.of(config).to_json(), if_match=etag)
