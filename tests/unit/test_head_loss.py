@@ -64,7 +64,7 @@ def test_pieces_are_all_the_logits_once(monkeypatch: pytest.MonkeyPatch) -> None
     features, weight, targets = example(torch.float32)
     found = list(pieces(features, weight, targets))
     assert [len(logits) for logits, _ in found] == [5] * 7 + [2]
-    assert torch.allclose(torch.cat([logits for logits, _ in found]), features[0] @ weight.T)
+    torch.testing.assert_close(torch.cat([logits for logits, _ in found]), features[0] @ weight.T)
     assert torch.equal(torch.cat([wanted for _, wanted in found]), targets[0])
 
 
