@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import selectors
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kubernetes import client
@@ -100,10 +104,10 @@ def _written(entry: Object) -> tuple[str, str, str, int]:
 def silent_node(cluster: LocalCluster, name: str, seconds: int = 8) -> Iterator[None]:
     """The node's agent stands still, its pods' processes go on; it counts as lost after `seconds`.
 
-    Afterwards it lives again, and takes pods.
+    Afterwards it lives again, and takes pods. What they print meanwhile is lost.
     """
     agent = cluster.nodes[name]
-    with cluster.control_plane.node_grace(seconds):
+    with cluster.control_plane.node_grace(seconds), _output_taken(agent.pid):
         agent.signal(signal.SIGSTOP)
         try:
             yield
@@ -111,6 +115,49 @@ def silent_node(cluster: LocalCluster, name: str, seconds: int = 8) -> Iterator[
             agent.signal(signal.SIGCONT)
             taints = "jsonpath={.spec.taints}"
             wait_until(f"{name} is back", lambda: not cluster.kubectl("get", "node", name, "-o", taints), 30)
+
+
+@contextmanager
+def _output_taken(pid: int) -> Iterator[None]:
+    """The pipes from which a node's agent reads its pods' output are read besides, as containerd's shims would do.
+
+    Who prints into a pipe that nobody reads stands still as soon as it is full.
+    """
+    over, (ended, end) = selectors.DefaultSelector(), os.pipe()
+    files = [ended, *_pipes_to(pid)]
+    for file in files:
+        over.register(file, selectors.EVENT_READ)
+
+    def read() -> None:
+        while True:
+            for key, _ in over.select():
+                if key.fd == ended:
+                    return
+                with contextlib.suppress(BlockingIOError):
+                    if not os.read(key.fd, 1 << 16):
+                        over.unregister(key.fd)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield
+    finally:
+        os.close(end)
+        reader.join()
+        over.close()
+        for file in files:
+            os.close(file)
+
+
+def _pipes_to(pid: int) -> list[int]:
+    """The read ends of a process's pipes, opened once more."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        info = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text()
+        (flags,) = [int(line.split()[1], 8) for line in info.splitlines() if line.startswith("flags:")]
+        if str(link.readlink()).startswith("pipe:") and flags & os.O_ACCMODE == os.O_RDONLY:
+            found.append(os.open(link, os.O_RDONLY | os.O_NONBLOCK))
+    return found
 
 
 @contextmanager
