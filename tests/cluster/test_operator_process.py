@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support.disturb import label
 from support.operator_process import Operator
 from support.played import PlayedJob
+from support.runs import wait_until
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
@@ -109,6 +112,43 @@ def test_changes_made_while_the_operator_was_stuck_are_caught_up_with(operator: 
     os.kill(operator.pid, signal.SIGCONT)
     status = job.wait_phase("Suspended")
     assert status["restarts"]["total"] == 0
+
+
+def test_livez_tells_a_stuck_operator_from_a_living_one(
+    cluster: LocalCluster, namespace: str, played: MakeJob, tmp_path: Path
+) -> None:
+    """Its log is a pipe that is full: the event loop waits in write(), until somebody reads."""
+    log, job = tmp_path / "log", played()
+    os.mkfifo(log)
+    operator = Operator(cluster.kubeconfig, log, "--namespace", namespace)
+    reads = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    writes = os.open(log, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        operator.start()
+        job.apply()
+        job.wait_pods("prepare-0-1")
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writes, b"." * 4096):
+                pass
+        assert lives(operator)
+        label(job, "prepare-0-1", role=None)  # it will say that it puts that right
+        wait_until("/livez does not answer", lambda: not lives(operator), 20)
+        assert not lives(operator), "it was slow, not stuck"
+        os.read(reads, 1 << 20)
+        wait_until("/livez answers", lambda: lives(operator), 20)
+    finally:
+        operator.kill()
+        os.close(reads)
+        os.close(writes)
+
+
+def lives(operator: Operator) -> bool:
+    """What a liveness probe with a timeout of a second finds."""
+    try:
+        with urllib.request.urlopen(f"http://{operator.address}/livez", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except TimeoutError:
+        return False
 
 
 def test_liveness_and_metrics_are_served(operator: Operator, played: MakeJob) -> None:
