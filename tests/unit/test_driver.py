@@ -71,7 +71,7 @@ class PlayedCluster:
         if self.checks:
             check()
         indexes = self._there.pop(0) if len(self._there) > 1 else self._there[0]
-        return [Node(f"node-{index}", index, "ready", slots=1, free=1, gpus=0) for index in indexes]
+        return [Node(f"node-{index}", index, 1, "ready", slots=1, free=1, gpus=0) for index in indexes]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from trainingjob_trainer import ray_pods
+from trainingjob_trainer import ray_node, ray_pods
 from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.errors import Drained, Hang, TrainerError, WorkerLost
 from trainingjob_trainer.ray_pods import JOIN_LIMIT, PATIENCE, Gang, Node, State, wait_for, watch_for_joiners
@@ -19,7 +19,7 @@ FIXED, ELASTIC, AT_ONCE = Gang(ALL, 3), Gang(ALL, 2), Gang(ALL, 2, patience=0.0)
 
 
 def node(index: int, state: State = "ready", free: float = 1.0) -> Node:
-    return Node(f"{index}-{state}", index, state, slots=1.0, free=free, gpus=0.0)
+    return Node(f"{index}-{state}", index, 1, state, slots=1.0, free=free, gpus=0.0)
 
 
 def nodes(*states: State | None) -> list[Node]:
@@ -55,6 +55,27 @@ LATE = PATIENCE + 1
 def test_what_an_attempt_waits_for(gang: Gang, there: list[Node], waited: float, message: str | None) -> None:
     said = gang.waits_for(there, waited)
     assert said == message or (message is not None and said is not None and said.startswith(message))
+
+
+def test_a_pod_that_has_a_successor_is_past_whatever_ray_and_its_agent_say(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray._private import state
+
+    def seen(name: str, index: int, incarnation: int, alive: bool = True) -> dict[str, Any]:
+        labels = {ray_node.INDEX_LABEL: str(index), ray_node.INCARNATION_LABEL: str(incarnation)}
+        resources = {"rank": 1.0}
+        return {"NodeID": name, "Alive": alive, "NodeManagerAddress": name, "Labels": labels, "Resources": resources}
+
+    asked: list[str] = []
+    monkeypatch.setattr(ray_pods, "_state", lambda address, _: asked.append(address) or "ready")
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: {"new": {"rank": 1.0}})
+    there = [seen("gone", 1, 3, alive=False), seen("old", 1, 1), seen("other", 2, 1), seen("new", 1, 2)]
+    monkeypatch.setattr(ray, "nodes", lambda: there)
+    found = {node.id: (node.index, node.incarnation, node.free) for node in ray_pods.look(pod)}
+    assert found == {"other": (2, 1, 0), "new": (1, 2, 1)}
+    assert asked == ["other", "new"], "whoever is past may take long to answer"
 
 
 @pytest.fixture

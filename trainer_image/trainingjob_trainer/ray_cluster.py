@@ -15,7 +15,7 @@ from .ray_node import DRIVER_ENV, GCS_PORT, environment, start_command
 
 logger = logging.getLogger(__name__)
 
-START_TIMEOUT = 120.0  # seconds
+START_TIMEOUT = 300.0  # seconds; on a busy node Ray gives a start of its own up after 30 s
 POLL = 0.25
 LOOK_AT_LOG = "Look at the pod's log."
 

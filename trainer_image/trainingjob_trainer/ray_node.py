@@ -14,11 +14,15 @@ TRAIN_OBJECT_STORE = 128 * 2**20  # bytes of /dev/shm; training passes next to n
 PREPARE_OBJECT_STORE = 512 * 2**20  # Ray Data's blocks; what does not fit is spilled to /tmp
 RANK_RESOURCE = "rank"
 INDEX_LABEL = "trainingjob.io/index"
+INCARNATION_LABEL = "trainingjob.io/incarnation"
 
 _ENV = {
     # A raylet gives a lost head up after this many seconds (default 60), so that its agent can look for the new one.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    # A raylet counts as dead after five failed looks in a row, a second apart: after 5 s where its address refuses,
+    # after 15 s where nothing answers (default 65), so a living one may stand still for as long.
     "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "5",
     # Ray gives its workers niceness 15: on a busy node the ranks would wait for everybody else.
     "RAY_worker_niceness": "0",
@@ -59,7 +63,7 @@ def start_command(pod: Pod, ranks: int, cpus: int, head_address: str | None) -> 
         f"--object-store-memory={TRAIN_OBJECT_STORE if ranks else PREPARE_OBJECT_STORE}",
         f"--num-cpus={cpus}",
         f"--resources={json.dumps({RANK_RESOURCE: ranks})}",
-        f"--labels={INDEX_LABEL}={pod.index}",
+        f"--labels={INDEX_LABEL}={pod.index},{INCARNATION_LABEL}={pod.incarnation}",
     ]
     if head_address is None:
         return [

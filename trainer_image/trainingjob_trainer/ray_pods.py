@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from .agent.pod import AGENT_PORT, Pod
 from .errors import Drained, Hang, TrainerError, WorkerLost
-from .ray_node import INDEX_LABEL, RANK_RESOURCE
+from .ray_node import INCARNATION_LABEL, INDEX_LABEL, RANK_RESOURCE
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,11 @@ State = Literal["ready", "leaving", "silent"]
 
 @dataclass(frozen=True)
 class Node:
-    """A pod that Ray counts as alive. A lost one stays in Ray's list until it misses its health checks (5 s)."""
+    """A pod that Ray counts as alive. A lost one without a successor does until it has missed its health checks."""
 
     id: str
     index: int
+    incarnation: int
     state: State
     slots: float
     """Ranks that fit in."""
@@ -67,7 +68,7 @@ class Gang:
             return f"Waiting for {len(missing)} of {len(self.wanted)} pods to join."
         if any(node.state == "silent" for node in nodes) and waited < PATIENCE:
             return "Waiting for a pod to answer, or to leave Ray's list of nodes."
-        # Ranks are placed by index: it must be that of one node only.
+        # Ranks are placed by pod, and a pod in which Ray was started again has two nodes for a while.
         if sum(node.index in there for node in nodes) > len(there):
             return "Waiting for lost pods to leave Ray's list of nodes."
         if any(node.free < node.slots for node in ready):
@@ -110,12 +111,19 @@ def wait_for(gang: Gang, pod: Pod, say: Callable[[str], None], check: Callable[[
 
 
 def look(pod: Pod) -> list[Node]:
-    """Ray's living nodes, each with what its agent says."""
+    """Ray's living nodes, each with what its agent says, but for pods that have successors.
+
+    Ray takes a while to see that such a pod is gone, and never does if only its node's kubelet is.
+    """
     import ray
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node()
-    return [_node(each, free, pod) for each in ray.nodes() if each["Alive"]]
+    alive = [each for each in ray.nodes() if each["Alive"]]
+    newest: dict[int, int] = {}
+    for index, incarnation in map(_place, alive):
+        newest[index] = max(newest.get(index, 0), incarnation)
+    return [_node(each, free, pod) for each in alive if _place(each) in newest.items()]
 
 
 @contextmanager
@@ -148,11 +156,19 @@ def watch_for_joiners(pod: Pod, nodes: Sequence[Node]) -> Iterator[None]:
         thread.join()
 
 
+def _place(ray_node: dict[str, Any]) -> tuple[int, int]:
+    """Index and incarnation of the node's pod."""
+    labels = ray_node["Labels"]
+    return int(labels[INDEX_LABEL]), int(labels[INCARNATION_LABEL])
+
+
 def _node(ray_node: dict[str, Any], free: dict[str, dict[str, float]], pod: Pod) -> Node:
     resources, address = ray_node["Resources"], ray_node["NodeManagerAddress"]
+    index, incarnation = _place(ray_node)
     return Node(
         id=ray_node["NodeID"],
-        index=int(ray_node["Labels"].get(INDEX_LABEL, -1)),
+        index=index,
+        incarnation=incarnation,
         state="ready" if address == pod.ip else _state(address, pod),
         slots=resources.get(RANK_RESOURCE, 0),
         free=free.get(ray_node["NodeID"], {}).get(RANK_RESOURCE, 0),

@@ -20,7 +20,7 @@ from .failures import of_attempt, of_rank
 from .narration import Narrator
 from .network import interface_of
 from .outcome import Outcome
-from .ray_node import INDEX_LABEL, RANK_RESOURCE
+from .ray_node import INCARNATION_LABEL, INDEX_LABEL, RANK_RESOURCE
 from .ray_pods import Node
 from .reporting import Reporter
 from .stop import Stop
@@ -55,7 +55,8 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: Sequence[Node], re
     from .ray_gang import GangTrainer
 
     gpus = all(node.gpus >= config.ranks_per_pod for node in nodes)
-    ranks = [str(node.index) for node in nodes for _ in range(config.ranks_per_pod)]
+    places = [{INDEX_LABEL: str(node.index), INCARNATION_LABEL: str(node.incarnation)} for node in nodes]
+    ranks = [place for place in places for _ in range(config.ranks_per_pod)]
     port = RENDEZVOUS_PORTS[attempt.number % len(RENDEZVOUS_PORTS)]
     trainer = GangTrainer(
         run_rank,
@@ -69,7 +70,7 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: Sequence[Node], re
             num_workers=len(ranks),
             use_gpu=gpus,
             resources_per_worker={RANK_RESOURCE: 1, **({"GPU": 1} if gpus else {})},
-            label_selector=[{INDEX_LABEL: index} for index in ranks],
+            label_selector=ranks,
         ),
         run_config=RunConfig(
             name=f"attempt-{attempt.number}",
