@@ -11,7 +11,11 @@ import torch
 def seed_generators(seed: int, step: int, rank: int, micro_batch: int) -> None:
     """Seed torch's generators on all devices (the only ones that training draws from) for one pass of one rank."""
     key = hashlib.sha256(f"{seed}/{step}/{rank}/{micro_batch}".encode()).digest()
-    torch.manual_seed(int.from_bytes(key[:8]) >> 1)
+    number = int.from_bytes(key[:8]) >> 1
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        # Not by torch.manual_seed: without CUDA that notes down the call stack each time, which takes 0.1 ms.
+        torch.cuda.manual_seed_all(number)
 
 
 def make_deterministic() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -95,5 +96,10 @@ class Stepper:
         if self.training.optimizer.l1 or self.training.optimizer.l2:
             targets = self.world.once(count).clone()
             self.world.sum(targets)
-            add_penalties(self.model.parameters(), self.training.optimizer, targets.clamp(min=1))
-        return scale_and_clip(self.model.parameters(), loss_sum, count, self.training.clip_norm, self.world)
+            add_penalties(self._parameters, self.training.optimizer, targets.clamp(min=1))
+        return scale_and_clip(self._parameters, loss_sum, count, self.training.clip_norm, self.world)
+
+    @cached_property
+    def _parameters(self) -> list[nn.Parameter]:
+        """Those of the model; a walk over the modules takes as long as all else that is done between two passes."""
+        return list(self.model.parameters())
