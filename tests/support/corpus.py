@@ -28,6 +28,17 @@ def digits() -> bytes:
     return parquet.getvalue()
 
 
+def images(directory: Path, parquet: bytes, **changes: Any) -> JobConfig:
+    """A run over labelled images."""
+    (directory / "images.parquet").write_bytes(parquet)
+    data = {
+        "train": {"uri": f"{directory}/images.parquet", "format": "parquet"},
+        "validation": {"fraction": 0.1},
+        "test": {"fraction": 0.2},
+    }
+    return job(directory, **{"task": {"kind": "image-classification"}, "data": data, **changes})
+
+
 def diabetes(directory: Path, **changes: Any) -> JobConfig:
     """A run over scikit-learn's diabetes study as CSV: ten measurements of a patient, and how the disease went on."""
     from sklearn.datasets import load_diabetes

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from support.corpus import digits
+from support.corpus import digits, images
 from support.training import job, store_of
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.state import Evaluated, LoggedStep, Progress
@@ -87,22 +87,12 @@ def test_a_decoder_loads_in_transformers_with_equal_logits_and_metrics(
 
 
 def test_a_classifier_runs_in_plain_torch_with_equal_metrics(tmp_path: Path, stranger: ModuleType) -> None:
-    (tmp_path / "digits.parquet").write_bytes(digits())
-    config = job(
-        tmp_path,
-        task={"kind": "image-classification"},
-        data={
-            "train": {"uri": f"{tmp_path}/digits.parquet", "format": "parquet"},
-            "validation": FIFTH,
-            "test": FIFTH,
-        },
-    )
-    ours, _, test, uri = finished(config)
+    ours, _, test, uri = finished(images(tmp_path, digits()))
     program = torch.export.load(f"{uri}model.pt2").module()
     for rows in (1, 5):
-        images = torch.rand(rows, 1, 8, 8)
+        pixels = torch.rand(rows, 1, 8, 8)
         with torch.no_grad():
-            assert torch.allclose(program(images), ours(images), atol=1e-5)
+            assert torch.allclose(program(pixels), ours(pixels), atol=1e-5)
     recomputed = stranger.main(str(tmp_path))
     assert recomputed.pop("confusionMatrix") == test["confusionMatrix"]
     assert recomputed == pytest.approx(scalars(test), rel=1e-5)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.corpus import diabetes, digits
+from support.corpus import diabetes, digits, images
 from support.learning import SYMBOLS, learn_to_copy, train_config
 from support.rank_functions import train_run
 from support.ranks import run_ranks
@@ -40,15 +40,9 @@ def majority(config: JobConfig, manifest: Manifest) -> float:
 
 @pytest.mark.slow
 def test_a_convolutional_network_reads_digits(tmp_path: Path) -> None:
-    (tmp_path / "digits.parquet").write_bytes(digits())
-    config = job(
+    config = images(
         tmp_path,
-        task={"kind": "image-classification"},
-        data={
-            "train": {"uri": f"{tmp_path}/digits.parquet", "format": "parquet"},
-            "validation": {"fraction": 0.1},
-            "test": FIFTH,
-        },
+        digits(),
         model={"cnn": {"channels": [32, 64], "blocks": 1}},
         evaluation={"everySteps": 150},
         checkpoint={"everySteps": 150},

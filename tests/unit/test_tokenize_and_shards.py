@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.corpus import digits
+from support.corpus import digits, images
 from support.training import job, store_of
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import Manifest
@@ -135,23 +135,10 @@ def test_an_empty_source_is_a_data_error(tmp_path: Path) -> None:
         prepare_data(config, store_of(config))
 
 
-def images(directory: Path) -> JobConfig:
-    return job(
-        directory,
-        task={"kind": "image-classification"},
-        data={
-            "train": {"uri": f"{directory}/digits.parquet", "format": "parquet"},
-            "validation": {"fraction": 0.2},
-            "test": {"fraction": 0.2},
-        },
-    )
-
-
 def test_images_become_rows_with_their_labels(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
-    (tmp_path / "digits.parquet").write_bytes(digits())
-    config = images(tmp_path)
+    config = images(tmp_path, digits())
     manifest = prepare_data(config, store_of(config))
     assert manifest.shape == (1, 8, 8)
     assert manifest.classes == [str(digit) for digit in range(10)]
@@ -182,7 +169,8 @@ def test_images_of_two_shapes_are_refused(tmp_path: Path) -> None:
         Image.fromarray(np.zeros((side, 8), dtype=np.uint8)).save(out, "PNG")
         return out.getvalue()
 
-    pq.write_table(pa.table({"image": [png(8), png(9)], "label": [0, 1]}), tmp_path / "digits.parquet")
-    config = images(tmp_path)
+    parquet = io.BytesIO()
+    pq.write_table(pa.table({"image": [png(8), png(9)], "label": [0, 1]}), parquet)
+    config = images(tmp_path, parquet.getvalue())
     with pytest.raises(DataError, match=r"must have one shape .* found 1x8x8 and 1x9x8"):
         prepare_data(config, store_of(config))
