@@ -33,6 +33,11 @@ setup: .venv/.complete ## Install the locked dependencies into .venv (once)
 	$(UV) sync --frozen --all-extras --compile-bytecode --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 	@touch $@
 
+.venv/.peers: .venv/.complete
+	$(call heading,'The trainers that ours is measured against$(,) into .venv (seconds)')
+	$(UV) sync --frozen --all-extras --group bench --compile-bytecode
+	@touch $@
+
 .uv/bin/uv:
 	$(check_python)
 	$(call heading,'uv is not on PATH: installing it into .uv (10 seconds)')
@@ -74,7 +79,7 @@ bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK 
 	  $(if $(N),--jobs $(N)) $(if $(SUSPENDED),--suspended $(SUSPENDED))
 
 .PHONY: bench-trainer
-bench-trainer: setup ## Measure the trainer against what it is built on (SUBJECTS="checkpoint loader")
+bench-trainer: setup .venv/.peers ## Measure the trainer against its peers and what it is built on (SUBJECTS="peers loader")
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.trainer $(SUBJECTS)
 
 .PHONY: unit

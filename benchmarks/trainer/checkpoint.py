@@ -50,13 +50,13 @@ def measure(lab: Lab) -> list[Figure]:
     upload = [one / other for one, other in zip(bare, synchronous, strict=True)]
     return [
         Figure("checkpoint_mib", "checkpoint: size", bench.bytes / 2**20, "MiB"),
-        Figure("async_blocked_s", "checkpoint: training is blocked for", median(blocked), "s", runs=blocked),
-        Figure("sync_save_s", "checkpoint: a synchronous save takes", median(synchronous), "s", runs=synchronous),
-        Figure("bare_upload_s", "checkpoint: a bare upload takes", median(bare), "s", runs=bare),
-        Figure("async_stall_vs_sync", "checkpoint: blocked / synchronous", median(stall), "", "< 0.1", stall),
-        Figure("upload_vs_boto3", "checkpoint: bare / synchronous", median(upload), "", ">= 0.75", upload),
-        Figure("step_s", "checkpoint: a step", median(calm), "s", runs=calm),
-        Figure("step_during_upload_s", "checkpoint: a step during an upload", median(busy), "s", runs=busy),
+        Figure.of("async_blocked_s", "checkpoint: training is blocked for", blocked, "s"),
+        Figure.of("sync_save_s", "checkpoint: a synchronous save takes", synchronous, "s"),
+        Figure.of("bare_upload_s", "checkpoint: a bare upload takes", bare, "s"),
+        Figure.of("async_stall_vs_sync", "checkpoint: blocked / synchronous", stall, "", "< 0.1"),
+        Figure.of("upload_vs_boto3", "checkpoint: bare / synchronous", upload, "", ">= 0.75"),
+        Figure.of("step_s", "checkpoint: a step", calm, "s"),
+        Figure.of("step_during_upload_s", "checkpoint: a step during an upload", busy, "s"),
         Figure("step_slowdown", "checkpoint: steps during an upload take longer by", median(busy) / median(calm)),
     ]
 

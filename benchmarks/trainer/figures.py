@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
+from typing import Self
 
 from trainingjob_local.s3 import S3Server
 
@@ -24,6 +26,11 @@ class Figure:
     unit: str = ""
     aim: str = ""
     runs: Sequence[float] = field(default_factory=tuple)
+
+    @classmethod
+    def of(cls, key: str, what: str, runs: Sequence[float], unit: str = "", aim: str = "") -> Self:
+        """The median of some runs."""
+        return cls(key, what, median(runs), unit, aim, runs)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
@@ -9,11 +10,14 @@ from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import build_optimizer
 from trainingjob_trainer.parallel import World
 from trainingjob_trainer.step import Dealing, Stepper
+from trainingjob_trainer.storage import Store
 from trainingjob_trainer.tasks import build_task
 
+LONG = 1_000_000  # steps
 
-def job(endpoint: str, bucket: str, transformer: dict[str, int], **training: int) -> JobConfig:
-    """A run of 1,000 steps."""
+
+def job(endpoint: str, bucket: str, transformer: dict[str, int], **training: Any) -> JobConfig:
+    """A run without an end, and so without an evaluation."""
     spec: dict[str, Any] = {
         "name": "bench",
         "namespace": "default",
@@ -24,9 +28,19 @@ def job(endpoint: str, bucket: str, transformer: dict[str, int], **training: int
         "data": {"train": {"uri": f"s3://{bucket}/none"}},
         "model": {"transformer": transformer},
         "checkpoint": {"keepLast": 1, "keepBest": 0},
-        "training": {"steps": 1000, **training},
+        "evaluation": {"everySteps": LONG},
+        "training": {"steps": LONG, "precision": "float32", **training},
     }
     return JobConfig.model_validate(spec)
+
+
+def put_shard(store: Store, number: int, size: int, vocabulary: int) -> Shard:
+    """A shard of `size` bytes of random tokens, put where a manifest can name it."""
+    random = np.random.default_rng(number)
+    data = random.integers(vocabulary, size=size // 2, dtype=np.uint16).tobytes()
+    shard = Shard.of(f"data/{number}.bin", data, size // 2, 1, "bench")
+    store.put(shard.key, data)
+    return shard
 
 
 def tokens(vocabulary: int, shards: list[Shard], size: int) -> Manifest:
