@@ -115,16 +115,14 @@ class Reader:
     def assemble(self, indices: Sequence[int], spans: Mapping[int, Span]) -> Batch:
         """What `read` gives, from the blocks that the samples lie in."""
         width = self._stride + self._overlap
-        rows = np.empty((len(indices), width), dtype=np.uint8)
+        samples = np.asarray(indices, dtype=np.int64)
+        places = list(zip(self.blocks.block_of(samples).tolist(), (samples * self._stride).tolist(), strict=True))
+        starts, data = {b: span.start for b, span in spans.items()}, {b: span.data for b, span in spans.items()}
+        cut = [data[block][(at := start - starts[block]) : at + width] for block, start in places]
+        rows = np.frombuffer(bytearray().join(cut), dtype=np.uint8).reshape(len(indices), width)
         skipped = np.zeros(len(indices), dtype=bool)
-        into = rows.data.cast("B")
-        blocks = self.blocks.block_of(np.asarray(indices)).tolist()
-        for row, (sample, block) in enumerate(zip(indices, blocks, strict=True)):
-            span = spans[block]
-            at = sample * self._stride - span.start
-            into[row * width : (row + 1) * width] = span.data[at : at + width]
-            if span.unreadable:
-                skipped[row] = self._skip(sample, span)
+        if any(span.unreadable for span in spans.values()):
+            skipped[:] = [self._skip(sample, spans[block]) for sample, (block, _) in zip(indices, places, strict=True)]
         return self._tokens(rows, skipped) if self._manifest.kind == "tokens" else self._rows(rows, skipped)
 
     def _skip(self, sample: int, span: Span) -> bool:
