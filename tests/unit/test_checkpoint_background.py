@@ -1,16 +1,24 @@
 """Saves in the background: what is committed is the state at the call, and a save that fails ends the attempt."""
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.rank_functions import save_often, train_run, train_without_space
 from support.ranks import run_ranks
 from support.training import job, put_tokens, store_of
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import commits, latest
 from trainingjob_trainer.checkpoint.patience import PatientStore
-from trainingjob_trainer.config import JobConfig, Storage
+from trainingjob_trainer.checkpoint.state import Progress
+from trainingjob_trainer.checkpoint.storage import UPLOADS_NICE
+from trainingjob_trainer.config import Checkpoint, JobConfig, Storage
 from trainingjob_trainer.errors import StorageError
+from trainingjob_trainer.parallel import World
 from trainingjob_trainer.storage import LocalStore, NotFound, Unavailable
 
 
@@ -56,6 +64,28 @@ def test_a_save_that_failed_ends_the_attempt_before_the_next_one(tmp_path: Path)
     assert isinstance(first, StorageError)
     assert first.step is not None
     assert 60 <= first.step < 120
+
+
+class Watched(LocalStore):
+    """A directory that notes how nice the threads are that write to it."""
+
+    niceness: dict[str, int]
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        self.niceness[key] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+
+
+def test_steps_come_before_the_upload_where_both_want_the_same_cores(tmp_path: Path) -> None:
+    store = Watched(str(tmp_path), Storage())
+    store.niceness = {}
+    with Checkpointer(Attempt.take(store, 0), World.join(), "hash", Checkpoint()) as checkpointer:
+        checkpointer.save({"weights": torch.ones(8)}, Progress(step=1))
+        checkpointer.wait()
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    [bulk] = [key for key in store.niceness if key.endswith(".bin")]
+    assert store.niceness[bulk] == min(own + UPLOADS_NICE, 19)
+    assert store.niceness["attempts/1.json"] == own < 19
 
 
 class Outage(LocalStore):
