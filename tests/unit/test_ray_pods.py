@@ -182,7 +182,8 @@ def test_a_pod_that_joins_while_others_train_asks_for_the_next_attempt(
         nonlocal now
         now += 4.0
         looked.append(now)
-        return nodes("ready", "ready", "ready" if now > 8 else "silent", "ready" if now > 16 else None)
+        third: State = "ready" if now > 8 and now != 24 else "silent"  # slow to answer once
+        return nodes("ready", "ready", third, "ready" if now > 16 else None)
 
     monkeypatch.setattr(ray_pods, "look", look)
     pod.resize_flag.touch()

@@ -139,10 +139,10 @@ def watch_for_joiners(pod: Pod, nodes: Sequence[Node]) -> Iterator[None]:
             except Exception:  # Ray's client has no class for "the head is busy"
                 logger.warning("Cannot look for pods that joined", exc_info=True)
                 continue
-            if found != joined:
-                joined, since = found, time.monotonic()
-            if joined and time.monotonic() - since >= SETTLE:
-                logger.info("Pods %s joined: the attempt ends at the next step, which is committed", sorted(joined))
+            if found - joined:  # one that is slow to answer now and then does not begin the wait anew
+                joined, since = joined | found, time.monotonic()
+            if found and time.monotonic() - since >= SETTLE:
+                logger.info("Pods %s joined: the attempt ends at the next step, which is committed", sorted(found))
                 pod.resize_flag.touch()
                 return
 
