@@ -22,6 +22,12 @@ DATA: list[tuple[Json, str, str, str]] = [
         "data.packing is not for model.rnn, whose state goes from document to document: remove it",
     ),
     (
+        {"model": {"preset": None, "huggingface": {"config": "{}"}}, "data": {"packing": True}},
+        "data.packing",
+        FORBIDDEN,
+        "data.packing is not for model.huggingface: remove it",
+    ),
+    (
         {"task": {"kind": "text-classification"}, "data": {"packing": True}},
         "data.packing",
         FORBIDDEN,

@@ -17,6 +17,7 @@ def _transformer(**fields: Any) -> Json:
     return {"model": {"preset": None, "transformer": {"layers": 1, "dim": 64, "heads": 4, **fields}}}
 
 
+GPT_NEOX = {"config": '{"model_type": "gpt_neox"}'}
 INVALID, REQUIRED, FORBIDDEN = "Invalid value", "Required value", "Forbidden"
 
 # Changes to a valid spec, the field and the kind of mistake that the API server names, and the message.
@@ -104,11 +105,14 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         INVALID,
         "training.parallelism.tensor (2) is not for task.kind image-classification: only decoders can be split",
     ),
-    (
-        {"training": {"parallelism": {"tensor": 2}}, "model": {"preset": None, "rnn": {}}},
-        "training.parallelism.tensor",
-        INVALID,
-        "training.parallelism.tensor (2) is not for model.rnn: only Transformers can be split",
+    *(
+        (
+            {"training": {"parallelism": {"tensor": 2}}, "model": {"preset": None, name: model}},
+            "training.parallelism.tensor",
+            INVALID,
+            f"training.parallelism.tensor (2) is not for model.{name}: only decoders of our own can be split",
+        )
+        for name, model in (("rnn", {}), ("huggingface", GPT_NEOX))
     ),
     (
         {"training": {"labelSmoothing": 0.1, "parallelism": {"tensor": 2}}},
@@ -221,13 +225,13 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         {"model": {"preset": None}},
         "model",
         INVALID,
-        "exactly one of preset, transformer, cnn, rnn, mlp must be set, not 0",
+        "exactly one of preset, transformer, cnn, rnn, mlp, huggingface, timm must be set, not 0",
     ),
     (
         {"model": {"transformer": {"layers": 1, "dim": 64, "heads": 4}}},
         "model",
         INVALID,
-        "exactly one of preset, transformer, cnn, rnn, mlp must be set, not 2",
+        "exactly one of preset, transformer, cnn, rnn, mlp, huggingface, timm must be set, not 2",
     ),
     (
         _transformer(dim=100, heads=3),

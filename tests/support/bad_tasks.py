@@ -41,7 +41,7 @@ TASKS: list[tuple[Json, str, str, str]] = [
         {"model": {"preset": None, "mlp": {}}},
         "model.mlp",
         FORBIDDEN,
-        "model.mlp is not for task.kind language-modeling: set one of preset, transformer, rnn",
+        "model.mlp is not for task.kind language-modeling: set one of preset, transformer, rnn, huggingface",
     ),
     *(
         (
@@ -82,7 +82,7 @@ TASKS: list[tuple[Json, str, str, str]] = [
         {"model": {"preset": None, "cnn": {}}},
         "model.cnn",
         FORBIDDEN,
-        "model.cnn is not for task.kind language-modeling: set one of preset, transformer, rnn",
+        "model.cnn is not for task.kind language-modeling: set one of preset, transformer, rnn, huggingface",
     ),
     (
         {"model": {"preset": None, "rnn": {}}, "task": {"kind": "text-classification"}},
@@ -91,14 +91,32 @@ TASKS: list[tuple[Json, str, str, str]] = [
         "model.rnn is not for task.kind text-classification: set one of preset, transformer",
     ),
     (
+        {"model": {"preset": None, "timm": {"name": "resnet18"}}},
+        "model.timm",
+        FORBIDDEN,
+        "model.timm is not for task.kind language-modeling: set one of preset, transformer, rnn, huggingface",
+    ),
+    (
         {
-            "model": {"preset": None, "cnn": {}},
-            "task": {"kind": "image-classification"},
-            "data": {"train": {"format": "parquet"}},
-            "training": {"optimizer": {"name": "muon"}},
+            "model": {"preset": None, "huggingface": {"config": "{}"}},
+            "task": {"kind": "text-classification"},
         },
-        "training.optimizer.name",
-        INVALID,
-        "training.optimizer.name is muon, which is for matrices: model.cnn has none in its blocks",
+        "model.huggingface",
+        FORBIDDEN,
+        "model.huggingface is not for task.kind text-classification: set one of preset, transformer",
+    ),
+    *(
+        (
+            {
+                "model": {"preset": None, name: model},
+                "task": {"kind": "image-classification"},
+                "data": {"train": {"format": "parquet"}},
+                "training": {"optimizer": {"name": "muon"}},
+            },
+            "training.optimizer.name",
+            INVALID,
+            f"training.optimizer.name is muon, which is for matrices in blocks: it is not for model.{name}",
+        )
+        for name, model in (("cnn", {}), ("timm", {"name": "resnet18"}))
     ),
 ]

@@ -6,6 +6,7 @@ import errno
 import gc
 import itertools
 import logging
+import math
 import os
 import threading
 import time
@@ -27,12 +28,12 @@ from trainingjob_trainer.checkpoint.state import Progress, hash_state, state_ten
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.batches import share
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
-from trainingjob_trainer.data.reader import Batch
+from trainingjob_trainer.data.reader import Batch, Reader
 from trainingjob_trainer.errors import StorageError
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
-from trainingjob_trainer.parallel import StepSums, World, layout_of, parallelize, pass_dtype
+from trainingjob_trainer.parallel import StepSums, World, layout_of, parallelize, pass_dtype, statistics
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.stop import Stop
@@ -59,7 +60,8 @@ def build(config: JobConfig, exact: bool = False) -> Stepper:
     if average is not None:
         average.restart()
     dealing = Dealing.of(config.training, world)
-    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, dtype, average)
+    task, buffers = build_task(config, manifest), statistics(model)
+    return Stepper(model, optimizer, task, config.training, world, dealing, dtype, average, buffers)
 
 
 def masked_batch(step: int, rows: int, length: int) -> Batch:
@@ -201,6 +203,29 @@ def hash_whole(stepper: Stepper) -> str:
     """Hash of model and optimizer, the same at every world size."""
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
     return hash_state({n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()})
+
+
+def initial_state(config: JobConfig) -> list[tuple[str, float]]:
+    """Name and standard deviation of each tensor of the model before its first step."""
+    stepper = build(config)
+    whole = {
+        n: t.full_tensor() if isinstance(t, DTensor) else t
+        for n, t in state_tensors(stepper.model, stepper.optimizer).items()
+    }
+    return [(n, float(t.double().std(correction=0))) for n, t in whole.items() if n.startswith("model.")]
+
+
+def statistics_around_a_bad_step(config: JobConfig) -> list[list[Any]]:
+    """The BatchNorm statistics before and after a step whose images are not finite."""
+    stepper = build(config)
+    manifest = Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY))
+    reader = Reader(store_of(config), manifest, "train", config.training.sequence_length)
+    rows = reader.read(range(config.training.global_batch_size))
+    stepper(0, rows)
+    before = [buffer.tolist() for buffer in stepper.statistics]
+    sums = stepper(1, Batch(rows.inputs * math.inf, rows.targets))
+    assert not sums.loss.isfinite()
+    return [before, [buffer.tolist() for buffer in stepper.statistics]]
 
 
 def checkpointer_of(config: JobConfig, attempt: int, world: World) -> Checkpointer:

@@ -38,6 +38,7 @@ from trainingjob_trainer.parallel import (
     pass_dtype,
     pass_precision,
     reshard,
+    statistics,
 )
 from trainingjob_trainer.profiling import Profiler
 from trainingjob_trainer.records import Evaluation, RunResult
@@ -108,6 +109,7 @@ class _Run:
             Dealing.of(training, world),
             dtype,
             self.average,
+            statistics(self.model),
         )
         length, packing, skips = training.sequence_length, config.data.packing, config.data.on_corrupt == "skip"
         self.readers = {s: Reader(attempt.store, manifest, s, length, packing, skips) for s in HELD_OUT}
@@ -262,6 +264,7 @@ class _Run:
         """Metrics of the present weights, those after `step` steps, on a split; the same on every rank."""
         self._report(state="Evaluating", message=f"Evaluating on the {split} split.")
         evaluating = self.telemetry.stopwatch.during("evaluation")
+        self.world.share(self.stepper.statistics)
         with evaluating, self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
             metrics = evaluate(
                 self.model,
@@ -325,6 +328,8 @@ class _Run:
             self.corrupt_samples = 0
 
     def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds. Collective."""
+        self.world.share(self.stepper.statistics)
         return state_tensors(self.model, self.stepper.optimizer, self.average)
 
     @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainingjob_trainer.config import Training
 from trainingjob_trainer.data.batches import share
@@ -16,6 +16,7 @@ from trainingjob_trainer.optim import OptimizerGroup, WeightAverage, add_penalti
 from trainingjob_trainer.parallel import (
     StepSums,
     World,
+    keep_where,
     local_part,
     loss_over_parts,
     pass_precision,
@@ -64,6 +65,7 @@ class Stepper:
     dealing: Dealing
     dtype: torch.dtype
     average: WeightAverage | None = None
+    statistics: Sequence[Tensor] = ()  # of BatchNorm
 
     def __call__(self, step: int, batch: Batch) -> StepSums:
         """Take optimizer step `step` (from 0) on this rank's rows of the global batch.
@@ -71,12 +73,14 @@ class Stepper:
         A step whose global loss or gradient is not finite changes nothing, on any rank: the verdict is of numbers that
         all ranks share, and stays on the device.
         """
+        before = [buffer.clone() for buffer in self.statistics]
         sums = self.backward(step, batch)
         finite = torch.isfinite(sums.loss) & torch.isfinite(sums.grad_norm)
         self.optimizer.step(learning_rate(step, self.training), finite)
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(finite)
+        keep_where(finite, self.statistics, before)
         return sums
 
     def backward(self, step: int, batch: Batch) -> StepSums:

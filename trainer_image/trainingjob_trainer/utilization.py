@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from trainingjob_trainer.accounting import flops_per_token
-from trainingjob_trainer.config import TrainerSpec
+from trainingjob_trainer.config import TrainerSpec, Transformer
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.parallel import World
 
@@ -34,7 +34,8 @@ class Utilization:
     @classmethod
     def of(cls, config: TrainerSpec, manifest: Manifest, world: World) -> Self | None:
         """None where no peak is known, which includes all CPUs, or no FLOPs."""
-        if world.device.type != "cuda" or config.task.kind != "language-modeling" or config.model.rnn is not None:
+        decoder = config.task.kind == "language-modeling" and isinstance(config.model.architecture, Transformer)
+        if world.device.type != "cuda" or not decoder:
             return None
         peak = peak_of(torch.cuda.get_device_name(world.device))
         length = config.training.sequence_length

@@ -41,6 +41,12 @@ TASK_DATA_RULES = (
         reason="FieldValueForbidden",
     ),
     Rule(
+        "!has(self.data) || !self.data.packing || !has(self.model) || !has(self.model.huggingface)",
+        "data.packing is not for model.huggingface: remove it",
+        field=".data.packing",
+        reason="FieldValueForbidden",
+    ),
+    Rule(
         "self.task.kind == 'language-modeling' || !has(self.data) || !self.data.packing",
         "data.packing is not for task.kind %s, whose samples are apart: remove it",
         ("self.task.kind",),

@@ -277,11 +277,14 @@ SPEC_RULES = (
         (TENSOR, "self.task.kind"),
         field=".training.parallelism.tensor",
     ),
-    Rule(
-        f"{NOT_SPLIT} || !has(self.model.rnn)",
-        "training.parallelism.tensor (%d) is not for model.rnn: only Transformers can be split",
-        (TENSOR,),
-        field=".training.parallelism.tensor",
+    *(
+        Rule(
+            f"{NOT_SPLIT} || !has(self.model.{name})",
+            f"training.parallelism.tensor (%d) is not for model.{name}: only decoders of our own can be split",
+            (TENSOR,),
+            field=".training.parallelism.tensor",
+        )
+        for name in ("rnn", "huggingface")
     ),
     Rule(
         f"{NOT_SPLIT} || self.training.labelSmoothing == 0.0",
@@ -325,10 +328,14 @@ SPEC_RULES = (
     ),
     *TASK_DATA_RULES,
     *(_for_its_tasks(name) for name, kinds in config.ARCHITECTURES.items() if {*kinds} != {*OWN_KINDS}),
-    Rule(
-        "!has(self.model) || !has(self.model.cnn) || !has(self.training) || self.training.optimizer.name != 'muon'",
-        "training.optimizer.name is muon, which is for matrices: model.cnn has none in its blocks",
-        field=".training.optimizer.name",
+    *(
+        Rule(
+            f"!has(self.model) || !has(self.model.{name}) || !has(self.training) || "
+            "self.training.optimizer.name != 'muon'",
+            f"training.optimizer.name is muon, which is for matrices in blocks: it is not for model.{name}",
+            field=".training.optimizer.name",
+        )
+        for name in ("cnn", "timm")
     ),
     Rule(
         "self.task.kind == 'language-modeling' || !has(self.model) || !has(self.model.initFrom)",

@@ -49,11 +49,12 @@ def state_tensors(
 ) -> dict[str, Tensor]:
     """The live tensors of model and optimizer by name, sharded ones as `DTensor`s: to save, or to load into.
 
-    `model.<parameter>`, `optimizer.<parameter>.<moment>` and `average.<parameter>`. The optimizer's settings are the
-    configuration's.
+    `model.<parameter or buffer>`, `optimizer.<parameter>.<moment>` and `average.<parameter>`. The optimizer's settings
+    are the configuration's.
     """
     optimizer.materialize()
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name not in tied}
     for name, parameter in model.named_parameters():
         for moment, tensor in optimizer.state_of(parameter).items():
             tensors[f"optimizer.{name}.{moment}"] = tensor

@@ -5,7 +5,7 @@ only configuration. On the wire the names are camelCase, in Python snake_case. E
 because the API server's CEL cost budget needs one.
 """
 
-from trainingjob_trainer.config.architectures import Cnn, Mlp, Rnn
+from trainingjob_trainer.config.architectures import Cnn, HuggingFace, Mlp, Rnn, Timm
 from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, amount, digest
 from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
 from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, RopeScaling, Transformer
@@ -26,6 +26,7 @@ __all__ = [
     "Data",
     "EarlyStopping",
     "Evaluation",
+    "HuggingFace",
     "JobConfig",
     "JobSpec",
     "Kind",
@@ -51,6 +52,7 @@ __all__ = [
     "Split",
     "Storage",
     "Task",
+    "Timm",
     "Tokenizer",
     "TrainerSpec",
     "Training",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from trainingjob_trainer.config.base import Config
 
@@ -39,3 +40,51 @@ class Mlp(Config):
     layers: Layers = Field(2, description="Residual layers, each of two matrices.")
     dim: Width = Field(64, description="Width; twice that inside a layer.")
     dropout: Dropout = Field(0.0, description="Dropout on the residual branches.")
+
+
+def _canonical(text: str) -> str:
+    """The text of a JSON object, always written the same way: it is part of a run's identity."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"is {text[:20]!r}, not a JSON object of names and values")
+    return json.dumps(found, sort_keys=True)
+
+
+Json = Annotated[str, Field(min_length=2, max_length=65536), AfterValidator(_canonical)]
+
+
+class HuggingFace(Config):
+    """A causal language model of the library transformers, for the families that `transformer` does not cover.
+
+    Their logits are made whole, their matrices are not split over ranks, and documents are not packed for them.
+    """
+
+    config: Json = Field(
+        description="Text of its config.json: model_type, and what differs from that type's defaults. Ids of special "
+        "tokens are the tokenizer's; so is vocab_size, unless a larger one is given."
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration by name."""
+        found: dict[str, Any] = json.loads(self.config)
+        return found
+
+
+class Timm(Config):
+    """An image classifier of the library timm, by name; with random weights."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-z0-9_]+$")] = Field(
+        description="Its name there, such as resnet18."
+    )
+    dropout: Dropout = Field(0.0, description="Dropout before the head.")
+    options: Json = Field("{}", description="Text of a JSON object: further arguments of timm.create_model.")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The further arguments by name."""
+        found: dict[str, Any] = json.loads(self.options)
+        return found

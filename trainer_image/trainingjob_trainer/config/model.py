@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainingjob_trainer.config.architectures import Cnn, Mlp, Rnn
+from trainingjob_trainer.config.architectures import Cnn, HuggingFace, Mlp, Rnn, Timm
 from trainingjob_trainer.config.base import Config, Uri
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
@@ -150,6 +150,8 @@ ARCHITECTURES = {
     "cnn": ("image-classification",),
     "rnn": ("language-modeling",),
     "mlp": ("regression",),
+    "huggingface": ("language-modeling",),
+    "timm": ("image-classification",),
 }
 
 
@@ -170,6 +172,8 @@ class Model(Config):
     cnn: Cnn | None = Field(None, description="A convolutional network (image-classification).")
     rnn: Rnn | None = Field(None, description="A recurrent network (language-modeling).")
     mlp: Mlp | None = Field(None, description="A multilayer perceptron (regression).")
+    huggingface: HuggingFace | None = Field(None, description="Any causal model of transformers (language-modeling).")
+    timm: Timm | None = Field(None, description="Any model of timm (image-classification).")
     init_from: InitFrom | None = Field(
         None,
         description="Weights and tokenizer to begin with (language-modeling), instead of random ones and one that is "
@@ -194,9 +198,10 @@ class Model(Config):
         return self
 
     @property
-    def architecture(self) -> Transformer | Cnn | Rnn | Mlp:
+    def architecture(self) -> Transformer | Cnn | Rnn | Mlp | HuggingFace | Timm:
         """The shape, whichever way it was named."""
-        return self.transformer or self.cnn or self.rnn or self.mlp or PRESETS[str(self.preset)]
+        own = self.transformer or self.cnn or self.rnn or self.mlp
+        return own or self.huggingface or self.timm or PRESETS[str(self.preset)]
 
     @property
     def size(self) -> Transformer:

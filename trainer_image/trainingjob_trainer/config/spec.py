@@ -78,8 +78,13 @@ class JobSpec(Config):
     def _packs_documents(self) -> Self:
         if self.data is not None and self.data.packing and self.task.kind != "language-modeling":
             raise ValueError(f"data.packing is not for task.kind {self.task.kind}, whose samples are apart: remove it")
-        if self.data is not None and self.data.packing and self.model is not None and self.model.rnn is not None:
-            raise ValueError("data.packing is not for model.rnn, whose state goes from document to document: remove it")
+        if self.data is not None and self.data.packing and self.model is not None:
+            if self.model.rnn is not None:
+                raise ValueError(
+                    "data.packing is not for model.rnn, whose state goes from document to document: remove it"
+                )
+            if self.model.huggingface is not None:
+                raise ValueError("data.packing is not for model.huggingface: remove it")
         return self
 
     @model_validator(mode="after")
@@ -125,8 +130,10 @@ class JobSpec(Config):
             if kind not in ARCHITECTURES[name]:
                 others = ", ".join(other for other, kinds in ARCHITECTURES.items() if kind in kinds)
                 raise ValueError(f"model.{name} is not for task.kind {kind}: set one of {others}")
-        if self.training is not None and self.training.optimizer.name == "muon" and "cnn" in given:
-            raise ValueError("training.optimizer.name is muon, which is for matrices: model.cnn has none in its blocks")
+        if self.training is not None and self.training.optimizer.name == "muon" and given in (["cnn"], ["timm"]):
+            raise ValueError(
+                f"training.optimizer.name is muon, which is for matrices in blocks: it is not for model.{given[0]}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -137,7 +144,8 @@ class JobSpec(Config):
         if self.task.kind != "language-modeling":
             raise ValueError(f"{tensor} is not for task.kind {self.task.kind}: only decoders can be split")
         if not isinstance(size, Transformer):
-            raise ValueError(f"{tensor} is not for model.rnn: only Transformers can be split")
+            name = "rnn" if self.model.rnn is not None else "huggingface"
+            raise ValueError(f"{tensor} is not for model.{name}: only decoders of our own can be split")
         if self.training.label_smoothing:
             raise ValueError(f"{tensor} and training.labelSmoothing exclude each other: remove one")
         parts = {

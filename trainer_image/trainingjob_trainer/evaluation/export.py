@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
-from trainingjob_trainer.config import JobConfig, Transformer
+from trainingjob_trainer.config import HuggingFace, JobConfig, Transformer
 from trainingjob_trainer.data.manifest import Manifest, Scale, read_tokenizer
 from trainingjob_trainer.evaluation.model_card import decoder_card, program_card
-from trainingjob_trainer.huggingface.save import save_decoder, write_json
+from trainingjob_trainer.huggingface.save import save_decoder, write_json, write_tokenizer_config
 from trainingjob_trainer.models import build_model
+from trainingjob_trainer.models.from_transformers import CausalLanguageModel
 
 
 def export_model(
@@ -36,8 +37,11 @@ def export_model(
         path = Path(directory)
         if manifest.tokenizer_digest is not None:
             (path / "tokenizer.json").write_bytes(read_tokenizer(manifest, attempt.store))
-        if isinstance(config.model.architecture, Transformer) and manifest.kind == "tokens":
-            save_decoder(path, config, manifest, weights)
+        if manifest.kind == "tokens" and isinstance(config.model.architecture, Transformer | HuggingFace):
+            if isinstance(config.model.architecture, Transformer):
+                save_decoder(path, config, manifest, weights)
+            else:
+                _save_library_model(path, config, manifest, weights)
             (path / "README.md").write_text(decoder_card(config, manifest, _parameters(weights), step))
         else:
             _write_program(path, config, manifest, weights, step)
@@ -46,8 +50,18 @@ def export_model(
     return attempt.store.uri(prefix)
 
 
+def _save_library_model(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
+    """As the library itself does it; what is ours to say are the special tokens."""
+    model = build_model(config, manifest)
+    assert isinstance(model, CausalLanguageModel)
+    assert manifest.eos_id is not None
+    model.save(path, weights, manifest.eos_id)
+    write_tokenizer_config(path, config.context, manifest.eos_id)
+
+
 def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor], step: int) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path / "model.safetensors")
+    named = {name.removeprefix("inner."): tensor.contiguous() for name, tensor in weights.items()}
+    save_file(named, path / "model.safetensors")
     write_json(path / "config.json", program_config(config, manifest))
     with torch.device("meta"):
         model = build_model(config, manifest)

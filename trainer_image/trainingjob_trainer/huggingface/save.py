@@ -25,6 +25,11 @@ def save_decoder(path: Path, config: TrainerSpec, manifest: Manifest, weights: M
     renamed = {entry.theirs: _joined(entry, weights) for entry in entries(size, vocab_size, config.context)}
     save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
     write_json(path / "config.json", write_config(size, vocab_size, config.context, eos_id))
+    write_tokenizer_config(path, config.context, eos_id)
+
+
+def write_tokenizer_config(path: Path, context: int, eos_id: int) -> None:
+    """Write what goes with `tokenizer.json`: which tokens are special, for reading and for generating."""
     ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
     write_json(path / "generation_config.json", ids)
     eos = Tokenizer.from_file(str(path / "tokenizer.json")).id_to_token(eos_id)
@@ -35,7 +40,7 @@ def save_decoder(path: Path, config: TrainerSpec, manifest: Manifest, weights: M
             "bos_token": eos,
             "eos_token": eos,
             "pad_token": eos,
-            "model_max_length": config.context,
+            "model_max_length": context,
             "clean_up_tokenization_spaces": False,
         },
     )

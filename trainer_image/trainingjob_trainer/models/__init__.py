@@ -1,4 +1,4 @@
-"""Models, hand-written and small: `build_model` gives the one that a specification asks for."""
+"""Models, hand-written and small, or of libraries: `build_model` gives the one that a specification asks for."""
 
 from __future__ import annotations
 
@@ -37,4 +37,12 @@ def build_model(config: TrainerSpec, manifest: Manifest) -> nn.Module:
             return Cnn(size, shape[0], classes)
         case "tables", shapes.Mlp() as size:
             return Perceptron(size, shape[0])
+        case "tokens", shapes.HuggingFace() as size:
+            from trainingjob_trainer.models.from_transformers import CausalLanguageModel
+
+            return CausalLanguageModel(size, vocabulary, config.context)
+        case "images", shapes.Timm() as size:
+            from trainingjob_trainer.models.from_timm import ImageClassifier
+
+            return ImageClassifier(size, shape, classes)
     raise ValueError(f"no model of {manifest.kind} for {config.model}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from trainingjob_trainer.models.adapted import Adapted
 
 INIT_STD = 0.02
 RESIDUAL_OUTPUTS = ("attention.out.weight", "ffn.down.weight")
@@ -19,19 +22,25 @@ def init_weights(model: nn.Module, seed: int) -> None:
 
     Matrices that write to the residual stream are scaled by 1/sqrt(2 * layers) (Radford et al. 2019). Convolutions and
     recurrent layers have rules of their own. A rank holds at most one whole parameter at a time, on the CPU, and keeps
-    its shard.
+    its shard. Models of libraries are initialised as the library does it.
     """
-    layers = len(model.get_submodule("blocks")._modules)
-    for name, parameter in model.named_parameters():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        initial = _initial(name, parameter.shape, owner, seed, layers)
+    parameters = dict(model.named_parameters())
+    for name, initial in model.initial(seed) if isinstance(model, Adapted) else _own(model, seed):
+        parameter = parameters.get(name)  # none for a parameter that is tied to another one
         if isinstance(parameter, DTensor):
             shard = distribute_tensor(
                 initial.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
             )
             parameter.to_local().copy_(shard.to_local())
-        else:
+        elif parameter is not None:
             parameter.copy_(initial)
+
+
+def _own(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    layers = len(model.get_submodule("blocks")._modules)
+    for name, parameter in model.named_parameters():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        yield name, _initial(name, parameter.shape, owner, seed, layers)
 
 
 def _initial(name: str, shape: torch.Size, owner: nn.Module, seed: int, layers: int) -> Tensor:

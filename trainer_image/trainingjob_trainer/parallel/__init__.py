@@ -4,6 +4,7 @@ from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
 from trainingjob_trainer.parallel.layout import Layout, layout_of
 from trainingjob_trainer.parallel.parallelize import parallelize
 from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, reshard, sync_gradients
+from trainingjob_trainer.parallel.statistics import check_batch_norm, keep_where, statistics
 from trainingjob_trainer.parallel.tensor import loss_over_parts
 from trainingjob_trainer.parallel.vote import Ballot, Vote
 from trainingjob_trainer.parallel.world import World, local_part
@@ -14,7 +15,9 @@ __all__ = [
     "StepSums",
     "Vote",
     "World",
+    "check_batch_norm",
     "full_state",
+    "keep_where",
     "layout_of",
     "local_part",
     "loss_over_parts",
@@ -23,5 +26,6 @@ __all__ = [
     "pass_precision",
     "reshard",
     "scale_and_clip",
+    "statistics",
     "sync_gradients",
 ]

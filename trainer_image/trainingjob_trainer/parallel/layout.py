@@ -12,6 +12,7 @@ from torch import nn
 from trainingjob_trainer.accounting import bytes_per_parameter, gigabytes
 from trainingjob_trainer.config import JobConfig, Parallelism
 from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.parallel.statistics import batch_norms, check_batch_norm
 
 # Of a rank's memory, for the state; the rest is for activations, gathered weights and what the process itself takes.
 STATE_SHARE = 0.5
@@ -42,10 +43,14 @@ class Layout:
 def layout_of(config: JobConfig, model: nn.Module, ranks: int, device: torch.device) -> Layout:
     """The layout that a configuration asks for, or the best one for `model` where it says `auto`.
 
-    Raises `UserError` if the ranks do not divide into the groups that it asks for.
+    Raises `UserError` if the ranks do not divide into the groups that it asks for, or the model cannot be sharded.
     """
+    wanted = config.training.parallelism
+    check_batch_norm(model, wanted)
+    if ranks > 1 and batch_norms(model):
+        return Layout(ranks, why="its BatchNorm layers are not sharded")
     state = sum(p.numel() for p in model.parameters()) * bytes_per_parameter(config.training)
-    return pick(config.training.parallelism, ranks, config.ranks_per_pod, state, memory(device, config.ranks_per_pod))
+    return pick(wanted, ranks, config.ranks_per_pod, state, memory(device, config.ranks_per_pod))
 
 
 def pick(wanted: Parallelism, ranks: int, ranks_per_pod: int, state: int, memory: int) -> Layout:

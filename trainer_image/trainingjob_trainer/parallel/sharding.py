@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from trainingjob_trainer.parallel.statistics import batch_norms
 from trainingjob_trainer.parallel.world import World
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -44,6 +45,9 @@ def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype) -> Model:
     shards = mesh["shards"]
     mesh = mesh["copies", "shards"] if mesh["copies"].size() > 1 else shards
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
+    norms = batch_norms(model) if dtype == torch.bfloat16 else []
+    if norms:  # their statistics are float32, and so must be their weights
+        fully_shard(norms, mesh=mesh, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=False)
     blocks = [
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=shards.size() > 1)
         for block in model.get_submodule("blocks").children()
@@ -51,7 +55,8 @@ def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype) -> Model:
     root = fully_shard(model, mesh=mesh, mp_policy=policy)
     for earlier, later in pairwise([root, *blocks]):
         earlier.set_modules_to_forward_prefetch([later])
-    for module in (root, *blocks):
+    for module in (root, *blocks, *norms[:1]):
+        assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
@@ -88,6 +88,12 @@ class World:
         """Sum `values` in place over all ranks, on the group of the gradients."""
         if self.size > 1:
             dist.all_reduce(values)
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Have rank 0's values of these on every rank, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def from_first(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""

@@ -1,6 +1,7 @@
 """The Check stage: is everything there that the job needs, and what is left to do?
 
-Light on purpose (no torch, no Ray): it runs on every start of every job, before anything expensive is asked for.
+Light on purpose (no Ray, and torch only for models of libraries): it runs on every start of every job, before anything
+expensive is asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
-from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.config import HuggingFace, JobConfig, Timm
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, read_tokenizer
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
@@ -78,6 +79,10 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
 def _check_model(config: JobConfig, store: Store, manifest: Manifest | None) -> int:
     """The size of the vocabulary, as far as it is known; raises if the model to begin with does not fit."""
     vocab_size = (manifest and manifest.vocab_size) or config.data.prepare.tokenizer.vocab_size
+    if isinstance(config.model.architecture, HuggingFace | Timm):
+        from trainingjob_trainer.models.adapted_check import check_library_model
+
+        check_library_model(config, manifest)
     if config.model.init_from is None or latest(store) is not None:
         return vocab_size
     from trainingjob_trainer.huggingface.directory import Directory

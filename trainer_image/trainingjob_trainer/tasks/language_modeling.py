@@ -19,7 +19,8 @@ TOP = 5
 
 
 class LanguageModeling(Task):
-    """Logits `[rows, sequence_length, vocabulary]`, targets `[rows, sequence_length]`; never all the logits at once."""
+    """Logits `[rows, sequence_length, vocabulary]`, targets `[rows, sequence_length]`; of our own models never all the
+    logits at once."""
 
     def __init__(self, manifest: Manifest, label_smoothing: float = 0.0, packing: bool = False) -> None:
         self._manifest = manifest
@@ -27,7 +28,9 @@ class LanguageModeling(Task):
         self._smoothing = label_smoothing
 
     def loss_sum(self, model: Model, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        def read(features: Tensor, weight: Tensor) -> Tensor:
+        def read(features: Tensor, weight: Tensor | None) -> Tensor:
+            if weight is None:  # a library's model, whose logits are there already
+                return self.loss_of(features, targets)[0]
             if isinstance(weight, DTensor):  # split over tensor-parallel ranks, and so are the logits
                 return self.loss_of(F.linear(features, weight), targets)[0]
             return head_cross_entropy(features, weight, targets, self._smoothing)
@@ -38,7 +41,9 @@ class LanguageModeling(Task):
         return cross_entropy_sum(logits, targets, self._smoothing)
 
     def predict(self, model: Model, inputs: Tensor, targets: Tensor, take: Callable[[Tensor, Tensor], None]) -> None:
-        def read(features: Tensor, weight: Tensor) -> Tensor:
+        def read(features: Tensor, weight: Tensor | None) -> Tensor:
+            if weight is None:
+                return features
             if isinstance(weight, DTensor):
                 return F.linear(features, weight)
             for logits, wanted in pieces(features, weight, targets):

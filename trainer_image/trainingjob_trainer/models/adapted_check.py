@@ -1,0 +1,22 @@
+"""What the Check stage asks of a library's model, before a GPU is asked for."""
+
+from __future__ import annotations
+
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.models import build_model
+from trainingjob_trainer.parallel import check_batch_norm
+
+
+def check_library_model(config: JobConfig, manifest: Manifest | None) -> None:
+    """Raises `UserError` if it cannot be made, or not be trained as configured. Until the data is prepared, sizes that
+    depend on it are supposed."""
+    model = build_model(config, manifest or _supposed(config))
+    check_batch_norm(model, config.training.parallelism)
+
+
+def _supposed(config: JobConfig) -> Manifest:
+    if config.task.kind == "language-modeling":
+        vocab_size = config.data.prepare.tokenizer.vocab_size
+        return Manifest(kind="tokens", dtype="uint16", splits={}, vocab_size=vocab_size, tokenizer_digest="", eos_id=0)
+    return Manifest(kind="images", dtype="uint8", splits={}, shape=(3, 224, 224), classes=["a", "b"])

@@ -1,0 +1,113 @@
+"""Causal language models of the library transformers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainingjob_trainer.config import HuggingFace
+from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.models.adapted import Adapted, find_blocks, parameters_on_meta, seeded
+
+FIELD = "spec.model.huggingface.config"
+# Ids of special tokens are the tokenizer's. Without one for padding, every row of the embedding learns.
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class CausalLanguageModel(Adapted):
+    """Any of `AutoModelForCausalLM`."""
+
+    def __init__(self, size: HuggingFace, vocab_size: int, context: int) -> None:
+        self.settings = read_settings(size.settings, vocab_size, context)
+        super().__init__(self._create())
+
+    def forward(self, inputs: Tensor, read: Callable[[Tensor, None], Tensor] | None = None) -> Tensor:
+        """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each, or what `read` makes of
+        them: they come without a head's weight."""
+        logits: Tensor = self.inner(input_ids=inputs, use_cache=False).logits
+        return logits if read is None else read(logits, None)
+
+    def initial(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """As the library does it, a block at a time: no more of the model is ever held whole."""
+        reference = self._create()
+        blocks = {id(block) for block in find_blocks(reference)}
+        inside: tuple[str, ...] = ()
+        for name, module in reference.named_modules():
+            if name.startswith(inside):
+                continue
+            if id(module) in blocks:
+                inside += (f"{name}.",)
+                yield from self._values(name, copy.deepcopy(module), seed)
+            elif module._parameters:
+                alone = copy.copy(module)
+                alone._modules = {}
+                yield from self._values(name, alone, seed)
+
+    def _values(self, name: str, module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+        for part in module.modules():
+            part._parameters = {
+                leaf: None if value is None else nn.Parameter(torch.zeros(value.shape, device="cpu"))
+                for leaf, value in part._parameters.items()
+            }
+        with seeded(seed, name), torch.no_grad():
+            module.apply(self.inner._init_weights)  # type: ignore[arg-type]
+        yield from ((f"inner.{name}.{leaf}", value.detach()) for leaf, value in module.named_parameters())
+
+    def save(self, path: Path, weights: Mapping[str, Tensor], eos_id: int) -> None:
+        """Write what `from_pretrained` reads. `weights`: the whole state dict, on the CPU."""
+        model: Any = self.inner
+        for name in _IDS:
+            setattr(model.config, name, eos_id)
+        model.save_pretrained(path, state_dict={name.removeprefix("inner."): w for name, w in weights.items()})
+
+    def _create(self) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        with parameters_on_meta():
+            model: nn.Module = AutoModelForCausalLM.from_config(self.settings, dtype=torch.float32)
+        return model
+
+
+def read_settings(settings: dict[str, Any], vocab_size: int, context: int) -> Any:
+    """The library's configuration. Raises `UserError` for a name that it does not know, or sizes that do not fit."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = settings.get("model_type")
+    known = sorted({*CONFIG_MAPPING_NAMES} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES})
+    if kind not in known:
+        raise UserError(
+            f"{FIELD}: model_type is {kind}, which is no causal language model of transformers.", _nearest(kind, known)
+        )
+    given = {name: value for name, value in settings.items() if name not in ("model_type", *_IDS)}
+    config = AutoConfig.for_model(kind, **given, **dict.fromkeys(_IDS))
+    names = {*type(config)().to_dict(), *type(config).attribute_map, "architectures", "torch_dtype"}
+    for name in given:
+        if name not in names and not name.startswith("_"):
+            raise UserError(f"{FIELD}: {kind} has no {name}.", _nearest(name, sorted(names)))
+    if "vocab_size" not in given:
+        config.vocab_size = vocab_size
+    elif config.vocab_size < vocab_size:
+        raise UserError(
+            f"{FIELD}: vocab_size is {config.vocab_size}, and the tokenizer has {vocab_size} entries.",
+            "Leave it out, or raise it to a multiple above.",
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and longest < context:
+        raise UserError(
+            f"{FIELD}: max_position_embeddings is {longest}, and spec.training.sequenceLength {context}.",
+            "Raise the one or lower the other.",
+        )
+    return config
+
+
+def _nearest(name: object, known: list[str]) -> str:
+    near = get_close_matches(str(name), known, 3)
+    return f"Do you mean {' or '.join(near)}?" if near else f"Known are {', '.join(known[:20])} and so on."
