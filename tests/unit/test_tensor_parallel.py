@@ -38,6 +38,22 @@ def test_gradients_are_those_of_whole_matrices(tmp_path: Path) -> None:
                 np.testing.assert_allclose(gradients[name], gradient, atol=1e-12, err_msg=f"{variant} {name}")
 
 
+def test_dropout_is_that_of_whole_matrices(tmp_path: Path) -> None:
+    """Rows are dealt to two ranks, or to two groups of two: which must draw one mask, each rank for its positions."""
+    whole, split = (
+        job(tmp_path, model={"transformer": {**LLAMA, "dropout": 0.3}}, parallelism={"fsdp": "full", "tensor": tensor})
+        for tensor in (1, 2)
+    )
+    put_tokens(store_of(whole))
+    (expected, gradients), _ = run_ranks(2, gradients_of, whole)
+    for loss, found in run_ranks(4, gradients_of, split):
+        assert loss == pytest.approx(expected, abs=1e-12)
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(found[name], gradient, atol=1e-12, err_msg=name)
+    [(undropped, _)] = run_ranks(1, gradients_of, job(tmp_path, model={"transformer": LLAMA}))
+    assert abs(undropped - expected) > 1e-5, "nothing was dropped"
+
+
 def test_a_run_of_split_matrices_evaluates_as_a_whole_one(tmp_path: Path) -> None:
     """The whole loop: five steps, the validation and the test split, a checkpoint, the export."""
     alone, split = (

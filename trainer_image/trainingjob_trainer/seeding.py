@@ -9,7 +9,10 @@ import torch
 
 
 def seed_generators(seed: int, step: int, rank: int, micro_batch: int) -> None:
-    """Seed torch's generators on all devices (the only ones that training draws from) for one pass of one rank."""
+    """Seed torch's generators on all devices (the only ones that training draws from) for one pass over a rank's rows.
+
+    rank: among those that rows are dealt to. Ranks that compute on the same rows draw the same.
+    """
     key = hashlib.sha256(f"{seed}/{step}/{rank}/{micro_batch}".encode()).digest()
     number = int.from_bytes(key[:8]) >> 1
     torch.default_generator.manual_seed(number)

@@ -90,7 +90,7 @@ class Stepper:
         for number, part in enumerate(self.dealing.cut(batch)):
             part = part.to(self.world.device)
             sync_gradients(self.model, number == self.dealing.passes - 1)
-            seed_generators(self.training.seed, step, self.world.rank, number)
+            seed_generators(self.training.seed, step, self.world.data_rank, number)
             with loss_over_parts(self.world):
                 with pass_precision(self.world, self.dtype):
                     loss, targets = self.task.loss_sum(self.model, part.inputs, part.targets)

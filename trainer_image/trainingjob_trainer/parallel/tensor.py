@@ -2,7 +2,8 @@
 2022), its loss over parts of the vocabulary.
 
 A matrix that reads the residual stream is split by outputs, so that each rank has whole heads; one that writes to it is
-split by inputs. Between them the stream is split by positions. Each rank ends with its part of the logits.
+split by inputs. Between them the stream is split by positions, and so is its dropout: splitting changes no result. Each
+rank ends with its part of the logits.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -41,7 +42,26 @@ def split_matrices(model: nn.Module, mesh: DeviceMesh) -> None:
     blocks[0].register_forward_pre_hook(_takes_part_of(mesh))
 
 
+class _DropoutOfPart(nn.Dropout):
+    """Dropout of a rank's positions, as it would be in the whole sequence: each rank draws for all of them."""
+
+    def __init__(self, p: float, mesh: DeviceMesh) -> None:
+        super().__init__(p)
+        self._parts, self._part = mesh.size(), mesh.get_local_rank()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A part of the residual stream, `[batch, positions, dim]` -> the same."""
+        if not self.training or not self.p:
+            return x
+        batch, positions, dim = x.shape
+        kept = super().forward(x.new_ones(batch, self._parts * positions, dim))
+        return x * kept.narrow(1, self._part * positions, positions).clone()  # so that the rest is let go
+
+
 def _split_block(block: nn.Module, mesh: DeviceMesh) -> None:
+    dropout = block.get_submodule("dropout")
+    assert isinstance(dropout, nn.Dropout)
+    block.dropout = _DropoutOfPart(dropout.p, mesh)
     reads, writes = ColwiseParallel(), RowwiseParallel(output_layouts=BY_POSITION)
     heads = SequenceParallel(sequence_dim=1, use_local_output=True)
     plan: dict[str, ParallelStyle] = {
