@@ -253,7 +253,7 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         {"model": {"preset": None, "rnn": {}, "initFrom": {"uri": "s3://models/gpt2"}}},
         "model.initFrom",
         FORBIDDEN,
-        "initFrom is for preset and transformer: remove it",
+        "initFrom is for preset, transformer and huggingface: remove it",
     ),
     (
         _transformer(context=64),

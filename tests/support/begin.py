@@ -8,11 +8,15 @@ from unittest import mock
 import numpy as np
 import torch
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.data.manifest import TOKENIZER_KEY, Manifest
+from trainingjob_trainer.huggingface.directory import Directory
 from trainingjob_trainer.huggingface.load import load_weights
 from trainingjob_trainer.models import build_model
 from trainingjob_trainer.parallel import World, full_state, layout_of, parallelize
+from trainingjob_trainer.prepare import tokenizer as bpe
 from trainingjob_trainer.storage import LocalStore
+
+from support.training import store_of
 
 
 def begun(config: JobConfig, manifest: Manifest) -> tuple[dict[str, np.ndarray[Any, Any]], int]:
@@ -35,3 +39,16 @@ def begun(config: JobConfig, manifest: Manifest) -> tuple[dict[str, np.ndarray[A
     with mock.patch.object(LocalStore, "_read", counted):
         load_weights(model, config, manifest)
     return {name: tensor.numpy() for name, tensor in full_state(model, world).items()}, read[0]
+
+
+def manifest_of(config: JobConfig) -> Manifest:
+    """The manifest of data that was prepared with the source's tokenizer."""
+    stored, vocab_size, eos_id = Directory.of(config).tokenizer
+    empty: dict[str, Any] = {"shards": [], "documents": 0, "bytes": 0}
+    store_of(config).put(TOKENIZER_KEY, stored)
+    return Manifest.model_validate(
+        {
+            "kind": "tokens", "dtype": "uint16", "splits": dict.fromkeys(("train", "validation", "test"), empty),
+            "vocab_size": vocab_size, "tokenizer_digest": bpe.digest(stored), "eos_id": eos_id,
+        }
+    )  # fmt: skip

@@ -8,23 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from support.begin import begun
+from support.begin import begun, manifest_of
 from support.ranks import run_ranks
 from support.training import Hooks, job, store_of
+from trainingjob_trainer.beginning import CommittedRun
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
-from trainingjob_trainer.checkpoint.commits import latest
+from trainingjob_trainer.checkpoint.commits import Commit, latest
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import TOKENIZER_KEY, Manifest
-from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.data.manifest import TOKENIZER_KEY
+from trainingjob_trainer.errors import Drained, UserError
 from trainingjob_trainer.evaluation.export import export_model
-from trainingjob_trainer.huggingface.directory import Directory
 from trainingjob_trainer.huggingface.families import read_config
 from trainingjob_trainer.huggingface.load import load_weights
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model
 from trainingjob_trainer.prepare import tokenizer as bpe
-from trainingjob_trainer.prepare.check import check
+from trainingjob_trainer.prepare.check import check, load_manifest
 from trainingjob_trainer.prepare.local import prepare_data
 
 TEXT = "the quick brown fox jumps over the lazy dog"
@@ -90,19 +90,6 @@ def of_run(directory: Path, source: Path, **changes: Any) -> JobConfig:
     shape = read_config(json.loads((source / "config.json").read_text())).wire()
     model = {"transformer": shape, "initFrom": {"uri": str(source)}}
     return job(directory, model=model, sequenceLength=32, **changes)
-
-
-def manifest_of(config: JobConfig) -> Manifest:
-    """The manifest of data that was prepared with the source's tokenizer."""
-    stored, vocab_size, eos_id = Directory.of(config).tokenizer
-    empty: dict[str, Any] = {"shards": [], "documents": 0, "bytes": 0}
-    store_of(config).put(TOKENIZER_KEY, stored)
-    return Manifest.model_validate(
-        {
-            "kind": "tokens", "dtype": "uint16", "splits": dict.fromkeys(("train", "validation", "test"), empty),
-            "vocab_size": vocab_size, "tokenizer_digest": bpe.digest(stored), "eos_id": eos_id,
-        }
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -287,9 +274,76 @@ def test_a_source_that_is_gone_stops_the_beginning_not_the_resume(tmp_path: Path
         check(new, store_of(new))
 
 
-def test_a_run_that_exported_nothing_cannot_be_begun_with(tmp_path: Path) -> None:
+def drained(config: JobConfig, step: int) -> None:
+    """Prepare data and train to a commit of this step, and no further."""
+    store = store_of(config)
+    check(config, store)
+    prepare_data(config, store)
+    with pytest.raises(Drained):
+        train(config, Attempt.take(store, 0), Hooks(stop_after=step))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9], ids=["weights", "average"])
+def test_a_run_begins_with_the_newest_checkpoint_of_one_that_is_not_finished(tmp_path: Path, ema: float) -> None:
+    """It evaluates as a run does that ends at that step, with the average of the weights if there is one."""
+    shape = {"transformer": {"layers": 2, "dim": 32, "heads": 4}}
+    schedule = {"name": "constant", "warmupSteps": 0}
+    changes: dict[str, Any] = {"model": shape, "optimizer": {"lr": 1e-2}, "schedule": schedule, "emaDecay": ema}
+    first = with_data(tmp_path / "first", steps=9, **changes)
+    drained(first, 5)
+    assert newest_of(first).step == 5
+    expected = finished(with_data(tmp_path / "ended", steps=5, **changes))
+    begin = {**shape, "initFrom": {"uri": first.output_uri}}
+    second = with_data(tmp_path / "second", model=begin, steps=1, optimizer={"lr": 1e-12})
+    assert finished(second) == pytest.approx(expected, rel=1e-6)
+    assert read_progress(store_of(second), newest_of(second)).step == 1
+    assert store_of(second).get(TOKENIZER_KEY) == store_of(first).get(TOKENIZER_KEY)
+
+
+def test_an_unfinished_run_of_another_model_or_tokenizer_is_refused(tmp_path: Path) -> None:
+    shape = {"layers": 1, "dim": 32, "heads": 4, "positions": "learned"}
+    first = with_data(tmp_path / "first", model={"transformer": shape, "export": "none"}, steps=9)
+    drained(first, 2)
+    begin = {"initFrom": {"uri": first.output_uri}, "export": "none"}
+    for change, said in (
+        ({"layers": 2}, "model.layers: 1 there, 2 here"),
+        ({"dim": 64}, "model.dim: 32 there, 64 here"),
+    ):
+        other = with_data(tmp_path / "other", model={"transformer": {**shape, **change}, **begin})
+        with pytest.raises(UserError, match=f"cannot be begun with: its model is another one than spec.model: {said}"):
+            check(other, store_of(other))
+    same = with_data(tmp_path / "same", model={"transformer": shape, **begin}, steps=1)
+    longer = same.model_copy(update={"training": same.training.model_copy(update={"sequence_length": 64})})
+    with pytest.raises(UserError, match=r"training\.sequenceLength: 32 there, 64 here"):
+        check(longer, store_of(longer))
+    prepare_data(same, store_of(same))
+    manifest = load_manifest(same, store_of(same))
+    assert manifest is not None
+    source = CommittedRun(store_of(first), newest_of(first))
+    source.check(same, manifest)
+    with pytest.raises(UserError, match="tokenizer is not the one that the data was prepared with"):
+        source.check(same, manifest.model_copy(update={"tokenizer_digest": "0" * 64}))
+
+
+def newest_of(config: JobConfig) -> Commit:
+    commit = latest(store_of(config))
+    assert commit is not None
+    return commit
+
+
+def test_a_run_begins_with_the_checkpoint_of_one_that_exported_nothing(tmp_path: Path) -> None:
+    model = {"transformer": {"layers": 1, "dim": 32, "heads": 4}, "export": "none"}
+    first = with_data(tmp_path / "first", model=model, steps=4, optimizer={"lr": 1e-2})
+    loss = finished(first)
+    begin = {**model, "initFrom": {"uri": first.output_uri}}
+    second = with_data(tmp_path / "second", model=begin, steps=1, optimizer={"lr": 1e-12})
+    assert finished(second) == pytest.approx(loss, rel=1e-6)
+
+
+def test_a_run_that_exported_nothing_and_has_no_checkpoint_left_cannot_be_begun_with(tmp_path: Path) -> None:
     first = with_data(tmp_path / "first", model={"preset": "gpt-nano", "export": "none"}, steps=1)
     finished(first)
+    store_of(first).delete([newest_of(first).key])
     second = with_data(tmp_path / "second", model={"preset": "gpt-nano", "initFrom": {"uri": first.output_uri}})
     with pytest.raises(UserError, match="exported no model"):
         check(second, store_of(second))

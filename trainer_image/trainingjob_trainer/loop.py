@@ -163,9 +163,9 @@ class _Run:
         if self.config.model.init_from is None:
             init_weights(self.model, self.config.training.seed)
             return
-        from trainingjob_trainer.huggingface.load import load_weights
+        from trainingjob_trainer.beginning import begin
 
-        load_weights(self.model, self.config, self.manifest)
+        begin(self.model, self.config, self.manifest, self.world)
 
     def steps(self) -> None:
         """Take the steps that are left."""

@@ -23,8 +23,8 @@ MODEL_RULES: dict[type[config.Config], tuple[Rule, ...]] = {
     config.Model: (
         _ARCHITECTURES,
         Rule(
-            "!has(self.initFrom) || has(self.preset) || has(self.transformer)",
-            "initFrom is for preset and transformer: remove it",
+            "!has(self.initFrom) || has(self.preset) || has(self.transformer) || has(self.huggingface)",
+            "initFrom is for preset, transformer and huggingface: remove it",
             field=".initFrom",
             reason="FieldValueForbidden",
         ),

@@ -109,14 +109,8 @@ class Checkpointer:
         return self._world.on_first(lambda: read_progress(self._store, commit))
 
     def fill(self, commit: Commit, tensors: Mapping[str, Tensor]) -> None:
-        """Read these tensors of a checkpoint, written at whatever world size, in place. Raises `StorageError`."""
-        with _errors():
-            load(
-                dict(tensors),
-                storage_reader=StoreReader(self._store, commit),
-                process_group=self._world.control,
-                no_dist=self._world.control is None,
-            )
+        """Read these tensors of a checkpoint in place. Raises `StorageError`."""
+        read_tensors(self._store, commit, tensors, self._world)
 
     def _write(self, staged: Staged, step: int, record: bytes, metrics: dict[str, float]) -> None:
         prefix = attempt_prefix(step, self._attempt.number)
@@ -151,6 +145,17 @@ class Checkpointer:
         if not publish(commit, self._attempt):
             log.warning("step %d was committed by another attempt already; that checkpoint stands", step)
         retain(self._attempt, self._policy)
+
+
+def read_tensors(store: Store, commit: Commit, tensors: Mapping[str, Tensor], world: World) -> None:
+    """Fill tensors in place from a checkpoint, written at whatever world size. Collective. Raises `StorageError`."""
+    with _errors():
+        load(
+            dict(tensors),
+            storage_reader=StoreReader(store, commit),
+            process_group=world.control,
+            no_dist=world.control is None,
+        )
 
 
 def read_progress(store: Store, commit: Commit) -> Progress:

@@ -53,14 +53,19 @@ def state_tensors(
     are the configuration's.
     """
     optimizer.materialize()
-    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if name not in tied}
+    tensors = {f"model.{name}": tensor for name, tensor in stored_tensors(model).items()}
     for name, parameter in model.named_parameters():
         for moment, tensor in optimizer.state_of(parameter).items():
             tensors[f"optimizer.{name}.{moment}"] = tensor
     if average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
     return tensors
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and persistent buffers by name, each once: parameters that are tied have one name."""
+    again = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in again}
 
 
 def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -159,8 +159,8 @@ class InitFrom(Config):
     """A model to begin with."""
 
     uri: Uri = Field(
-        description="A Hugging Face directory (GPT-2, Llama, Qwen2 or Qwen3, safetensors), or the outputUri of a "
-        "finished run."
+        description="A Hugging Face directory with safetensors (of GPT-2, Llama, Qwen2 or Qwen3, or of what "
+        "model.huggingface is), or the outputUri of a run: what it exported, else its newest checkpoint."
     )
 
 
@@ -192,9 +192,9 @@ class Model(Config):
         return self
 
     @model_validator(mode="after")
-    def _only_transformers_begin_with_another(self) -> Self:
-        if self.init_from is not None and not isinstance(self.architecture, Transformer):
-            raise ValueError("initFrom is for preset and transformer: remove it")
+    def _only_some_begin_with_another(self) -> Self:
+        if self.init_from is not None and not isinstance(self.architecture, Transformer | HuggingFace):
+            raise ValueError("initFrom is for preset, transformer and huggingface: remove it")
         return self
 
     @property

@@ -14,7 +14,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from trainingjob_trainer.config import TrainerSpec, Transformer
+from trainingjob_trainer.config import HuggingFace, TrainerSpec
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.huggingface.families import Entry, differences, entries, read_config
@@ -73,6 +73,38 @@ class Directory:
 
     def check(self, config: TrainerSpec, manifest: Manifest | None = None) -> None:
         """Whether a run may begin with it: the same shape, every weight there, and the tokenizer of the data."""
+        size = config.model.architecture
+        if isinstance(size, HuggingFace):
+            wanted, tied = self._wanted_of_library(config, size), True
+        else:
+            self._check_shape(config)
+            wanted, tied = (
+                entries(config.model.size, self.tokenizer[1], config.context),
+                config.model.size.tie_embeddings,
+            )
+        stored, _, _ = self.tokenizer
+        if manifest is not None and manifest.tokenizer_digest != bpe.digest(stored):
+            raise self._wrong(
+                f"its tokenizer (SHA-256 {bpe.digest(stored)[:12]}) is not the one that the data was prepared with "
+                f"({str(manifest.tokenizer_digest)[:12]})",
+                "Restore the tokenizer.json, or choose another outputUri, where the data is prepared anew.",
+            )
+        self._check_tensors(wanted, tied)
+
+    def _wanted_of_library(self, config: TrainerSpec, size: HuggingFace) -> list[Entry]:
+        """The tensors of a library's model, under the names that it has there."""
+        from trainingjob_trainer.models.from_transformers import differing_settings, shapes_of
+
+        different = differing_settings(size, self._json("config.json"))
+        if different:
+            text = json.dumps(self._json("config.json"))
+            raise self._wrong(
+                f"its model is another one than spec.model: {'; '.join(different)}",
+                f"Set spec.model.huggingface.config to {text}.",
+            )
+        return shapes_of(size, self.tokenizer[1], config.context)
+
+    def _check_shape(self, config: TrainerSpec) -> None:
         try:
             theirs = read_config(self._json("config.json"))
         except ValueError as error:
@@ -84,14 +116,6 @@ class Directory:
                 f"its model is another one than spec.model: {'; '.join(different)}",
                 f"Set spec.model to {{transformer: {shape}}}.",
             )
-        stored, vocab_size, _ = self.tokenizer
-        if manifest is not None and manifest.tokenizer_digest != bpe.digest(stored):
-            raise self._wrong(
-                f"its tokenizer (SHA-256 {bpe.digest(stored)[:12]}) is not the one that the data was prepared with "
-                f"({str(manifest.tokenizer_digest)[:12]})",
-                "Restore the tokenizer.json, or choose another outputUri, where the data is prepared anew.",
-            )
-        self._check_tensors(entries(config.model.size, vocab_size, config.context), config.model.size)
 
     @cached_property
     def tokenizer(self) -> tuple[bytes, int, int]:
@@ -164,10 +188,10 @@ class Directory:
         """The tensor's name here: a model without its head was saved without the first part of the names."""
         return entry.theirs if entry.theirs in self._tensors else entry.theirs.partition(".")[2]
 
-    def _check_tensors(self, wanted: list[Entry], size: Transformer) -> None:
+    def _check_tensors(self, wanted: list[Entry], tied: bool) -> None:
         missing = [entry.theirs for entry in wanted if self._key(entry) not in self._tensors]
         unexpected = {key for key in self._tensors if not _NOT_WEIGHTS.search(key)} - {self._key(e) for e in wanted}
-        if size.tie_embeddings:
+        if tied:
             unexpected.discard("lm_head.weight")  # the embedding a second time, which the configuration says is shared
         if missing or unexpected:
             what = [f"{title} {_some(keys)}" for title, keys in (("lacks", missing), ("has", unexpected)) if keys]

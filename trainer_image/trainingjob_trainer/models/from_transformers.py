@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from trainingjob_trainer.config import HuggingFace
 from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.huggingface.families import Entry
 from trainingjob_trainer.models.adapted import Adapted, find_blocks, parameters_on_meta, seeded
 
 FIELD = "spec.model.huggingface.config"
 # Ids of special tokens are the tokenizer's. Without one for padding, every row of the embedding learns.
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Fields that say nothing about what is computed.
+_NO_SHAPE = (*_IDS, "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path")
 
 
 class CausalLanguageModel(Adapted):
@@ -58,6 +61,13 @@ class CausalLanguageModel(Adapted):
         with seeded(seed, name), torch.no_grad():
             module.apply(self.inner._init_weights)  # type: ignore[arg-type]
         yield from ((f"inner.{name}.{leaf}", value.detach()) for leaf, value in module.named_parameters())
+
+    def entries(self) -> list[Entry]:
+        """The parameters under the names that the library has for them."""
+        return [
+            Entry(name.removeprefix("inner."), (name,), False, tuple(parameter.shape))
+            for name, parameter in self.named_parameters()
+        ]
 
     def save(self, path: Path, weights: Mapping[str, Tensor], eos_id: int) -> None:
         """Write what `from_pretrained` reads. `weights`: the whole state dict, on the CPU."""
@@ -106,6 +116,26 @@ def read_settings(settings: dict[str, Any], vocab_size: int, context: int) -> An
             "Raise the one or lower the other.",
         )
     return config
+
+
+def shapes_of(size: HuggingFace, vocab_size: int, context: int) -> list[Entry]:
+    """What `CausalLanguageModel.entries` gives, without memory for a model."""
+    return CausalLanguageModel(size, vocab_size, context).entries()
+
+
+def differing_settings(size: HuggingFace, theirs: Mapping[str, Any]) -> list[str]:
+    """The fields in which a config.json describes another model, each as `name: theirs there, ours here`."""
+    from transformers import AutoConfig
+
+    ours, found = size.settings, dict(theirs)
+    if ours.get("model_type") != found.get("model_type"):
+        return [f"model_type: {found.get('model_type')} there, {ours.get('model_type')} here"]
+    here, there = (
+        AutoConfig.for_model(**{k: v for k, v in fields.items() if k not in _NO_SHAPE}).to_dict()
+        for fields in (ours, found)
+    )
+    names = [name for name in sorted({*here, *there}) if name not in _NO_SHAPE and "dropout" not in name]
+    return [f"{n}: {there.get(n)} there, {here.get(n)} here" for n in names if here.get(n) != there.get(n)]
 
 
 def _nearest(name: object, known: list[str]) -> str:

@@ -85,9 +85,9 @@ def _check_model(config: JobConfig, store: Store, manifest: Manifest | None) -> 
         check_library_model(config, manifest)
     if config.model.init_from is None or latest(store) is not None:
         return vocab_size
-    from trainingjob_trainer.huggingface.directory import Directory
+    from trainingjob_trainer.beginning import source_of
 
-    source = Directory.of(config)
+    source = source_of(config)
     source.check(config, manifest)
     return source.tokenizer[1]
 

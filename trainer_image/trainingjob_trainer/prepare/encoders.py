@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from trainingjob_trainer.beginning import source_of
 from trainingjob_trainer.config import TrainerSpec
 from trainingjob_trainer.data.manifest import ITEM_BYTES, LABEL_BYTES, TOKENIZER_KEY, Scale
 from trainingjob_trainer.errors import DataError
-from trainingjob_trainer.huggingface.directory import Directory
 from trainingjob_trainer.prepare import tokenizer as bpe
 from trainingjob_trainer.prepare.examples import Example, label_names
 from trainingjob_trainer.storage import Store
@@ -58,7 +58,7 @@ def make_encoder(store: Store, config: TrainerSpec, corpus: Corpus) -> Encoder:
     if kind == "image-classification":
         return ImageEncoder(Labels.of(corpus.labels(), multi_label), only_shape(corpus.shapes()))
     if config.model.init_from is not None:
-        stored, vocab_size, eos_id = Directory.of(config).tokenizer
+        stored, vocab_size, eos_id = source_of(config).tokenizer
     else:
         tokenizer = bpe.train_bpe(corpus.training_payloads(), config.data.prepare.tokenizer.vocab_size)
         stored, vocab_size, eos_id = bpe.to_json(tokenizer), bpe.vocabulary_size(tokenizer), bpe.EOS_ID
