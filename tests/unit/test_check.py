@@ -261,3 +261,11 @@ def test_a_small_checkpoint_is_not_worth_a_probe(tmp_path: Path) -> None:
     store.put = lambda key, *rest, **more: (written.append(key), original(key, *rest, **more))[1]  # type: ignore[method-assign]
     check(config, store)
     assert written == ["run.json"]
+
+
+def test_a_field_of_the_model_at_its_default_is_no_part_of_the_identity(tmp_path: Path) -> None:
+    shape = {"layers": 2, "dim": 32, "heads": 4}
+    plain, spelt = (job(tmp_path, model={"transformer": {**shape, **more}}) for more in ({}, {"normEps": 1e-5}))
+    assert {name for name in plain.identity() if name.startswith("model.")} == {f"model.{name}" for name in shape}
+    assert spelt.identity_hash() == plain.identity_hash()
+    assert job(tmp_path, model={"transformer": {**shape, "normEps": 1e-6}}).identity_hash() != plain.identity_hash()

@@ -175,7 +175,8 @@ class TrainerSpec(JobSpec):
     def identity(self) -> dict[str, Any]:
         """What makes two runs' states interchangeable: nothing that may change over one run directory is in it.
 
-        Flat: dotted field name -> value, so that a difference can be named.
+        Flat: dotted field name -> value, so that a difference can be named. Of a model only what is not the default, so
+        that a field that a later version adds makes no other run of it.
         """
         spec = self.wire()
         data = {k: v for k, v in spec["data"].items() if k not in ("prepare", "onCorrupt")}
@@ -187,7 +188,7 @@ class TrainerSpec(JobSpec):
                 "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]},
                 "order": ORDER_VERSION,
             },
-            "model": self.model.architecture.wire()
+            "model": self.model.architecture.model_dump(mode="json", by_alias=True, exclude_defaults=True)
             | ({"initFrom": self.model.init_from.wire()} if self.model.init_from is not None else {}),
             "training": {
                 "seed": self.training.seed,
