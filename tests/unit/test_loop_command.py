@@ -17,6 +17,10 @@ SPEC = {
 }
 
 
+def with_training(**training: object) -> str:
+    return yaml.safe_dump({**SPEC, "training": training})
+
+
 def test_a_training_job_and_its_bare_spec_are_the_same_job(tmp_path: Path) -> None:
     cluster = {"image": "any", "workers": {"replicas": 2}, "runPolicy": {"suspend": True}}
     manifest = {"apiVersion": "trainingjob.io/v1alpha1", "kind": "TrainingJob", "spec": {**SPEC, **cluster}}
@@ -33,7 +37,14 @@ def test_a_training_job_and_its_bare_spec_are_the_same_job(tmp_path: Path) -> No
         ("- steps", "holds no job"),
         ("spec: 3", "holds no job"),
         (yaml.safe_dump({**SPEC, "training": {}}), r"training: .*exactly one of steps, epochs and tokens must be set"),
-        (yaml.safe_dump({**SPEC, "training": {"stpes": 10}}), r"training\.stpes: Extra inputs are not permitted"),
+        (with_training(stpes=10), r"training\.stpes is no field \(do you mean steps\?\)"),
+        (with_training(steps=0), r"training\.steps is 0: input should be greater than or equal to 1"),
+        (
+            with_training(steps=1, optimizer={"name": "adamv"}),
+            r"optimizer\.name is 'adamv', not one of adamw, adam, .* \(do you mean adam\w?\?\)",
+        ),
+        (with_training(steps=1, parallelism={"tensors": 2}), r"parallelism\.tensors is no field .*mean tensor\?"),
+        (yaml.safe_dump({**SPEC, "data": {}}), r"data\.train is required"),
     ],
 )
 def test_a_wrong_file_is_a_user_error_that_names_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

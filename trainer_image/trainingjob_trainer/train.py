@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 from pydantic import ValidationError
 
-from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.config import JobConfig, mistakes
 from trainingjob_trainer.errors import Drained, Fenced, Hang, TrainerError, UserError
 from trainingjob_trainer.failures import of_rank
 from trainingjob_trainer.narration import Narrator
@@ -92,8 +92,7 @@ def read_config(path: Path, world_size: int) -> JobConfig:
     try:
         return JobConfig.model_validate({**{k: v for k, v in spec.items() if k not in OPERATORS_FIELDS}, **facts})
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise UserError(f"{path} is not a valid job: {wrong}.", "Correct these fields.") from error
+        raise UserError(f"{path} is not a valid job: {mistakes(error, JobConfig)}.", "Correct these fields.") from error
 
 
 def begin(config: JobConfig, store: Store, console: Console) -> Attempt | None:

@@ -8,6 +8,7 @@ because the API server's CEL cost budget needs one.
 from trainingjob_trainer.config.architectures import Cnn, HuggingFace, Mlp, Rnn, Timm
 from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, amount, digest
 from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
+from trainingjob_trainer.config.mistakes import mistakes
 from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, RopeScaling, Transformer
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point, Schedule
 from trainingjob_trainer.config.parallelism import Parallelism
@@ -60,4 +61,5 @@ __all__ = [
     "Uri",
     "amount",
     "digest",
+    "mistakes",
 ]
