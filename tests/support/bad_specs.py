@@ -376,6 +376,13 @@ BY_SCHEMA: list[tuple[Json, str]] = [
     ({"outputUri": "http://models/run"}, 'spec.outputUri: Invalid value: "http://models/run"'),
     *DATA_BY_SCHEMA,
     ({"training": {"steps": "many"}}, "spec.training.steps in body must be of type integer"),
+    *(
+        (
+            {"training": {"microBatchSize": value}},
+            f"spec.training.microBatchSize: Invalid value: {said}: must be a number from 1 to 65536, or auto",
+        )
+        for value, said in ((0, "0"), (65537, "65537"), ("many", '"many"'))
+    ),
     (
         {"training": {"profile": {"fromStep": 1, "steps": 101}}},
         "spec.training.profile.steps in body should be less than or equal to 100",

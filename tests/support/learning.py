@@ -44,7 +44,7 @@ def train_config(**changes: Any) -> dict[str, Any]:
     parallelism = {"fsdp": "full"}
     common = {
         "clipNorm": 1.0,
-        "microBatchSize": None,
+        "microBatchSize": "auto",
         "deterministic": False,
         "logEvery": 50,
         "parallelism": parallelism,

@@ -46,6 +46,8 @@ def valid(schema: Json) -> st.SearchStrategy[Any]:
             return st.floats(**bounds, exclude_min=above, exclude_max=below).filter(
                 lambda number: not 0 < abs(number) < 1e-6  # Kubernetes writes it in another way.
             )
+        case None if "x-kubernetes-int-or-string" in schema:
+            return st.just(schema["default"]) | st.integers(1, 9)
         case "array":
             least = schema.get("minItems", 0)
             return st.lists(valid(schema["items"]), min_size=max(1, least), max_size=max(2, least))
@@ -62,6 +64,8 @@ def invalid(schema: Json) -> st.SearchStrategy[Any]:
             return TEXT.filter(lambda text: re.search(schema["pattern"], text) is None)
         case "string":
             return st.just("x" * (schema["maxLength"] + 1)) | st.integers()
+        case None if "x-kubernetes-int-or-string" in schema:
+            return st.just(0) | st.just("many")
         case "integer" | "number" if "maximum" in schema:
             return st.sampled_from([schema["maximum"] + 1, schema.get("minimum", 0) - 1])
         case _:

@@ -125,7 +125,7 @@ def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemo
     }
     activations, exported = 0, 4 * weights if config.model.export != "none" else 0
     if not config.gpus:
-        rows = training.micro_batch_size or min(8, -(-training.global_batch_size * spread.tensor // ranks))
+        rows = training.rows_a_pass(-(-training.global_batch_size * spread.tensor // ranks))
         parts["for weights, gradients and moments"] = held * bytes_per_parameter(training)
         recomputed = spread.activation_checkpointing != "none"
         activation = activation_bytes(size, rows, training.sequence_length, recomputed)

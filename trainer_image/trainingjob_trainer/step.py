@@ -39,7 +39,7 @@ class Dealing:
     def of(cls, training: Training, world: World) -> Dealing:
         """Derived from the global batch and the world size, anew at each attempt."""
         most = -(-training.global_batch_size // world.data_size)
-        micro_batch = training.micro_batch_size or min(8, most)
+        micro_batch = training.rows_a_pass(most)
         rows = share(training.global_batch_size, world.data_size, world.data_rank)
         return cls(len(rows), micro_batch, -(-most // micro_batch))
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
+from trainingjob_operator.api.cel import Rule
 from trainingjob_operator.api.rules import ROOT_RULES, RULES
 from trainingjob_operator.api.spec import GROUP, KIND, PLURAL, VERSION, TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
@@ -127,6 +128,8 @@ class _Structural:
     def convert(self, source: Json) -> Json:
         """Structural schema of one JSON schema."""
         source = self._resolved(source)
+        if "anyOf" in source:
+            return self._number_or_word(source)
         result: Json = {key: source[key] for key in KEPT if key in source}
         if "const" in source:
             result["enum"] = [source["const"]]
@@ -150,9 +153,20 @@ class _Structural:
         if "$ref" in source:
             return {**self._resolved(self._definitions[source["$ref"].rpartition("/")[2]]), **beside}
         if "anyOf" in source:
-            (real,) = [option for option in source["anyOf"] if option.get("type") != "null"]
-            return {**self._resolved(real), **beside}
+            real = [option for option in source["anyOf"] if option.get("type") != "null"]
+            return {"anyOf": real, **beside} if len(real) > 1 else {**self._resolved(real[0]), **beside}
         return source
+
+    def _number_or_word(self, source: Json) -> Json:
+        """An integer or a certain word, for which a structural schema has bounds in CEL only."""
+        number, word = source["anyOf"]
+        low, high, allowed = number["minimum"], number["maximum"], word["const"]
+        rule = Rule(
+            f"type(self) == int ? self >= {low} && self <= {high} : self == '{allowed}'",
+            f"must be a number from {low} to {high}, or {allowed}",
+        )
+        kept: Json = {key: source[key] for key in ("description", "default") if key in source}
+        return {"x-kubernetes-int-or-string": True, **kept, "x-kubernetes-validations": [rule.wire()]}
 
     def _object(self, source: Json, result: Json) -> None:
         properties = source.get("properties")

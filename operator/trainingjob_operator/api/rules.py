@@ -47,7 +47,6 @@ OPTIONAL = (
     "training.steps",
     "training.epochs",
     "training.tokens",
-    "training.microBatchSize",
     "runPolicy.queueName",
     "training.earlyStopping",
     "training.profile",

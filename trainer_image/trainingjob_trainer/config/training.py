@@ -38,8 +38,8 @@ class Training(Config):
         64, description="Samples an optimizer step, over all ranks; never changes with the world size."
     )
     sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(1024, description="Tokens a sample.")
-    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
-        None, description="Rows a rank holds in one pass. Absent: the rank's whole share of the batch, at most 8."
+    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = Field(
+        "auto", description="Rows a rank holds in one pass. auto: its whole share of the batch, at most 8."
     )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer.")
     schedule: Schedule = Field(default_factory=Schedule, description="Learning-rate schedule.")
@@ -86,6 +86,10 @@ class Training(Config):
         if self.steps is None:
             raise ValueError("the length is not in steps yet")
         return self.steps
+
+    def rows_a_pass(self, share: int) -> int:
+        """Rows that a rank holds in one pass, if its share of a step's rows is so large."""
+        return min(8, share) if self.micro_batch_size == "auto" else self.micro_batch_size
 
     def in_steps(self, samples: int) -> Training:
         """The same with its length in steps, for a training split of `samples` samples."""
