@@ -191,6 +191,8 @@ def test_a_step_that_is_not_finite_leaves_the_statistics_alone(tmp_path: Path) -
         ({"timm": {"name": "resnet18", "options": '{"foo": 1}'}}, {}, "unexpected keyword argument 'foo'", "Correct"),
         (NEOX | {"model_type": "gptneox"}, {}, "model_type is gptneox, which is no causal", "gpt_neox"),
         (NEOX | {"num_layers": 2}, {}, "gpt_neox has no num_layers", "num_hidden_layers"),
+        (NEOX | {"num_attention_heads": 5}, {}, "transformers cannot make this model: ", "Correct its fields"),
+        (NEOX | {"hidden_size": "wide"}, {}, "transformers cannot make this model: ", "Correct its fields"),
         (NEOX | {"vocab_size": 300}, {}, "vocab_size is 300, and the tokenizer has 32000 entries", "Leave it out"),
         (NEOX | {"max_position_embeddings": 8}, {}, "is 8, and spec.training.sequenceLength 16", "Raise the one"),
     ],

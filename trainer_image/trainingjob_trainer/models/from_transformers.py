@@ -28,7 +28,11 @@ class CausalLanguageModel(Adapted):
 
     def __init__(self, size: HuggingFace, vocab_size: int, context: int) -> None:
         self.settings = read_settings(size.settings, vocab_size, context)
-        super().__init__(self._create())
+        try:
+            inner = self._create()
+        except Exception as error:
+            raise _refused(error) from error
+        super().__init__(inner)
 
     def forward(self, inputs: Tensor, read: Callable[[Tensor, None], Tensor] | None = None) -> Tensor:
         """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each, or what `read` makes of
@@ -60,7 +64,8 @@ class CausalLanguageModel(Adapted):
             }
         with seeded(seed, name), torch.no_grad():
             module.apply(self.inner._init_weights)  # type: ignore[arg-type]
-        yield from ((f"inner.{name}.{leaf}", value.detach()) for leaf, value in module.named_parameters())
+        place = f"inner.{name}." if name else "inner."
+        yield from ((f"{place}{leaf}", value.detach()) for leaf, value in module.named_parameters())
 
     def entries(self) -> list[Entry]:
         """The parameters under the names that the library has for them."""
@@ -97,7 +102,10 @@ def read_settings(settings: dict[str, Any], vocab_size: int, context: int) -> An
             f"{FIELD}: model_type is {kind}, which is no causal language model of transformers.", _nearest(kind, known)
         )
     given = {name: value for name, value in settings.items() if name not in ("model_type", *_IDS)}
-    config = AutoConfig.for_model(kind, **given, **dict.fromkeys(_IDS))
+    try:
+        config = AutoConfig.for_model(kind, **given, **dict.fromkeys(_IDS))
+    except Exception as error:
+        raise _refused(error) from error
     names = {*type(config)().to_dict(), *type(config).attribute_map, "architectures", "torch_dtype"}
     for name in given:
         if name not in names and not name.startswith("_"):
@@ -116,6 +124,12 @@ def read_settings(settings: dict[str, Any], vocab_size: int, context: int) -> An
             "Raise the one or lower the other.",
         )
     return config
+
+
+def _refused(error: Exception) -> UserError:
+    """Whatever the library says of settings is about settings: it has been given nothing else."""
+    said = str(error).strip().replace("\n", " ") or type(error).__name__
+    return UserError(f"{FIELD}: transformers cannot make this model: {said}", "Correct its fields.")
 
 
 def shapes_of(size: HuggingFace, vocab_size: int, context: int) -> list[Entry]:
