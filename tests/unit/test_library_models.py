@@ -151,10 +151,13 @@ def test_initial_weights_are_the_librarys_and_the_same_on_any_number_of_ranks(tm
 
 
 def test_statistics_of_batch_norm_are_committed_and_a_run_resumes_bit_for_bit(tmp_path: Path) -> None:
-    baseline, disturbed = classifier(tmp_path / "baseline"), classifier(tmp_path / "disturbed")
+    """Committed at a step without an evaluation, which shares them among the ranks, too."""
+    checkpoint = {"everySteps": 5, "keepBest": 0}
+    baseline, disturbed = (classifier(tmp_path / name, checkpoint=checkpoint) for name in ("baseline", "disturbed"))
     (expected, reports), _ = run_ranks(2, train_run, baseline, 1)
     assert "DDP: 2 copies of the model (its BatchNorm layers are not sharded)" in reports[0]["message"]
     assert run_ranks(2, train_run, disturbed, 1, None, 8) == [-9, -9]
+    assert newest(disturbed).step == 5
     (result, _), _ = run_ranks(2, train_run, disturbed, 2)
     assert contents(disturbed) == contents(baseline)
     assert result.evaluation == expected.evaluation
