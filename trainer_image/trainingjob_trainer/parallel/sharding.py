@@ -41,6 +41,9 @@ def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype) -> Model:
     block computes, the weights of the next one are gathered.
     """
     if mesh is None:
+        warnings.filterwarnings(
+            "ignore", "Mismatch dtype between input and weight", UserWarning
+        )  # autocast's, of norms
         return model
     shards = mesh["shards"]
     mesh = mesh["copies", "shards"] if mesh["copies"].size() > 1 else shards
@@ -66,7 +69,6 @@ def pass_precision(world: World, dtype: torch.dtype) -> AbstractContextManager[N
     """The context of a pass: autocast for a whole model; a sharded one casts by itself."""
     if world.mesh is not None or dtype != torch.bfloat16:
         return nullcontext()
-    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)  # of norms: it is meant
     return torch.autocast(world.device.type, dtype)
 
 
