@@ -68,6 +68,22 @@ async def test_a_watch(api: KubeHttp, directory: Path, reference: Reference, tal
     await tally.each(BREAKS, run)
 
 
+async def test_what_a_watch_that_hangs_did_not_tell_is_found_by_the_resync_and_counted(
+    api: KubeHttp, directory: Path, tally: Tally
+) -> None:
+    async def run() -> None:
+        async with scene(api, directory, "--resync", "1") as stage:
+            hangs = watching(waits_for(asyncio.Event()))
+            stage.proxy.rules.append(Rule(hangs, verb="watch", path=PODS, times=math.inf))
+            await stage.apply()
+            await stage.wait_pods("gpt-prepare-0-1")
+            await api.delete(f"{stage.pods}/gpt-prepare-0-1")
+            await stage.wait_pods("gpt-prepare-0-2")
+            assert await stage.operator.metric('trainingjob_operator_missed_events_total{resource="pods"}') > 0
+
+    await tally.once(run)
+
+
 async def test_the_deletion_of_a_pod_lost_in_a_watch_that_expires(api: KubeHttp, directory: Path, tally: Tally) -> None:
     async def run() -> None:
         async with scene(api, directory) as stage:

@@ -6,11 +6,14 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import re
 import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import aiohttp
 
 BACKOFF_SECONDS = 0.5
 """Before a start that follows on one that came to nothing."""
@@ -65,6 +68,14 @@ class SupervisedOperator:
             raise AssertionError("the operator did not end within 10 s of SIGTERM") from None
         finally:
             self._process = None
+
+    async def metric(self, name: str) -> float:
+        """The value that /metrics has for `name`, which ends with its labels."""
+        address = re.findall(r"serving metrics and health on \S+?:(\d+)", self.log.read_text())[-1]
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{address}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        (value,) = [line.removeprefix(name) for line in lines if line.startswith(f"{name} ")]
+        return float(value)
 
     async def _keep_running(self) -> None:
         while True:
