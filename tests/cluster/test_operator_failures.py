@@ -99,6 +99,7 @@ def test_a_users_error_fails_the_job_at_once_with_what_to_do(operator: Operator,
     job.run("prepare-0-1")
     words = {"class": "UserError", "cause": "the bucket corpus does not exist", "nextStep": "create the bucket corpus"}
     job.end("prepare-0-1", 10, **words)
+    job.kubectl_wait("condition=Finished", "condition=Failed", "jsonpath={.status.phase}=Failed")
     status = job.wait_phase("Failed")
     assert "the bucket corpus does not exist" in status["message"]
     assert "reate the bucket corpus" in status["message"]

@@ -66,6 +66,7 @@ def test_a_job_goes_through_its_stages_to_its_result(
     job.wait("both workers are ready", lambda status: status["workers"] == {"desired": 2, "ready": 2})
     job.end("train-1-1")
     job.end("train-0-1", outcome="Finished", result=RESULT)
+    job.kubectl_wait("condition=Finished", "condition=Complete", "jsonpath={.status.phase}=Succeeded")
     status = job.wait_phase("Succeeded")
     assert status["result"] == {"modelUri": RESULT["modelUri"], "reportUri": RESULT["reportUri"]}
     assert status["evaluation"] == RESULT["evaluation"]

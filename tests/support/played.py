@@ -43,6 +43,13 @@ class PlayedJob:
             "trainingjob.io", "v1alpha1", self.namespace, "trainingjobs", manifest
         )
 
+    def kubectl_wait(self, *conditions: str) -> None:
+        """`kubectl wait` for each of these, as scripts do."""
+        for condition in conditions:
+            self.cluster.kubectl(
+                "-n", self.namespace, "wait", f"--for={condition}", f"tj/{self.name}", f"--timeout={SECONDS:.0f}s"
+            )
+
     def get(self) -> Object:
         """The TrainingJob."""
         found: Object = self._custom.get_namespaced_custom_object(
