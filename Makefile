@@ -33,7 +33,7 @@ setup: .venv/.complete ## Install the locked dependencies into .venv (once)
 	$(UV) sync --frozen --all-extras --compile-bytecode --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 	@touch $@
 
-.venv/.peers: .venv/.complete
+.venv/.peers: .venv/.complete | $(UV)
 	$(call heading,'The trainers that ours is measured against$(,) into .venv (seconds)')
 	$(UV) sync --frozen --all-extras --group bench --compile-bytecode
 	@touch $@
