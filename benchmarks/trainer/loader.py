@@ -1,8 +1,9 @@
 """Data: how fast batches come out of S3, and how long training waits for them.
 
 - *bare reads*: boto3's own ranged GETs of all shards, 8 MiB each, with as many threads; the bytes are thrown away.
-- *loader*: an epoch of shuffled batches, from the same shards: read, verified, put together. Counted are the bytes of
-  its samples. The two take turns.
+- *loader*: shuffled batches from the same shards: read, verified, put together. Counted are the bytes of its samples,
+  from four to seven tenths of an epoch: before, memory for blocks is filled, and later less is read than is handed out.
+  The two take turns.
 - *wait*: the share of the time of steps on this machine's CPU that goes to waiting for the next batch, the first one
   left out: it comes when the first blocks have been read.
 """
@@ -11,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from statistics import median
 from typing import NamedTuple
 
@@ -39,7 +41,7 @@ def measure(lab: Lab) -> list[Figure]:
     bare, loaded = [], []
     for number in range(ROUNDS):
         bare.append(_timed(bench.read_bare))
-        loaded.append(_timed(bench.load))
+        loaded.append(bench.load())
         lab.say(f"loader, round {number + 1} of {ROUNDS}: {loaded[-1].rate:.0f} of {bare[-1].rate:.0f} MiB/s")
     lab.say("loader, steps")
     first, wait, step = bench.train()
@@ -93,13 +95,16 @@ class _Bench:
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             return sum(pool.map(read, parts))
 
-    def load(self) -> int:
-        """Bytes of the samples that the loader gave in an epoch, from its start."""
+    def load(self) -> _Timed:
+        """How fast the loader gives samples, in the middle of an epoch."""
         reader = Reader(self._store, self._manifest, "train", LENGTH)
-        steps = range(len(reader) // BATCH)
-        rows = training_rows(steps, BATCH, reader.order(seed=1), world_size=1, rank=0)
+        steps = len(reader) // BATCH
+        rows = training_rows(range(steps), BATCH, reader.order(seed=1), world_size=1, rank=0)
+        row_bytes = LENGTH * self._manifest.item_bytes
         with prefetch(reader, rows) as read:
-            return sum(len(batch.inputs) for batch in read) * LENGTH * self._manifest.item_bytes
+            for _ in islice(read, steps * 4 // 10):
+                pass
+            return _timed(lambda: sum(len(batch.inputs) * row_bytes for batch in islice(read, steps * 3 // 10)))
 
     def train(self) -> tuple[float, float, float]:
         """Seconds until the first batch, the share of the others' time that is waiting, and seconds of a step."""
