@@ -50,37 +50,42 @@ class Measurement:
         namespace = self._lab.namespace("scale")
         await self._operator.start()
         try:
-            self._say(f"operator: {jobs} jobs")
-            figures = await self._grow(namespace, jobs)
-            self._say(f"idle for {IDLE_SECONDS} s")
-            figures |= await self._idle(IDLE_SECONDS)
-            self._say("restart")
-            figures |= await self._restart(jobs)
-            self._say("delete all jobs")
-            figures |= await self._delete(namespace, jobs)
+            return await self._operator.during(self._scale(namespace, jobs))
         finally:
             self._operator.stop()
-        return figures
 
     async def suspended(self, jobs: int) -> Figures:
         """Memory with `jobs` suspended jobs, and what a restart with them costs."""
-        self._say(f"operator: {jobs} suspended jobs")
         namespace = self._lab.namespace("suspended")
         await self._operator.start()
         try:
-            async with Timeline(self._client, namespace) as timeline:
-                begun = time.monotonic()
-                await self._create(namespace, jobs, suspend=True)
-                told = await timeline.reached(timeline.told, jobs, LIMIT_SECONDS)
-            figures = {
-                "jobs": jobs,
-                "all_suspended_s": told - begun,
-                "rss_mib": memory_mib(self._operator.pid),
-                "peak_rss_mib": memory_mib(self._operator.pid, "VmHWM"),
-            }
-            return figures | await self._restart(jobs)
+            return await self._operator.during(self._suspended(namespace, jobs))
         finally:
             self._operator.stop()
+
+    async def _scale(self, namespace: str, jobs: int) -> Figures:
+        self._say(f"operator: {jobs} jobs")
+        figures = await self._grow(namespace, jobs)
+        self._say(f"idle for {IDLE_SECONDS} s")
+        figures |= await self._idle(IDLE_SECONDS)
+        self._say("restart")
+        figures |= await self._restart(jobs)
+        self._say("delete all jobs")
+        return figures | await self._delete(namespace, jobs)
+
+    async def _suspended(self, namespace: str, jobs: int) -> Figures:
+        self._say(f"operator: {jobs} suspended jobs")
+        async with Timeline(self._client, namespace) as timeline:
+            begun = time.monotonic()
+            await self._create(namespace, jobs, suspend=True)
+            told = await timeline.reached(timeline.told, jobs, LIMIT_SECONDS)
+        figures = {
+            "jobs": jobs,
+            "all_suspended_s": told - begun,
+            "rss_mib": memory_mib(self._operator.pid),
+            "peak_rss_mib": memory_mib(self._operator.pid, "VmHWM"),
+        }
+        return figures | await self._restart(jobs)
 
     async def _floor(self, namespace: str, jobs: int) -> tuple[float, float]:
         """Seconds until the script had created everything, and until all pods were ready."""

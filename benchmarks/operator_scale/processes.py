@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiohttp
 from trainingjob_local.process import Component
 
 METRICS = "127.0.0.1:18080"
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+T = TypeVar("T")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -50,6 +54,18 @@ class Operator:
                 await asyncio.sleep(0.05)
         return time.monotonic() - begun
 
+    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+        """`work`, while the operator lives. StartError, with the last lines of its log, as soon as it has ended."""
+        working = asyncio.create_task(work)
+        try:
+            while not working.done():
+                if self._process is not None:  # else `work` is starting it anew
+                    self._process.check()
+                await asyncio.wait([working], timeout=0.2)
+            return working.result()
+        finally:
+            working.cancel()
+
     def stop(self) -> None:
         """SIGTERM."""
         if self._process is not None:
@@ -58,7 +74,7 @@ class Operator:
 
     async def _settled(self, session: aiohttp.ClientSession, jobs: int) -> bool:
         assert self._process is not None
-        assert self._process.alive, f"the operator ended; see {self._log}"
+        self._process.check()
         try:
             async with session.get(f"http://{METRICS}/readyz") as answer:
                 if answer.status != 200 or not jobs:

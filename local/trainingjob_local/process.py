@@ -11,7 +11,7 @@ from trainingjob_local import linux
 
 
 class StartError(RuntimeError):
-    """A component did not come up; the message ends with its log's tail."""
+    """A component did not come up, or has ended; the message ends with its log's tail."""
 
 
 class Component:
@@ -56,12 +56,16 @@ class Component:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def check(self) -> None:
+        """StartError if the process has ended."""
+        if not self.alive:
+            raise StartError(f"{self.name} ended with exit code {self._process.returncode}:\n{self._tail()}")
+
     def wait_ready(self, probe: Callable[[], bool], seconds: float) -> None:
         """Wait until `probe` is true; StartError if the process ends or the time is over before."""
         deadline = time.monotonic() + seconds
         while not probe():
-            if not self.alive:
-                raise StartError(f"{self.name} ended with exit code {self._process.returncode}:\n{self._tail()}")
+            self.check()
             if time.monotonic() > deadline:
                 raise StartError(f"{self.name} is not ready after {seconds:.0f} s:\n{self._tail()}")
             time.sleep(0.05)
