@@ -46,10 +46,10 @@ def test_it_runs_when_every_pod_is_ready_whatever_it_reports(started: Play) -> N
     assert started.status.message == "Training on 2 ranks."
 
 
-def test_it_is_two_status_writes_and_two_events_until_it_runs(running: Play) -> None:
+def test_it_is_two_status_writes_and_an_event_until_it_runs(running: Play) -> None:
     running.settle()
     assert len(running.statuses) == 2
-    assert [e.reason for e in running.events] == ["Starting", "Running"]
+    assert [e.reason for e in running.events] == ["Running"]
 
 
 def test_what_it_reports_is_its_progress(running: Play) -> None:

@@ -16,13 +16,15 @@ TOLD: dict[Phase, str] = {
 
 
 def events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventFact, ...]:
-    """New incidents, then the new phase, if it is one that is told, then what is newly in the way."""
+    """New incidents, then the new phase, if it is one that is told, then what is newly in the way.
+
+    That a new job of kind custom is Starting is no news: it has just been applied."""
     told = [_incident(i) for i in history.news(old.history, new.history)]
     before, now = obstacle.told(old), obstacle.told(new)
     if new.phase != old.phase and new.phase is not None:
         if new.phase == "Failed":
             told.append(EventFact("Warning", "Failed", new.message))
-        elif new.phase in TOLD and (new.phase != "Starting" or now is None):
+        elif new.phase in TOLD and (new.phase != "Starting" or (old.phase is not None and now is None)):
             told.append(EventFact("Normal", TOLD[new.phase], new.message))
     yielded = _required(old) - _required(new) if new.resolved is not None else set()
     if yielded:
