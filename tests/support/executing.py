@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,7 +95,8 @@ class World:
         findings: Findings,
     ) -> Plan:
         self.findings = findings
-        return self.think(job, pods)
+        plan = self.think(job, pods)
+        return plan if plan.create_pods or findings.children_due else replace(plan, ensure=())
 
     def see(self) -> None:
         """Let the cache see the job as it is, as a watch would."""

@@ -54,7 +54,7 @@ class Play:
     pods: list[PodFacts] = field(default_factory=list)
     gone: dict[tuple[str, int], PodFacts] = field(default_factory=dict)
     progress: ProgressFacts = field(default_factory=ProgressFacts)
-    findings: Findings = field(default_factory=Findings)
+    findings: Findings = field(default_factory=lambda: Findings(children_due=True))
     now: datetime = START
     generation: int = 1
     deleting: bool = False

@@ -61,14 +61,17 @@ class Children:
         """Something is missing: look after the job's children at the next opportunity."""
         self._memories.setdefault(job_uid, _Memory()).looked_at = -math.inf
 
-    async def ensure(self, job: Job, manifests: Sequence[Manifest], creating: bool) -> None:
-        """Children exist when an attempt starts, and are looked after once in the resync interval.
+    def due(self, job_uid: str) -> bool:
+        """Whether the children are to be looked after although no pod is to be made."""
+        memory = self._memories.setdefault(job_uid, _Memory())
+        return time.monotonic() - memory.looked_at >= self._interval
 
-        A Secret may only be created, never read: without pods to come it is left alone.
-        """
-        memory = self._memories.setdefault(job.uid, _Memory())
-        if not creating and time.monotonic() - memory.looked_at < self._interval:
+    async def ensure(self, job: Job, manifests: Sequence[Manifest], creating: bool) -> None:
+        """See to it that these children exist. A Secret may only be created, never read: without pods to come (not
+        `creating`) it is left alone."""
+        if not manifests:
             return
+        memory = self._memories.setdefault(job.uid, _Memory())
         await each(self._ensure_child(job, manifest, creating, memory) for manifest in manifests)
         memory.looked_at = time.monotonic()
 

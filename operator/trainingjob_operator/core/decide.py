@@ -25,6 +25,7 @@ from trainingjob_operator.core.upkeep import Upkeep
 from trainingjob_operator.core.writes import postponed
 
 NOTHING_FOUND = Findings()
+NO_WORKERS = Workers()
 
 
 def decide(
@@ -75,7 +76,8 @@ def _go_on(here: Situation, status: TrainingJobStatus) -> Plan:
     head = here.head(status)
     polled = head if head is not None and head.phase == "Running" and head.ip else None
     due = tuple(pod for at, pod in _looks(here, status) if at <= here.now)
-    return _plan(here, status, appraise(here, status), deeds, wants_progress=polled, look_at=due)
+    workers = Workers(desired=len(here.gang(status)), ready=ready_pods(here, status))
+    return _plan(here, status, appraise(here, status), deeds, workers, wants_progress=polled, look_at=due)
 
 
 def _suspend(here: Situation, status: TrainingJobStatus) -> Plan:
@@ -169,13 +171,13 @@ def _plan(
     status: TrainingJobStatus,
     said: Appraisal,
     deeds: Upkeep,
+    workers: Workers = NO_WORKERS,
     wants_progress: PodFacts | None = None,
     look_at: tuple[PodFacts, ...] = (),
 ) -> Plan:
     """The plan for a job whose status, phase and deeds are decided."""
     active = wants_progress is not None
     status = _with(status, said, notes(here, status, active), here.job.generation, here.now)
-    workers = Workers(desired=len(here.gang(status)), ready=ready_pods(here, status)) if deeds.ensure else Workers()
     status = status.model_copy(update={"workers": workers})
     waits = [deeds.wait, *_timers(here, status)] if status.phase not in FINISHED else [_ttl(here)]
     return _finish(

@@ -27,11 +27,13 @@ class Claim(NamedTuple):
 class Findings:
     """refusal: why the API server last refused one of the job's objects; None: it did not, or has taken them since.
     looks: what the events of pending pods said, by the pods' uids. oldest_claim: of the other jobs that hold nodes
-    without being able to run."""
+    without being able to run. children_due: the job's ConfigMap and the like are to be looked after, although no pod
+    is made."""
 
     refusal: Obstacle | None = None
     looks: Mapping[str, Look] = field(default_factory=dict)
     oldest_claim: Claim | None = None
+    children_due: bool = False
 
     def obstacle(self, pod: PodFacts) -> Obstacle | None:
         """What keeps this pod from running."""

@@ -55,8 +55,8 @@ class Plan:
     status: the whole new status, written before anything else; None: unchanged. If the write fails, nothing of the
         rest is done and the job is decided again.
     ensure: ConfigMap, Secret, Service, PodGroup; created when missing, left alone when there (only a PodGroup follows
-        the job). Given whenever the job wants pods; the executor does it before `create_pods` and otherwise once in
-        its resync interval. The Secret comes without its data: the executor puts a random `token` in.
+        the job). Given with `create_pods`, before which it is done, and otherwise when the findings say that it is due
+        (they are costly to make). The Secret comes without its data: the executor puts a random `token` in.
     drop_member: pods to take out of the Service (label `trainingjob.io/member` removed) before a successor comes.
     relabel: pods whose labels were changed or removed by hand: put right at once the first time, then now and then.
     create_pods: licensed by the status that this plan writes or was decided on.

@@ -45,8 +45,9 @@ def keep_running(here: Situation, status: TrainingJobStatus) -> Upkeep:
     due = [m for m in missing if m.not_before is None or m.not_before <= here.now]
     due = [m for m in due if queueing.has_place(here, m)]
     group = queueing.membership(here, status)
+    looked_after = bool(due) or here.findings.children_due
     return Upkeep(
-        ensure=(*children(here.job, here.spec, resolved), *_gang(here, status)),
+        ensure=(*children(here.job, here.spec, resolved), *_gang(here, status)) if looked_after else (),
         drop_member=tuple(ref(p) for p in strangers if p.member and (p.role, p.index) in places),
         relabel=tuple(relabel(here, m, p.uid) for m in gang if (p := here.pod_of(m)) is not None and _unlabelled(p)),
         create_pods=tuple(
