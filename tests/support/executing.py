@@ -43,7 +43,7 @@ class Recorder:
     def facts(self, job_uid: str) -> ProgressFacts:
         return ProgressFacts()
 
-    def follow(self, key: Key, job_uid: str, pod: PodFacts | None) -> None:
+    def follow(self, key: Key, job_uid: str, pod: PodFacts | None, starting: bool = False) -> None:
         self.followed.append(pod.name if pod is not None else None)
 
     def forget(self, job_uid: str) -> None:

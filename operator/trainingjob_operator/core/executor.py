@@ -57,8 +57,8 @@ class ProgressSource(Protocol):
     def facts(self, job_uid: str) -> ProgressFacts:
         """What is known now."""
 
-    def follow(self, key: Key, job_uid: str, pod: PodFacts | None) -> None:
-        """Poll this pod for the job from now on; None: nobody."""
+    def follow(self, key: Key, job_uid: str, pod: PodFacts | None, starting: bool = False) -> None:
+        """Poll this pod for the job from now on; None: nobody. starting: it has none yet, and its status changes."""
 
     def forget(self, job_uid: str) -> None:
         """The job is gone."""
@@ -155,7 +155,8 @@ class Executor:
         elif (plan.create_pods or plan.delete_pods) and memory.licence != job.resource_version:
             await self._read_quorum(job, memory)
             raise _DecideAgain("pods come and go only for a job that was read or written by this process")
-        self._progress.follow(key, job.uid, plan.wants_progress)
+        starting = plan.wants_progress is None and (plan.status or job.status).phase == "Starting"
+        self._progress.follow(key, job.uid, plan.wants_progress, starting)
         try:
             await self._act(job, plan, memory)
         except Obstructed as obstructed:

@@ -73,6 +73,7 @@ class ProgressPoller:
         self._unreachable_after = unreachable_after
         self._port = port
         self._targets: dict[str, _Target] = {}
+        self._starting: set[str] = set()
         self._last: dict[str, ProgressFacts] = {}
         self._queue: WorkQueue[str] = WorkQueue()
         self._session: aiohttp.ClientSession | None = None
@@ -104,14 +105,19 @@ class ProgressPoller:
     @property
     def write_interval(self) -> float:
         """Seconds between two status writes of one job that carry nothing but progress."""
-        return max(self._progress_interval, len(self._targets) / STATUS_WRITES_PER_SECOND)
+        jobs = len(self._targets) + len(self._starting)
+        return max(self._progress_interval, jobs / STATUS_WRITES_PER_SECOND)
 
     def facts(self, job_uid: str) -> ProgressFacts:
         """The newest progress of a job; what a head reported stays known when its successor has not answered yet."""
         return self._last.get(job_uid, ProgressFacts())
 
-    def follow(self, key: Key, job_uid: str, pod: PodFacts | None) -> None:
-        """Poll this pod for the job from now on; None: nobody."""
+    def follow(self, key: Key, job_uid: str, pod: PodFacts | None, starting: bool = False) -> None:
+        """Poll this pod for the job from now on; None: nobody. starting: it has none yet, and its status changes."""
+        if starting:
+            self._starting.add(job_uid)
+        else:
+            self._starting.discard(job_uid)
         known = self._targets.get(job_uid)
         if pod is None:
             if known is not None:
@@ -132,6 +138,7 @@ class ProgressPoller:
     def forget(self, job_uid: str) -> None:
         """The job is gone."""
         self._targets.pop(job_uid, None)
+        self._starting.discard(job_uid)
         self._last.pop(job_uid, None)
         self._queue.forget(job_uid)
 
