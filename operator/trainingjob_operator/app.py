@@ -37,8 +37,6 @@ from trainingjob_operator.options import Options
 from trainingjob_operator.stores import JobStore, PodStore
 
 RELIST_DELAY_SECONDS = 1.0
-GATHER_SECONDS = 0.1
-"""The pods of a gang change together, each with an event of its own: they are decided on together."""
 LAST_WRITES_SECONDS = 5.0
 """How long a leader that is told to end may go on with what it is at; then others may lead."""
 
@@ -68,7 +66,7 @@ class Operator:
         self._poller = ProgressPoller(self._queue.add_after, _now, options.progress_interval)
         self._job_metrics = JobMetrics(self._led_jobs, self._poller.facts, self._cache.pods, _now)
         self._jobs = JobStore(self._cache, self._enqueue)
-        pods = PodStore(self._cache, partial(self._enqueue, seconds=GATHER_SECONDS))
+        pods = PodStore(self._cache, self._enqueue)
         self._informers = [
             Informer(
                 self._client,

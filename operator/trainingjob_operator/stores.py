@@ -9,20 +9,30 @@ from typing import Any
 
 from trainingjob_operator.core.cache import Cache, Key
 
+GATHER_SECONDS = 0.1
+"""The pods of a gang change together, each with an event of its own: they are decided on together."""
+STARTING_GATHER_SECONDS = 1.0
+"""The same while pods get nodes and start: nobody waits for what is decided then, it is only told."""
+
 logger = logging.getLogger(__name__)
 
 
 class PodStore:
-    """Takes pods into the cache and queues the jobs that they belong to."""
+    """Takes pods into the cache and queues the jobs that they belong to.
 
-    def __init__(self, cache: Cache, enqueue: Callable[[Key], None]) -> None:
+    enqueue: called with a job's key and the seconds to wait, when the job should be decided anew.
+    """
+
+    def __init__(self, cache: Cache, enqueue: Callable[[Key, float], None]) -> None:
         self._cache = cache
         self._enqueue = enqueue
 
     def put(self, body: Mapping[str, Any]) -> None:
         """A pod is there, or has changed."""
+        phase = (body.get("status") or {}).get("phase")
+        ends = phase in ("Succeeded", "Failed") or "deletionTimestamp" in body["metadata"]
         try:
-            self._changed(self._cache.put_pod(body))
+            self._changed(self._cache.put_pod(body), GATHER_SECONDS if ends else STARTING_GATHER_SECONDS)
         except (KeyError, ValueError):
             logger.exception("pod %s cannot be read and is ignored", body["metadata"]["name"])
 
@@ -37,9 +47,9 @@ class PodStore:
             self._changed(key)
         return len(changed)
 
-    def _changed(self, key: Key | None) -> None:
+    def _changed(self, key: Key | None, within: float = GATHER_SECONDS) -> None:
         if key is not None and self._cache.job(key) is not None:
-            self._enqueue(key)
+            self._enqueue(key, within)
 
 
 class JobStore:

@@ -21,7 +21,7 @@ class World:
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.jobs = JobStore(self.cache, self.queue.add)
-        self.pods = PodStore(self.cache, self.queue.add)
+        self.pods = PodStore(self.cache, lambda key, within: self.queue.add(key))
 
 
 def job(version: int, **status: Any) -> dict[str, Any]:
