@@ -30,6 +30,9 @@ WATCH_SECONDS = 300
 WATCH_SILENCE_SECONDS = 90.0
 """The server sends a bookmark about every minute: a stream that is silent for longer is dead."""
 PAGE_SIZE = 500
+REQUESTS_AT_ONCE = 32
+"""More would only wait in the server, each on a connection of its own, whose TLS handshake costs more than the request.
+Watches are not counted."""
 
 Observer = Callable[[str, str, int, float], None]
 """Called after each request: verb, resource, HTTP code (0 when there was no answer), seconds."""
@@ -66,6 +69,7 @@ class Client:
         self._observe = observe
         self._guard = guard
         self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
@@ -202,29 +206,30 @@ class Client:
         body: Manifest | None = None,
         guard: Guard | None = None,
     ) -> Manifest:
-        begun = time.monotonic()
-        code = 0
-        try:
-            data = None if body is None else _GuardedBody(body, guard or self._guard)
-            async with self._open(_METHODS[verb], path, params=params, data=data, patch=verb == "patch") as response:
-                code = response.status
-                if code >= 400:
-                    raise await _error(response)
-                answer: Manifest = from_json(await response.read())
-                return answer
-        except (aiohttp.ClientError, TimeoutError) as error:
+        data = None if body is None else _GuardedBody(body, guard or self._guard)
+        async with self._turns:
+            begun = time.monotonic()
             code = 0
-            raise _unreachable(error) from error
-        finally:
-            self._observe(verb, resource.plural, code, time.monotonic() - begun)
+            try:
+                async with self._open(_METHODS[verb], path, params, data, patch=verb == "patch") as response:
+                    code = response.status
+                    if code >= 400:
+                        raise await _error(response)
+                    answer: Manifest = from_json(await response.read())
+                    return answer
+            except (aiohttp.ClientError, TimeoutError) as error:
+                code = 0
+                raise _unreachable(error) from error
+            finally:
+                self._observe(verb, resource.plural, code, time.monotonic() - begun)
 
     def _open(
         self,
         method: str,
         path: str,
-        *,
         params: dict[str, str] | None = None,
         data: aiohttp.BytesPayload | None = None,
+        *,
         patch: bool = False,
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> Any:
