@@ -54,7 +54,7 @@ class Play:
     pods: list[PodFacts] = field(default_factory=list)
     gone: dict[tuple[str, int], PodFacts] = field(default_factory=dict)
     progress: ProgressFacts = field(default_factory=ProgressFacts)
-    findings: Findings = field(default_factory=lambda: Findings(children_due=True))
+    findings: Findings = field(default_factory=Findings)
     now: datetime = START
     generation: int = 1
     deleting: bool = False
@@ -65,6 +65,7 @@ class Play:
     deleted: list[str] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)
+    children: tuple[dict[str, Any], ...] = ()
     plan: Plan = field(default_factory=Plan)
     settings: Settings = SETTINGS
     uid: str = "job-uid"
@@ -90,6 +91,8 @@ class Play:
         pods = [*self.pods, *self.gone.values()]
         plan = decide(self.job, pods, self.progress, self.now, self.settings, self.findings)
         self.plan = plan
+        assert plan.ensure or not plan.create_pods, "children come before pods"
+        self.children = plan.ensure or self.children
         if plan.status is not None:
             # Through the wire, as the API server would give it back.
             self.status = TrainingJobStatus.model_validate(plan.status.wire())

@@ -28,7 +28,7 @@ from trainingjob_operator.kube.api import (
     Unreachable,
     WatchEvent,
 )
-from trainingjob_operator.kube.client import Client
+from trainingjob_operator.kube.client import REQUESTS_AT_ONCE, Client
 from trainingjob_operator.kube.connection import ConnectionProblem, connect
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -160,6 +160,37 @@ async def test_nothing_runs_between_the_guard_and_the_socket(
     async with Client(connect(tmp_path / "config"), guard=guard) as client:
         await client.put_status(TRAINING_JOBS, "ns", "j", {"status": {}})
     assert order[:3] == ["guard", "socket", "something else"]
+
+
+async def test_so_many_requests_are_under_way_at_a_time_and_watches_are_not_counted(
+    server: tuple[Server, Client],
+) -> None:
+    double, client = server
+    here, most, let_go = 0, 0, asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal here, most
+        here += 1
+        most = max(most, here)
+        if here == REQUESTS_AT_ONCE:
+            # Nothing that is still to come could come now, if it were held back by the requests.
+            async for event in client.watch(PODS, "team"):
+                assert event.type == "ADDED"
+            let_go.set()
+        await let_go.wait()
+        here -= 1
+        return web.json_response(POD)
+
+    async def watched(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=json.dumps({"type": "ADDED", "object": POD}).encode() + b"\n")
+
+    async def either(request: web.Request) -> web.StreamResponse:
+        return await (watched if "watch" in request.query else handler)(request)
+
+    double.handler = either
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(client.get(PODS, "team", "a") for _ in range(3 * REQUESTS_AT_ONCE)))
+    assert most == REQUESTS_AT_ONCE
 
 
 async def test_a_list_follows_all_pages_and_drops_what_nobody_reads(server: tuple[Server, Client]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from support.play import FINISHED, RESULT, Play, policy
 from trainingjob_operator.core.decide import decide
 from trainingjob_operator.core.facts import InvalidSpec, ProgressFacts
+from trainingjob_operator.core.findings import Findings
 from trainingjob_operator.core.obstacle import Obstacle
 from trainingjob_operator.core.plan import ObjectRef, Plan, Settings
 
@@ -358,10 +359,18 @@ def test_what_a_person_cares_about_is_written_at_once(training: Play, news: dict
     assert training.step(1).status is not None
 
 
+def test_children_are_wanted_without_new_pods_when_they_are_due(training: Play) -> None:
+    made = training.children
+    training.findings = Findings(children_due=True)
+    assert training.step(1).ensure == made
+    training.findings = Findings()
+    assert training.step(1).ensure == ()
+
+
 def test_a_quiet_cluster_gets_no_writes(training: Play) -> None:
     for _ in range(100):
         plan = training.step(60)
-        assert plan == replace(Plan(), ensure=plan.ensure, wants_progress=plan.wants_progress)
+        assert plan == replace(Plan(), wants_progress=plan.wants_progress)
 
 
 def test_a_silent_head_is_no_failure(training: Play) -> None:

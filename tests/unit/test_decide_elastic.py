@@ -89,12 +89,12 @@ def test_growing_does_not_wait_for_what_is_being_drained(three: Play) -> None:
 
 def test_the_configuration_is_the_same_at_every_size(three: Play) -> None:
     before = three.status.resolved
-    config_maps = [m for m in three.plan.ensure if m["kind"] == "ConfigMap"]
+    config_maps = [m for m in three.children if m["kind"] == "ConfigMap"]
     scale(three, 5)
     assert three.status.resolved is not None
     assert before is not None
     assert three.status.resolved.config_hash == before.config_hash
-    assert [m for m in three.plan.ensure if m["kind"] == "ConfigMap"] == config_maps
+    assert [m for m in three.children if m["kind"] == "ConfigMap"] == config_maps
 
 
 def test_a_size_that_changes_before_training_is_the_one_that_training_begins_with() -> None:

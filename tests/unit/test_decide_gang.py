@@ -10,8 +10,8 @@ GANG = replace(SETTINGS, pod_groups=True)
 
 
 def group(play: Play) -> dict[str, object] | None:
-    """The PodGroup that the plan wants."""
-    found = [child for child in play.plan.ensure if child["kind"] == "PodGroup"]
+    """The PodGroup that was wanted with the newest pods."""
+    found = [child for child in play.children if child["kind"] == "PodGroup"]
     return found[0] if found else None
 
 
