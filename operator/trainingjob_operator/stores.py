@@ -11,7 +11,7 @@ from trainingjob_operator.core.cache import Cache, Key
 
 GATHER_SECONDS = 0.1
 """The pods of a gang change together, each with an event of its own: they are decided on together."""
-STARTING_GATHER_SECONDS = 1.0
+STARTING_GATHER_SECONDS = 0.5
 """The same while pods get nodes and start: nobody waits for what is decided then, it is only told."""
 
 logger = logging.getLogger(__name__)

@@ -85,7 +85,7 @@ async def test_what_ends_is_decided_on_sooner_than_what_starts() -> None:
     going["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
     world.pods.put({**going, "status": {"phase": "Pending"}})
     world.pods.remove(going)
-    assert world.within == [1.0, 1.0, 0.1, 0.1, 0.1, 0.1]
+    assert world.within == [0.5, 0.5, 0.1, 0.1, 0.1, 0.1]
 
 
 async def test_pods_that_vanished_unseen_queue_their_job() -> None:
