@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Set
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,10 +29,9 @@ class _Store:
     def remove(self, body: Object) -> None:
         """Deletions are no part of a timeline."""
 
-    def replace(self, namespace: str | None, bodies: Sequence[Object], version: str) -> int:
-        for body in bodies:
-            self._seen(body)
-        return len(bodies)
+    def retain(self, namespace: str | None, uids: Set[str], version: str) -> Set[Hashable]:
+        """Nor is what vanished."""
+        return set()
 
 
 class Timeline:

@@ -25,7 +25,7 @@ from trainingjob_operator.jobwatch import watch_jobs
 from trainingjob_operator.kube.api import POD_GROUPS, PODS, TRAINING_JOBS, ApiError
 from trainingjob_operator.kube.client import Client, allow
 from trainingjob_operator.kube.connection import Connection, ConnectionProblem, connect
-from trainingjob_operator.kube.informer import Informer
+from trainingjob_operator.kube.informer import Informer, take_all
 from trainingjob_operator.kube.lease import REQUEST_TIMEOUT_SECONDS, LeaderElection
 from trainingjob_operator.kube.preflight import StartProblem, check
 from trainingjob_operator.observe.events import EventRecorder
@@ -192,12 +192,11 @@ class Operator:
             while True:
                 try:
                     await self._discover()
-                    listed = await self._client.list(TRAINING_JOBS, namespace)
+                    news += (await take_all(self._client, TRAINING_JOBS, self._jobs, namespace))[1]
                     break
                 except ApiError as error:
                     logger.warning("cannot list TrainingJobs: %s", error)
                     await asyncio.sleep(RELIST_DELAY_SECONDS)
-            news += self._jobs.replace(namespace, listed.items, listed.resource_version)
         return news
 
     async def _discover(self) -> None:

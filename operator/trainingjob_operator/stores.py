@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Set
 from typing import Any
 
 from trainingjob_operator.core.cache import Cache, Key
@@ -27,29 +27,28 @@ class PodStore:
         self._cache = cache
         self._enqueue = enqueue
 
-    def put(self, body: Mapping[str, Any]) -> None:
+    def put(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is there, or has changed."""
         phase = (body.get("status") or {}).get("phase")
         ends = phase in ("Succeeded", "Failed") or "deletionTimestamp" in body["metadata"]
         try:
-            self._changed(self._cache.put_pod(body), GATHER_SECONDS if ends else STARTING_GATHER_SECONDS)
+            return self._changed(self._cache.put_pod(body), GATHER_SECONDS if ends else STARTING_GATHER_SECONDS)
         except (KeyError, ValueError):
             logger.exception("pod %s cannot be read and is ignored", body["metadata"]["name"])
+            return None
 
-    def remove(self, body: Mapping[str, Any]) -> None:
+    def remove(self, body: Mapping[str, Any]) -> Key | None:
         """A pod was deleted."""
-        self._changed(self._cache.remove_pod(body))
+        return self._changed(self._cache.remove_pod(body))
 
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> int:
-        """These are all pods. Returns for how many jobs that is news."""
-        changed = self._cache.replace_pods(namespace, bodies, version)
-        for key in changed:
-            self._changed(key)
-        return len(changed)
+    def retain(self, namespace: str | None, uids: Set[str], version: str) -> Set[Hashable]:
+        """There are no other pods. Returns for which jobs that is news."""
+        return {self._changed(key) for key in self._cache.retain_pods(namespace, uids, version)}
 
-    def _changed(self, key: Key | None, within: float = GATHER_SECONDS) -> None:
+    def _changed(self, key: Key | None, within: float = GATHER_SECONDS) -> Key | None:
         if key is not None and self._cache.job(key) is not None:
             self._enqueue(key, within)
+        return key
 
 
 class JobStore:
@@ -64,13 +63,24 @@ class JobStore:
         """An event of kopf's watch. A LIST (kind None) does not tell what vanished before it."""
         if kind is None:
             self.relist.set()
-        key = self._cache.remove_job(body) if kind == "DELETED" else self._cache.put_job(body)
+        if kind == "DELETED":
+            self.remove(body)
+        else:
+            self.put(body)
+
+    def put(self, body: Mapping[str, Any]) -> Key | None:
+        """A job is there, or has changed."""
+        return self._changed(self._cache.put_job(body))
+
+    def remove(self, body: Mapping[str, Any]) -> Key | None:
+        """A job was deleted."""
+        return self._changed(self._cache.remove_job(body))
+
+    def retain(self, namespace: str | None, uids: Set[str], version: str) -> Set[Hashable]:
+        """There are no other jobs. Returns of which that is news."""
+        return {self._changed(key) for key in self._cache.retain_jobs(namespace, uids, version)}
+
+    def _changed(self, key: Key | None) -> Key | None:
         if key is not None:
             self._enqueue(key)
-
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> int:
-        """These are all TrainingJobs. Returns of how many that is news."""
-        changed = self._cache.replace_jobs(namespace, bodies, version)
-        for key in changed:
-            self._enqueue(key)
-        return len(changed)
+        return key

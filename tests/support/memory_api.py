@@ -80,6 +80,11 @@ class MemoryApi:
         ]
         return ObjectList(items, str(self._version))
 
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[ObjectList]:
+        yield await self.list(resource, namespace, label_selector)
+
     def watch(
         self, resource: Resource, namespace: str | None = None, label_selector: str = "", resource_version: str = ""
     ) -> AsyncIterator[WatchEvent]:

@@ -203,8 +203,8 @@ async def test_a_list_follows_all_pages_and_drops_what_nobody_reads(server: tupl
     assert [item["metadata"] for item in found.items] == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
     assert found.resource_version == "7"
     assert [request[1:3] for request in double.requests] == [
-        ("/api/v1/pods", {"limit": "500", "labelSelector": "app"}),
-        ("/api/v1/pods", {"limit": "500", "labelSelector": "app", "continue": "more"}),
+        ("/api/v1/pods", {"limit": "250", "labelSelector": "app"}),
+        ("/api/v1/pods", {"limit": "250", "labelSelector": "app", "continue": "more"}),
     ]
 
 

@@ -95,7 +95,7 @@ def test_a_list_removes_what_vanished_but_not_what_is_newer_than_the_list() -> N
     cache = Cache()
     cache.put_pod(pod(5, "old"))
     cache.put_pod(pod(20, "new", index=1))
-    assert cache.replace_pods(None, [], "10") == {KEY}
+    assert cache.retain_pods(None, set(), "10") == {KEY}
     assert [known.uid for known in cache.pods("job-1")] == ["new"]
 
 
@@ -103,7 +103,7 @@ def test_a_list_of_one_namespace_leaves_the_others_alone() -> None:
     cache = Cache()
     cache.put_job(job(1))
     cache.put_job(job(2, uid="job-2", namespace="other"))
-    assert cache.replace_jobs("other", [], "10") == {Key("other", "job")}
+    assert cache.retain_jobs("other", set(), "10") == {Key("other", "job")}
     assert cache.job(KEY) is not None
 
 
@@ -111,7 +111,7 @@ def test_a_list_of_one_jobs_pods_leaves_other_jobs_pods_alone() -> None:
     cache = Cache()
     cache.put_pod(pod(1, "a"))
     cache.put_pod(pod(2, "b", job_uid="job-2"))
-    cache.replace_pods("team", [], "10", job_uid="job-1")
+    cache.retain_pods("team", set(), "10", job_uid="job-1")
     assert cache.pods("job-1") == []
     assert [known.uid for known in cache.pods("job-2")] == ["b"]
 

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Set
 from typing import Any
 
 import pytest
 from support.memory_api import MemoryApi
 from trainingjob_operator.kube import informer as informer_module
 from trainingjob_operator.kube.api import PODS, ApiError, Gone, ObjectList, Resource, Unreachable, WatchEvent
-from trainingjob_operator.kube.informer import Informer
+from trainingjob_operator.kube.informer import Informer, take_all
 
 Script = list[WatchEvent | ApiError]
 
 
 def event(kind: str, name: str, version: int) -> WatchEvent:
-    return WatchEvent(kind, {"metadata": {"name": name, "resourceVersion": str(version)}})
+    return WatchEvent(kind, {"metadata": {"name": name, "uid": name, "resourceVersion": str(version)}})
 
 
 class ScriptedApi(MemoryApi):
     """Answers each LIST and each watch with the next script; when they are used up, a watch never ends."""
 
-    def __init__(self, lists: list[ObjectList | ApiError], watches: list[Script]) -> None:
+    def __init__(self, lists: list[list[ObjectList | ApiError]], watches: list[Script]) -> None:
         super().__init__()
         self.lists = lists
         self.watches = watches
         self.versions: list[str] = []
         self.exhausted = asyncio.Event()
 
-    async def list(self, resource: Resource, namespace: str | None = None, label_selector: str = "") -> ObjectList:
-        answer = self.lists.pop(0)
-        if isinstance(answer, ApiError):
-            raise answer
-        return answer
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[ObjectList]:
+        for page in self.lists.pop(0):
+            if isinstance(page, ApiError):
+                raise page
+            yield page
 
     async def watch(
         self, resource: Resource, namespace: str | None = None, label_selector: str = "", resource_version: str = ""
@@ -55,19 +58,30 @@ class Names:
     def __init__(self) -> None:
         self.names: set[str] = set()
 
-    def put(self, body: Mapping[str, Any]) -> None:
-        self.names.add(body["metadata"]["name"])
+    def put(self, body: Mapping[str, Any]) -> str | None:
+        name = str(body["metadata"]["name"])
+        if name in self.names:
+            return None
+        self.names.add(name)
+        return name
 
     def remove(self, body: Mapping[str, Any]) -> None:
         self.names.discard(body["metadata"]["name"])
 
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> int:
-        before, self.names = self.names, {body["metadata"]["name"] for body in bodies}
-        return len(before ^ self.names)
+    def retain(self, namespace: str | None, uids: Set[str], version: str) -> Set[Hashable]:
+        gone = self.names - uids
+        self.names -= gone
+        return gone
 
 
-def listed(version: int, *names: str) -> ObjectList:
-    return ObjectList([{"metadata": {"name": name, "resourceVersion": "1"}} for name in names], str(version))
+def page(version: int, *names: str) -> ObjectList:
+    return ObjectList(
+        [{"metadata": {"name": name, "uid": name, "resourceVersion": "1"}} for name in names], str(version)
+    )
+
+
+def listed(version: int, *names: str) -> list[ObjectList | ApiError]:
+    return [page(version, *names)]
 
 
 @pytest.fixture(autouse=True)
@@ -119,13 +133,36 @@ async def test_a_version_that_is_too_old_leads_to_a_list_that_forgets_what_vanis
 
 
 async def test_a_failed_list_is_tried_again() -> None:
-    api = ScriptedApi([Unreachable(0, "Unreachable", "down"), listed(10, "a")], [])
+    api = ScriptedApi([[Unreachable(0, "Unreachable", "down")], listed(10, "a")], [])
     assert await follow(api) == {"a"}
 
 
 async def test_a_continue_token_that_expires_during_a_list_leads_to_a_new_list() -> None:
-    api = ScriptedApi([Gone(410, "Expired", "continue token"), listed(10, "a")], [])
-    assert await follow(api) == {"a"}
+    expired = Gone(410, "Expired", "continue token")
+    api = ScriptedApi([[page(5, "b", "vanished"), expired], [page(10, "a"), page(10, "b")]], [])
+    assert await follow(api) == {"a", "b"}
+    assert api.versions == ["10"]
+
+
+async def test_of_a_list_one_page_is_in_memory_at_a_time() -> None:
+    class Body(dict[str, Any]):
+        """A dict that can be referred to weakly."""
+
+    class Pages(ScriptedApi):
+        async def pages(self, *_: Any, **__: Any) -> AsyncIterator[ObjectList]:
+            for number in range(3):
+                body = Body(metadata={"name": str(number), "uid": str(number), "resourceVersion": "1"})
+                alive.append(weakref.ref(body))
+                made = ObjectList([body], "9")
+                del body
+                yield made
+                del made
+                assert sum(ref() is not None for ref in alive) <= 1
+
+    alive: list[weakref.ref[Body]] = []
+    names = Names()
+    assert await take_all(Pages([], []), PODS, names) == ("9", 3)
+    assert names.names == {"0", "1", "2"}
 
 
 async def test_a_watch_that_hangs_is_given_up_for_a_new_list_in_time() -> None:

@@ -63,7 +63,7 @@ async def test_a_watch_that_begins_anew_asks_for_a_list_because_it_does_not_tell
     assert not world.jobs.relist.is_set()
     world.jobs.take(None, job(5))
     assert world.jobs.relist.is_set()
-    world.jobs.replace(None, [], "9")
+    world.jobs.retain(None, set(), "9")
     assert world.cache.job(KEY) is None
 
 
@@ -92,7 +92,7 @@ async def test_pods_that_vanished_unseen_queue_their_job() -> None:
     world = World()
     world.cache.put_job(job(5))
     world.cache.put_pod(pod(7))
-    world.pods.replace(None, [], "9")
+    world.pods.retain(None, set(), "9")
     assert world.cache.pods("job-1") == []
     assert len(world.queue) == 1
 

@@ -7,7 +7,7 @@ lower resourceVersion of the same uid, and a uid that was deleted never comes ba
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -85,13 +85,11 @@ class Cache:
         del self._jobs[key]
         return key
 
-    def replace_jobs(self, namespace: str | None, bodies: Iterable[Mapping[str, Any]], version: str) -> set[Key]:
-        """Take in a LIST of one namespace (None: of all) as of `version`; jobs that it lacks are gone."""
-        listed = list(bodies)
-        changed = {key for body in listed if (key := self.put_job(body)) is not None}
-        present = {body["metadata"]["uid"] for body in listed}
+    def retain_jobs(self, namespace: str | None, uids: Set[str], version: str) -> set[Key]:
+        """Take in what a LIST of one namespace (None: of all) as of `version` lacks: those jobs are gone."""
+        changed = set()
         for key, job in list(self._jobs.items()):
-            gone = job.uid not in present and int(job.resource_version) <= int(version)
+            gone = job.uid not in uids and int(job.resource_version) <= int(version)
             if gone and namespace in (None, key.namespace):
                 self._bury(job.uid)
                 del self._jobs[key]
@@ -143,17 +141,13 @@ class Cache:
             return self._drop_pod(_labelled_owner(meta), meta["uid"])
         return self._drop_pod(owner, meta["uid"], PodFacts.from_object(body))
 
-    def replace_pods(
-        self, namespace: str | None, bodies: Iterable[Mapping[str, Any]], version: str, job_uid: str | None = None
-    ) -> set[Key]:
-        """Take in a LIST of pods of one namespace (None: of all), or of one job, as of `version`."""
-        listed = list(bodies)
-        changed = {key for body in listed if (key := self.put_pod(body)) is not None}
-        present = {body["metadata"]["uid"] for body in listed}
+    def retain_pods(self, namespace: str | None, uids: Set[str], version: str, job_uid: str | None = None) -> set[Key]:
+        """Take in what a LIST of pods of one namespace (None: of all), or of one job, as of `version` lacks."""
+        changed = set()
         owners = list(self._pods) if job_uid is None else [job_uid]
         for owner in owners:
             for uid, pod in list(self._pods.get(owner, {}).items()):
-                gone = uid not in present and int(pod.facts.resource_version) <= int(version)
+                gone = uid not in uids and int(pod.facts.resource_version) <= int(version)
                 if gone and namespace in (None, pod.key.namespace):
                     self._bury(uid)
                     self._drop_pod(owner, uid)

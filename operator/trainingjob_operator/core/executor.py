@@ -270,7 +270,10 @@ class Executor:
         if answer is None:
             return
         pods = await self._api.list(PODS, job.namespace, f"{LABEL_JOB_UID}={job.uid}")
-        self._cache.replace_pods(job.namespace, pods.items, pods.resource_version, job.uid)
+        for pod in pods.items:
+            self._cache.put_pod(pod)
+        uids = {pod["metadata"]["uid"] for pod in pods.items}
+        self._cache.retain_pods(job.namespace, uids, pods.resource_version, job.uid)
         memory.licence = answer["metadata"]["resourceVersion"]
 
     async def _say(self, key: Key, job: Job, refusal: Obstacle, memory: _Memory) -> None:

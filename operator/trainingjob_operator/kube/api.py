@@ -119,7 +119,7 @@ def error_from_status(status: Manifest, code: int | None = None, retry_after: fl
 
 @dataclass(frozen=True)
 class ObjectList:
-    """All objects of a LIST, and the resourceVersion at which they were so."""
+    """Objects of a LIST, and the resourceVersion at which they were so."""
 
     items: list[Manifest]
     resource_version: str
@@ -142,7 +142,12 @@ class Api(Protocol):
     async def list(
         self, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
     ) -> ObjectList:
-        """Quorum read of a collection, in pages."""
+        """Quorum read of a collection, all of it."""
+
+    def pages(
+        self, resource: Resource, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[ObjectList]:
+        """The same, a page at a time; all are of the first one's resourceVersion."""
 
     def watch(
         self, resource: Resource, namespace: str | None = None, label_selector: str = "", resource_version: str = ""

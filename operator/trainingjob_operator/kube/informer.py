@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Set
 from typing import Any, Protocol
 
 from .api import Api, ApiError, Gone, Resource
@@ -22,17 +22,33 @@ logger = logging.getLogger(__name__)
 class Store(Protocol):
     """Who takes the objects in."""
 
-    def put(self, body: Mapping[str, Any]) -> None:
-        """An object is there, or has changed."""
+    def put(self, body: Mapping[str, Any]) -> Hashable | None:
+        """An object is there, or has changed. Returns whom that is news of, if it is."""
 
-    def remove(self, body: Mapping[str, Any]) -> None:
+    def remove(self, body: Mapping[str, Any]) -> Hashable | None:
         """An object was deleted; this was its last state."""
 
-    def replace(self, namespace: str | None, bodies: Sequence[Mapping[str, Any]], version: str) -> int:
-        """These are all objects of the namespace (None: of the cluster) as of `version`; others have vanished.
+    def retain(self, namespace: str | None, uids: Set[str], version: str) -> Set[Hashable]:
+        """There are no others in the namespace (None: in the cluster) as of `version`. Returns whom that is news of."""
 
-        Returns of how many that is news.
-        """
+
+async def take_all(
+    api: Api, resource: Resource, store: Store, namespace: str | None = None, label_selector: str = ""
+) -> tuple[str, int]:
+    """LIST all objects into a store, a page at a time: all at once would be a large part of the process's memory.
+
+    Returns the version of the list, and of how many it brought news.
+    """
+    uids: set[str] = set()
+    news: set[Hashable] = set()
+    version = ""
+    async for page in api.pages(resource, namespace, label_selector):
+        for body in page.items:
+            uids.add(body["metadata"]["uid"])
+            news.add(store.put(body))
+        version = page.resource_version
+    news |= store.retain(namespace, uids, version)
+    return version, len(news - {None})
 
 
 class Informer:
@@ -92,13 +108,12 @@ class Informer:
                 await asyncio.sleep(seconds)
 
     async def _list(self) -> None:
-        listed = await self._api.list(self._resource, self._namespace, self._selector)
+        version, news = await take_all(self._api, self._resource, self._store, self._namespace, self._selector)
         self._relist_at = asyncio.get_running_loop().time() + self._relist
-        news = self._store.replace(self._namespace, listed.items, listed.resource_version)
         if self._to_be_sure:
             self._on_missed(news)
             self._to_be_sure = False
-        self._version = listed.resource_version
+        self._version = version
         self._failures = 0
         self.synced.set()
 
