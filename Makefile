@@ -78,6 +78,14 @@ bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK 
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.operator_scale \
 	  $(if $(N),--jobs $(N)) $(if $(SUSPENDED),--suspended $(SUSPENDED))
 
+.PHONY: test-gpu
+test-gpu: setup ## What only a GPU shows (a minute; all skipped where there is none)
+	@$(BIN)/pytest tests/gpu
+
+.PHONY: bench-gpu
+bench-gpu: setup ## Measure the trainer on one GPU: tokens a second and MFU (4 minutes on an H100)
+	@$(BIN)/python -m benchmarks.trainer.gpu
+
 .PHONY: bench-trainer
 bench-trainer: setup .venv/.peers ## Measure the trainer against its peers and what it is built on (SUBJECTS="peers loader")
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.trainer $(SUBJECTS)

@@ -12,7 +12,7 @@ from trainingjob_local.s3 import S3Server
 
 from benchmarks.trainer import checkpoint, loader, peers
 from benchmarks.trainer.arms import TooNoisy
-from benchmarks.trainer.figures import OUT, Figure, Lab, table, write
+from benchmarks.trainer.figures import OUT, Figure, Lab, about, table, write
 
 SUBJECTS: dict[str, Callable[[Lab], list[Figure]]] = {
     "peers": peers.measure,
@@ -56,7 +56,7 @@ def main() -> int:
         finally:
             s3.close()
     if figures:
-        write(figures, given.out)
+        write(figures, given.out, about())
         sys.stdout.write(f"{table(figures)}\n\n{given.out}\n")
     return int(noisy)
 

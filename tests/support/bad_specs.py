@@ -472,6 +472,7 @@ WHILE_SUSPENDED: dict[str, Json] = {
     "training.microBatchSize": {"training": {"microBatchSize": 1}},
     "training.clipNorm": {"training": {"clipNorm": 2}},
     "training.precision": {"training": {"precision": "float32"}},
+    "training.compile": {"training": {"compile": "never"}},
     "training.parallelism": {"training": {"parallelism": {"fsdp": "none"}}},
     "training.deterministic": {"training": {"deterministic": True}},
     "training.earlyStopping": {"training": {"earlyStopping": {"patience": 7}}},

@@ -33,7 +33,7 @@ from trainingjob_trainer.errors import StorageError
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
-from trainingjob_trainer.parallel import StepSums, World, layout_of, parallelize, pass_dtype, statistics
+from trainingjob_trainer.parallel import StepSums, World, compiles, layout_of, parallelize, pass_dtype, statistics
 from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Dealing, Stepper
 from trainingjob_trainer.stop import Stop
@@ -60,7 +60,7 @@ def build(config: JobConfig, exact: bool = False) -> Stepper:
     if average is not None:
         average.restart()
     dealing = Dealing.of(config.training, world)
-    task, buffers = build_task(config, manifest), statistics(model)
+    task, buffers = build_task(config, manifest, compiles(config.training, world.device)), statistics(model)
     return Stepper(model, optimizer, task, config.training, world, dealing, dtype, average, buffers)
 
 
@@ -351,7 +351,13 @@ def poisoned_step(config: JobConfig) -> tuple[str, str]:
 
 def _poison(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
     """One number of the gradient that flows back through the module is not one."""
-    output.register_hook(lambda gradient: gradient.index_put((torch.tensor(0),) * 3, torch.tensor(torch.nan)))
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        poisoned = gradient.clone()
+        poisoned[0, 0, 0] = torch.nan
+        return poisoned
+
+    output.register_hook(hook)
 
 
 def take(stepper: Stepper, steps: range) -> list[StepSums]:

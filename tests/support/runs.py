@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainingjob_local.s3 import S3Server
+if TYPE_CHECKING:
+    from trainingjob_local.s3 import S3Server
 
 Object = dict[str, Any]
 
@@ -58,7 +59,7 @@ class Run:
     """One TrainingJob in the cluster and its run directory."""
 
     kubectl: Kubectl
-    server: S3Server
+    server: "S3Server"
     manifest: Object
 
     @cached_property

@@ -20,6 +20,8 @@ _PEER_GONE = (
     "Connection was likely closed",
 )
 
+_COMPILERS = ("torch._dynamo", "torch._inductor")
+
 # One failing rank makes the others fail too: the class that says most comes first, a lost peer last.
 _TELLING = (Fenced, UserError, DataError, OutOfMemory, StorageError, Hang)
 
@@ -33,6 +35,12 @@ def of_rank(error: BaseException, rank: int) -> TrainerError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemory(
             text, "Lower spec.training.microBatchSize, or give the workers more memory or more GPUs.", rank=rank
+        )
+    if type(error).__module__.startswith(_COMPILERS):
+        return UserError(
+            f"The model could not be compiled: {_first_line(error)}",
+            "Set training.compile: never, or mend the compiler in the image; the pod's log says what it lacks.",
+            rank=rank,
         )
     if isinstance(error, OSError | RuntimeError) and any(sign in text for sign in _PEER_GONE):
         return WorkerLost(f"Rank {rank} lost its peers: {text}")

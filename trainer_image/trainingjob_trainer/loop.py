@@ -17,6 +17,7 @@ from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import commits, latest, step_prefix
 from trainingjob_trainer.checkpoint.retention import best_commits
 from trainingjob_trainer.checkpoint.state import Evaluated, Progress, state_tensors, weights_of
+from trainingjob_trainer.compile_cache import CompileCache, Part
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.batches import training_rows
 from trainingjob_trainer.data.manifest import HELD_OUT, MANIFEST_KEY, Manifest, SplitName
@@ -32,6 +33,7 @@ from trainingjob_trainer.parallel import (
     Ballot,
     Vote,
     World,
+    compiles,
     full_state,
     layout_of,
     parallelize,
@@ -100,10 +102,12 @@ class _Run:
         self.world = world = world.arranged(self.layout)
         self.model = parallelize(model, world, training, dtype).to_empty(device=world.device)
         self.average = WeightAverage(self.model, training.ema_decay) if training.ema_decay else None
+        compiled = compiles(training, world.device)
+        self.compile_cache = CompileCache.of(attempt.store, config, world) if compiled else None
         self.stepper = Stepper(
             self.model,
             build_optimizer(self.model, training.optimizer),
-            build_task(config, manifest),
+            build_task(config, manifest, compiled),
             training,
             world,
             Dealing.of(training, world),
@@ -148,6 +152,8 @@ class _Run:
         else:
             self.telemetry.progress = self.checkpointer.load(commit, self._tensors())
         self.told_step = self.checkpointer.committed_step
+        if self.compile_cache is not None:
+            self.compile_cache.restore()
         self._report(
             state="Training",
             message=f"Training from step {self.progress.step} on {self.world.size} rank(s) in {self._precision}: "
@@ -185,7 +191,7 @@ class _Run:
                     due = self.telemetry.add(self.stepper(step, batch))
                 self.corrupt_samples += batch.skipped
                 if step == start:
-                    self._report(firstStepAt=datetime.now(UTC).isoformat())
+                    self.first_step_done()
                 if due:
                     self._report(progress=self.telemetry.fields())
                 self.hand_out_profile()
@@ -202,6 +208,16 @@ class _Run:
             with self.watchdog.paused():
                 uri = self.profiler.hand_out()
             self._report(message=f"Training. The profiler's trace up to step {step} is {uri or 'lost'}.")
+
+    def first_step_done(self) -> None:
+        """Tell of the attempt's first step."""
+        self._report(firstStepAt=datetime.now(UTC).isoformat())
+        self.keep_compiled("training")
+
+    def keep_compiled(self, part: Part) -> None:
+        """Have what was compiled for it spare later attempts the time."""
+        if self.compile_cache is not None and self.world.rank == 0:
+            self.compile_cache.keep(part)
 
     def over(self) -> bool:
         """Whether no step is left, or the run has stopped getting better."""
@@ -275,6 +291,7 @@ class _Run:
                 group=self.world.data_group,
             )
         reshard(self.model)
+        self.keep_compiled("evaluation")
         evaluation = {"split": split, "step": step, "metrics": scalars(metrics)}
         self._report(state="Training", message="Training.", evaluation=evaluation)
         return metrics

@@ -194,6 +194,7 @@ WHILE_SUSPENDED = (
     "training.labelSmoothing",
     "training.earlyStopping",
     "training.precision",
+    "training.compile",
     "training.parallelism",
     "training.deterministic",
     "training.hangSeconds",

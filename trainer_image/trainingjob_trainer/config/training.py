@@ -58,6 +58,9 @@ class Training(Config):
         description="Of the passes; weights, moments and reductions are float32. auto: bfloat16 on CUDA, and on CPUs "
         "with instructions for it (avx512_bf16, AMX).",
     )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="Whether the blocks of the model are compiled (torch.compile). auto: on CUDA."
+    )
     parallelism: Parallelism = Field(default_factory=Parallelism, description="How the model is spread over the ranks.")
     deterministic: bool = Field(False, description="Deterministic kernels only: the same run gives the same bits.")
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(1, description="Of weights, data order and dropout.")

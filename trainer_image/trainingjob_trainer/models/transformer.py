@@ -174,6 +174,8 @@ class Trunk(nn.Module):
             x = x + self.positions(torch.arange(length, device=x.device))
         else:
             rotary = rotation(length, self.size, x)
+        if torch.is_autocast_enabled(x.device.type):  # the residual stream too, as in a sharded model
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         for block in self.blocks:
             x = block(x, rotary, mask)
         normed: Tensor = self.norm(x)

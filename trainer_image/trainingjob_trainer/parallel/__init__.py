@@ -1,5 +1,6 @@
 """All ranks as one: the world, the sharding of a model, and sums over ranks."""
 
+from trainingjob_trainer.parallel.compiling import compiles
 from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
 from trainingjob_trainer.parallel.layout import Layout, layout_of
 from trainingjob_trainer.parallel.parallelize import parallelize
@@ -16,6 +17,7 @@ __all__ = [
     "Vote",
     "World",
     "check_batch_norm",
+    "compiles",
     "full_state",
     "keep_where",
     "layout_of",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trainingjob_trainer.config import Training
+from trainingjob_trainer.parallel.compiling import compile_blocks, compiles
 from trainingjob_trainer.parallel.recompute import recompute
 from trainingjob_trainer.parallel.sharding import shard
 from trainingjob_trainer.parallel.tensor import split_matrices
@@ -21,4 +22,6 @@ def parallelize(model: Model, world: World, training: Training, dtype: torch.dty
     if world.mesh is not None and world.tensor > 1:
         split_matrices(model, world.mesh["tensor"])
     recompute(model, training.parallelism.activation_checkpointing)
+    if compiles(training, world.device):
+        compile_blocks(model)
     return shard(model, world.mesh, dtype)

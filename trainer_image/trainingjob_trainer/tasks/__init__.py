@@ -9,14 +9,17 @@ from trainingjob_trainer.tasks.base import IGNORE, EvaluationMetrics, Task, Task
 __all__ = ["IGNORE", "EvaluationMetrics", "Task", "TaskMetrics", "build_task", "weightless"]
 
 
-def build_task(config: TrainerSpec, manifest: Manifest) -> Task:
-    """The task that the configuration names, for the data that the manifest describes."""
+def build_task(config: TrainerSpec, manifest: Manifest, compiled: bool = False) -> Task:
+    """The task that the configuration names, for the data that the manifest describes.
+
+    compiled: with kernels made for it, where that makes a difference.
+    """
     smoothing = config.training.label_smoothing
     match config.task.kind:
         case "language-modeling":
             from trainingjob_trainer.tasks.language_modeling import LanguageModeling
 
-            return LanguageModeling(manifest, smoothing, config.data.packing)
+            return LanguageModeling(manifest, smoothing, config.data.packing, compiled)
         case "regression":
             from trainingjob_trainer.tasks.regression import Regression
 

@@ -6,7 +6,8 @@ multiplying them. It happens within its forward pass, where FSDP has gathered th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,25 +17,31 @@ from torch.nn import functional as F  # noqa: N812
 from trainingjob_trainer.tasks.base import IGNORE, precise
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32; with a vocabulary of 50,000, those of 333 tokens
+ON_CUDA = 32  # times as many (1 GiB in bfloat16): large products are what a GPU is fast at
+Differentiate = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def pieces(features: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits `[tokens, vocabulary]` and targets `[tokens]`, some tokens after others. features: `[..., dim]`."""
     flat, wanted = features.flatten(0, -2), targets.flatten()
-    for part in _parts(len(flat), len(weight)):
+    for part in _parts(flat, len(weight)):
         yield F.linear(flat[part], weight), wanted[part]
 
 
-def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def head_cross_entropy(
+    features: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0, compiled: bool = False
+) -> Tensor:
     """Cross-entropy of the logits `features @ weight.T`, summed over the targets that are not IGNORE.
 
+    compiled: what is done with a piece's logits is one kernel, made at the first call.
     The product has the dtype of the autocast context, if there is one; the rest is float32 or better.
     """
     kind = features.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
     with torch.autocast(kind, enabled=False):
         flat = features.flatten(0, -2).to(dtype)
-        loss: Tensor = _HeadCrossEntropy.apply(flat, weight.to(dtype), targets.flatten(), smoothing)
+        differentiate = _compiled() if compiled else _losses_and_gradient
+        loss: Tensor = _HeadCrossEntropy.apply(flat, weight.to(dtype), targets.flatten(), smoothing, differentiate)
         return loss
 
 
@@ -45,13 +52,15 @@ class _HeadCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, flat: Tensor, weight: Tensor, targets: Tensor, smoothing: float, differentiate: Differentiate
+    ) -> Tensor:
         total = flat.new_zeros((), dtype=precise(flat[:0]).dtype)
         d_flat, d_weight = torch.empty_like(flat), torch.zeros_like(weight, dtype=total.dtype)
-        for part in _parts(len(flat), len(weight)):
+        for part in _parts(flat, len(weight)):
             counts = targets[part] != IGNORE
             keep = counts[:, None].to(flat.dtype)
-            losses, d_logits = _losses_and_gradient(flat[part] @ weight.T, targets[part].where(counts, 0), smoothing)
+            losses, d_logits = differentiate(flat[part] @ weight.T, targets[part].where(counts, 0), smoothing)
             total += losses.where(counts, 0.0).sum()
             rounded = d_logits.to(flat.dtype)
             d_flat[part] = (rounded @ weight) * keep
@@ -61,10 +70,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_flat, d_weight = ctx.gradients
         del ctx.gradients  # they are handed over, not kept: one backward pass for each forward pass
-        return d_flat.mul_(scale), d_weight.mul_(scale).to(ctx.dtype), None, None
+        return d_flat.mul_(scale), d_weight.mul_(scale).to(ctx.dtype), None, None, None
 
 
 def _losses_and_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -80,6 +89,23 @@ def _losses_and_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> t
     return losses, d_logits
 
 
-def _parts(tokens: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, LOGITS_AT_ONCE // vocabulary)
-    return (slice(start, start + size) for start in range(0, tokens, size))
+def _losses_and_gradient_in_one(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The same without a tensor that changes in place, so that a compiler can make one pass of it."""
+    log_chances = precise(logits).log_softmax(-1)
+    hit = torch.arange(logits.shape[-1], device=logits.device) == targets[:, None]
+    losses = (smoothing - 1) * log_chances.gather(1, targets[:, None])[:, 0]
+    if smoothing:
+        losses = losses - smoothing * log_chances.mean(-1)
+    d_logits = log_chances.exp() + (smoothing - 1) * hit.to(log_chances.dtype) - smoothing / logits.shape[-1]
+    return losses, d_logits.to(logits.dtype)
+
+
+@cache
+def _compiled() -> Differentiate:
+    return torch.compile(_losses_and_gradient_in_one, dynamic=False)  # there are pieces of two sizes
+
+
+def _parts(flat: Tensor, vocabulary: int) -> Iterator[slice]:
+    at_once = LOGITS_AT_ONCE * (ON_CUDA if flat.is_cuda else 1)
+    size = max(1, at_once // vocabulary)
+    return (slice(start, start + size) for start in range(0, len(flat), size))

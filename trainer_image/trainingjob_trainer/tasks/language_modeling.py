@@ -22,9 +22,11 @@ class LanguageModeling(Task):
     """Logits `[rows, sequence_length, vocabulary]`, targets `[rows, sequence_length]`; of our own models never all the
     logits at once."""
 
-    def __init__(self, manifest: Manifest, label_smoothing: float = 0.0, packing: bool = False) -> None:
+    def __init__(
+        self, manifest: Manifest, label_smoothing: float = 0.0, packing: bool = False, compiled: bool = False
+    ) -> None:
         self._manifest = manifest
-        self._packing = packing
+        self._packing, self._compiled = packing, compiled
         self._smoothing = label_smoothing
 
     def loss_sum(self, model: Model, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +35,7 @@ class LanguageModeling(Task):
                 return self.loss_of(features, targets)[0]
             if isinstance(weight, DTensor):  # split over tensor-parallel ranks, and so are the logits
                 return self.loss_of(F.linear(features, weight), targets)[0]
-            return head_cross_entropy(features, weight, targets, self._smoothing)
+            return head_cross_entropy(features, weight, targets, self._smoothing, self._compiled)
 
         return model(inputs, read), (targets != IGNORE).sum()
 

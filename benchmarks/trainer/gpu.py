@@ -1,0 +1,199 @@
+"""`python -m benchmarks.trainer.gpu`: the trainer on one GPU, tokens a second and MFU of the GPT decoders.
+
+Its own loop, as `python -m trainingjob_trainer.train` runs it: data from a directory, bfloat16, compiled blocks, AdamW,
+clipping. The figures are those that it reports as it trains, each the median of some intervals after the first ones, in
+which kernels are compiled. Nothing of Kubernetes, Ray and S3 is needed: PyTorch, pydantic and NumPy are.
+
+Without a GPU the same runs with models so small that the figures mean nothing.
+"""
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.errors import Hang
+from trainingjob_trainer.loop import train
+from trainingjob_trainer.stop import Stop
+from trainingjob_trainer.storage import open_store
+
+from benchmarks.trainer.figures import Figure, about, table, write
+
+OUT = Path("benchmarks/out/trainer-gpu.json")
+VOCABULARY = 50304  # GPT-2's, up to a multiple of 64 as in nanoGPT
+INTERVALS, DISCARDED, STEPS = 5, 1, 2  # intervals of so many steps; the first ones don't count
+DATA = 2**23  # tokens
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how its batches are cut. `aim`: the MFU to reach, in per cent."""
+
+    preset: str
+    length: int
+    rows: int  # of one pass
+    passes: int  # of one step
+    aim: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset}_{self.length}"
+
+
+# Batches of a quarter to half a million tokens, those of 1.3b an eighth; as many rows at once as 80 GB hold with ease.
+ON_GPU = [
+    Case("gpt-124m", 1024, 64, 8, 45),
+    Case("gpt-124m", 2048, 32, 8, 45),
+    Case("gpt-350m", 1024, 64, 4, 48),
+    Case("gpt-350m", 2048, 32, 4, 48),
+    Case("gpt-1.3b", 1024, 16, 8, 52),
+    Case("gpt-1.3b", 2048, 8, 8, 52),
+]
+ON_CPU = [Case("gpt-nano", 64, 2, 2), Case("gpt-nano", 128, 1, 2)]
+
+
+class _Enough(Exception):
+    """Ends a run when its figures are there: no checkpoint, no evaluation."""
+
+
+class _Record:
+    """Hooks that keep what the loop reports of its speed."""
+
+    def __init__(self) -> None:
+        self.tokens_per_second: list[float] = []
+        self.metrics: list[dict[str, float]] = []
+        self.first_step_s = 0.0
+        self._begun = time.perf_counter()
+
+    def report(self, fields: Mapping[str, Any]) -> None:
+        """Keep the figures of an interval."""
+        if "firstStepAt" in fields:
+            self.first_step_s = time.perf_counter() - self._begun
+        progress = fields.get("progress")
+        if progress is None or "metrics" not in progress:
+            return
+        self.tokens_per_second.append(progress["tokensPerSecond"])
+        self.metrics.append(progress["metrics"])
+        if len(self.metrics) == INTERVALS:
+            raise _Enough
+
+    def stop_requested(self) -> Stop:
+        """Nobody asks."""
+        return Stop.NO
+
+    def hung(self, error: Hang) -> NoReturn:
+        """Ends the benchmark."""
+        sys.exit(str(error))
+
+
+def measure(case: Case, directory: Path) -> list[Figure]:
+    """Train a case for some steps."""
+    config = job(case, directory)
+    store = open_store(config.output_uri, config.storage)
+    put_data(store.put, case.length)
+    record = _Record()
+    with suppress(_Enough):
+        train(config, Attempt.take(store, 0), record)
+    speeds, metrics = record.tokens_per_second[DISCARDED:], record.metrics[DISCARDED:]
+    what = f"{case.preset}, {case.length} tokens, {case.rows} x {case.passes} rows"
+    figures = [
+        Figure(f"{case.name}_tokens_per_s", f"{what}: speed", median(speeds), "tokens/s", runs=speeds),
+        Figure(f"{case.name}_first_step_s", f"{what}: until the first step", record.first_step_s, "s"),
+    ]
+    shares = [100 * one["mfu"] for one in metrics if "mfu" in one]
+    if shares:
+        aim = f">= {case.aim}" if case.aim else ""
+        figures.insert(1, Figure(f"{case.name}_mfu_percent", f"{what}: MFU", median(shares), "%", aim, shares))
+    if "deviceMemoryGiB" in metrics[-1]:
+        memory = metrics[-1]["deviceMemoryGiB"]
+        figures.append(Figure(f"{case.name}_memory_gib", f"{what}: GPU memory, at most", memory, "GiB"))
+    return figures
+
+
+def job(case: Case, directory: Path) -> JobConfig:
+    """A run that would go on for longer than it is let."""
+    spec: dict[str, Any] = {
+        "name": "bench",
+        "namespace": "default",
+        "ranksPerPod": 1,
+        "maxRestarts": 0,
+        "storage": {},
+        "outputUri": str(directory),
+        "data": {"train": {"uri": f"{directory}/none"}},
+        "model": {"preset": case.preset},
+        "evaluation": {"everySteps": 10_000},
+        "checkpoint": {"everySteps": 10_000},
+        "training": {
+            "steps": 1000,
+            "globalBatchSize": case.rows * case.passes,
+            "microBatchSize": case.rows,
+            "sequenceLength": case.length,
+            "compile": "auto" if torch.cuda.is_available() else "always",
+            "logEvery": STEPS,
+        },
+    }
+    return JobConfig.model_validate(spec)
+
+
+def put_data(put: Any, length: int) -> None:
+    """Random tokens to train on, and some for the other splits."""
+    random, splits = np.random.default_rng(0), {}
+    for split in SPLITS:
+        tokens = DATA if split == "train" else 4 * length + 1
+        data = random.integers(VOCABULARY, size=tokens, dtype=np.uint16).tobytes()
+        shard = Shard.of(f"data/{split}.bin", data, tokens, 1, "bench")
+        put(shard.key, data)
+        splits[split] = SplitData(shards=[shard], documents=1, bytes=len(data))
+    manifest = Manifest(
+        kind="tokens", dtype="uint16", splits=splits, vocab_size=VOCABULARY, tokenizer_digest="0" * 64, eos_id=0
+    )
+    put(MANIFEST_KEY, manifest.to_json())
+
+
+def run(cases: Sequence[Case]) -> list[Figure]:
+    """All cases, one after another."""
+    figures: list[Figure] = []
+    for number, case in enumerate(cases, start=1):
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {number} of {len(cases)}: {case.name}\n")
+        with tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch:
+            figures += measure(case, Path(scratch))
+        torch._dynamo.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    return figures
+
+
+def main() -> int:
+    """Measure, print the table, leave the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer.gpu")
+    cases = ON_GPU if torch.cuda.is_available() else ON_CPU
+    names = ", ".join(case.name for case in cases)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {names} (default: all)")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="the JSON (default: %(default)s)")
+    given = parser.parse_args()
+    unknown = set(given.cases) - {case.name for case in cases}
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {names}")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU: these figures mean nothing"
+    figures = run([case for case in cases if not given.cases or case.name in given.cases])
+    write(figures, given.out, {"device": device, **about(("torch",))})
+    sys.stdout.write(f"{device}\n{table(figures)}\n\n{given.out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
