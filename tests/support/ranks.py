@@ -14,7 +14,12 @@ from typing import Any
 # A server that has imported torch once forks clean processes from then on.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["support.rank_functions", *(f"trainingjob_trainer.evaluation.{name}" for name in ("export", "report", "charts"))]
+    [
+        "support.rank_functions",
+        *(f"trainingjob_trainer.evaluation.{name}" for name in ("export", "report", "charts")),
+        "transformers.models.gpt_neox.modeling_gpt_neox",  # of the libraries' models, those that tests train
+        "timm",
+    ]
 )
 
 

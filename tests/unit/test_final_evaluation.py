@@ -14,17 +14,18 @@ from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import Drained
 from trainingjob_trainer.records import RunResult
 
-# It learns for 20 steps; then steps so long that they ruin what it has learnt.
+# It learns for 10 steps; then steps so long that they ruin what it has learnt.
 RUINED: dict[str, Any] = {
     "optimizer": {"lr": 1.0},
     "schedule": {
         "name": "points",
         "warmupSteps": 0,
-        "points": [{"step": 20, "ratio": 0.01}, {"step": 21, "ratio": 1}],
+        "points": [{"step": 10, "ratio": 0.01}, {"step": 11, "ratio": 1}],
     },
-    "evaluation": {"everySteps": 10},
+    "evaluation": {"everySteps": 5},
+    "steps": 20,
 }
-STEPS = 40
+STEPS, BEST = 20, 10
 
 
 def prepared(directory: Path, **changes: Any) -> JobConfig:
@@ -50,18 +51,18 @@ def newest(config: JobConfig) -> Commit:
 
 @pytest.mark.parametrize("ema", [0.5, pytest.param(0.0, marks=pytest.mark.slow)], ids=["average", "weights"])
 def test_what_is_tested_and_exported_is_the_best_checkpoint_bit_for_bit(tmp_path: Path, ema: float) -> None:
-    """It equals what a run of 20 steps hands out, which ends where this one was at its best."""
-    short = trained(prepared(tmp_path / "short", steps=20, emaDecay=ema))
+    """It equals what a run of 10 steps hands out, which ends where this one was at its best."""
+    short = trained(prepared(tmp_path / "short", steps=BEST, emaDecay=ema))
     config = prepared(tmp_path / "whole", emaDecay=ema)
     result = trained(config)
-    assert (result.step, result.evaluation.step) == (STEPS, 20)
+    assert (result.step, result.evaluation.step) == (STEPS, BEST)
     assert result.evaluation.metrics == short.evaluation.metrics
     assert exported(result) == exported(short)
     report = json.loads(Path(tmp_path, "whole/reports/a1/report.json").read_text())
-    assert (report["modelStep"], report["progress"]["step"]) == (20, STEPS)
+    assert (report["modelStep"], report["progress"]["step"]) == (BEST, STEPS)
     assert report["test"] == result.evaluation.metrics
     losses = {e.step: e.metrics["loss"] for e in read_progress(store_of(config), newest(config)).evaluations}
-    assert losses[STEPS] > 2 * losses[20], "the end was not worse: nothing was shown"
+    assert losses[STEPS] > 2 * losses[BEST], "the end was not worse: nothing was shown"
 
 
 def test_a_run_that_keeps_no_best_checkpoint_hands_out_its_last_weights(tmp_path: Path) -> None:
