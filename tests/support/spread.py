@@ -99,6 +99,15 @@ def reductions(config: JobConfig) -> dict[str, int]:
     return {str(name): count for name, count in counted.get_comm_counts().items() if "reduce" in str(name)}
 
 
+def gathers(config: JobConfig) -> int:
+    """How often a step of one pass gathers weights over ranks."""
+    stepper = build(config)
+    batch = masked_batch(0, config.training.global_batch_size, config.training.sequence_length)
+    with CommDebugMode() as counted:
+        stepper.backward(0, own_rows(stepper, batch))
+    return sum(count for name, count in counted.get_comm_counts().items() if "gather" in str(name))
+
+
 def gathers_and_blocks(config: JobConfig) -> list[str]:
     """What a forward pass does, in order: gathers of weights, and blocks."""
     stepper = build(config)

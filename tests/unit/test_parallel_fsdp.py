@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.rank_functions import dtypes, train_on_unlike_cpus
 from support.ranks import run_ranks
-from support.spread import gathers_and_blocks, growth_by_initialisation, held, in_turn, reductions
+from support.spread import gathers, gathers_and_blocks, growth_by_initialisation, held, in_turn, reductions
 from support.training import job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.parallel import pass_dtype
 
@@ -56,6 +56,16 @@ def test_the_weights_of_the_next_block_are_gathered_while_a_block_computes(tmp_p
     put_tokens(store_of(config))
     for happened in run_ranks(2, gathers_and_blocks, config):
         assert happened == ["gather", "gather", "gather", "block", "block"]
+
+
+@pytest.mark.parametrize(("reshard", "times"), [(True, 2), (False, 1)])
+def test_a_block_keeps_its_gathered_weights_for_the_backward_pass_on_request(
+    tmp_path: Path, reshard: bool, times: int
+) -> None:
+    """Two blocks; the root keeps its own in any case."""
+    config = job(tmp_path, microBatchSize=5, parallelism={**SHARDED, "reshardAfterForward": reshard})
+    put_tokens(store_of(config))
+    assert run_ranks(2, gathers, config) == [2 * times + 1] * 2
 
 
 def test_bfloat16_is_of_the_passes_only(tmp_path: Path) -> None:

@@ -21,6 +21,11 @@ class Parallelism(Config):
         None,
         description="Ranks of an FSDP group; the groups hold copies of each other (HSDP). Absent: all ranks form one.",
     )
+    reshard_after_forward: bool = Field(
+        True,
+        description="true: a block lets go of gathered weights after its forward pass and gathers them anew for its "
+        "backward pass (ZeRO-3); false: it keeps them until then (ZeRO-2), a third less communication for more memory.",
+    )
     tensor: Annotated[int, Field(ge=1, le=64)] = Field(
         1,
         description="Ranks that share each matrix of a decoder (tensor parallelism, with sequence-parallel norms and a "

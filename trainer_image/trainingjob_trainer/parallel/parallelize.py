@@ -24,4 +24,4 @@ def parallelize(model: Model, world: World, training: Training, dtype: torch.dty
     recompute(model, training.parallelism.activation_checkpointing)
     if compiles(training, world.device):
         compile_blocks(model)
-    return shard(model, world.mesh, dtype)
+    return shard(model, world.mesh, dtype, training.parallelism.reshard_after_forward)

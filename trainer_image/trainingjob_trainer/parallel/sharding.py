@@ -34,11 +34,11 @@ def pass_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype) -> Model:
+def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype, reshard_after_forward: bool = True) -> Model:
     """Shard `model` (with its `blocks`) in place, a group for each block; without a mesh, leave it whole.
 
     Gradients are summed over ranks, not averaged: the loss is a sum, divided once by the step's global count. While a
-    block computes, the weights of the next one are gathered.
+    block computes, the weights of the next one are gathered. reshard_after_forward: and not kept for its backward pass.
     """
     if mesh is None:
         warnings.filterwarnings(
@@ -52,7 +52,9 @@ def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype) -> Model:
     if norms:  # their statistics are float32, and so must be their weights
         fully_shard(norms, mesh=mesh, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=False)
     blocks = [
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=shards.size() > 1)
+        fully_shard(
+            block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward and shards.size() > 1
+        )
         for block in model.get_submodule("blocks").children()
     ]
     root = fully_shard(model, mesh=mesh, mp_policy=policy)
