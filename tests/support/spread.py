@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainingjob_trainer import loop
+from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.checkpoint.state import state_tensors
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.parallel import local_part
+from trainingjob_trainer.data.reader import Batch
+from trainingjob_trainer.parallel import StepSums, Straggler, Stragglers, World, local_part
+from trainingjob_trainer.step import Stepper
 
 from support.rank_functions import build, checkpointer_of, hash_whole, masked_batch, own_rows, take, whole
-from support.training import store_of
+from support.training import Hooks, store_of
 
 Array = np.ndarray[Any, Any]
 
@@ -135,3 +142,41 @@ def kept_by_forward(config: JobConfig) -> int:
         logits = stepper.model(batch.inputs)
     del logits
     return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+
+
+def train_with_a_straggler(config: JobConfig, slow: int, does: str) -> tuple[list[dict[str, float]], int]:
+    """The whole loop, in which rank `slow` computes 0.2 s longer a step, or waits a second for its data.
+
+    What was reported of time, and how often the ranks compared theirs.
+    """
+    is_slow, hooks, compared = World.join().rank == slow, Hooks(), 0
+    take_step, ahead, exchange = Stepper.__call__, loop.prefetch, Stragglers.exchange
+
+    def compute(self: Stepper, step: int, batch: Batch) -> StepSums:
+        end = time.thread_time() + (0.2 if is_slow and does == "compute" else 0.0)
+        while time.thread_time() < end:
+            pass
+        return take_step(self, step, batch)
+
+    @contextmanager
+    def wait(*args: Any, **more: Any) -> Iterator[Iterator[Batch]]:
+        def late(batches: Iterator[Batch]) -> Iterator[Batch]:
+            for batch in batches:
+                time.sleep(1.0 if is_slow and does == "wait" else 0.0)
+                yield batch
+
+        with ahead(*args, **more) as read:
+            yield late(read)
+
+    def count(self: Stragglers, own: float) -> Straggler | None:
+        nonlocal compared
+        compared += 1
+        return exchange(self, own)
+
+    with (
+        mock.patch.object(Stepper, "__call__", compute),
+        mock.patch.object(loop, "prefetch", wait),
+        mock.patch.object(Stragglers, "exchange", count),
+    ):
+        loop.train(config, Attempt(1, store_of(config)), hooks)
+    return [told["progress"]["metrics"] for told in hooks.reports if told.get("progress", {}).get("metrics")], compared

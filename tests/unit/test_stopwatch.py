@@ -1,8 +1,15 @@
 """Where the time of a run goes."""
 
+import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from support.ranks import run_ranks
+from support.spread import train_with_a_straggler
+from support.training import job, put_tokens, store_of
 from trainingjob_trainer import stopwatch
 from trainingjob_trainer.stopwatch import Stopwatch
 
@@ -38,9 +45,9 @@ def test_each_phase_has_its_time_and_a_reading_starts_anew(clock: Clock) -> None
             clock.now += 0.25
         taken.append(batch)
     assert taken == [0, 1, 2]
-    assert watch.read() == (8.25, {"data": 1.5, "checkpoint": 0.75})
+    assert watch.read()[:2] == (8.25, {"data": 1.5, "checkpoint": 0.75})
     clock.now += 1
-    assert watch.read() == (1.0, {})
+    assert watch.read()[:2] == (1.0, {})
 
 
 def test_the_time_until_an_error_counts(clock: Clock) -> None:
@@ -51,4 +58,35 @@ def test_the_time_until_an_error_counts(clock: Clock) -> None:
     watch = Stopwatch()
     with pytest.raises(ValueError, match="broken"), watch.during("evaluation"):
         fail()
-    assert watch.read() == (3.0, {"evaluation": 3.0})
+    assert watch.read()[:2] == (3.0, {"evaluation": 3.0})
+
+
+def work(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_a_thread_runs_while_it_works_and_not_while_it_waits() -> None:
+    watch = Stopwatch()
+    threading.Event().wait(0.3)
+    reading = watch.read()
+    assert reading.ran <= reading.seconds - 0.29
+    work(0.2)
+    with watch.during("evaluation"):
+        work(0.2)
+    reading = watch.read()
+    assert 0.2 <= reading.ran <= reading.seconds - reading.spent["evaluation"] + 0.01
+
+
+@pytest.mark.parametrize("does", ["compute", "wait"])
+def test_the_rank_that_the_others_wait_for_is_told(tmp_path: Path, does: str) -> None:
+    """All of them take as long, because they wait. They compare what they need by themselves once a report."""
+    config = job(tmp_path, steps=8, logEvery=2, checkpoint={})
+    put_tokens(store_of(config))
+    (told, compared), *_ = run_ranks(3, train_with_a_straggler, config, 1, does)
+    assert compared == 4
+    assert "slowestRank" not in told[0], "answered at the next report"
+    for before, metrics in pairwise(told[1:]):  # not the first steps, in which a rank does what is done once
+        assert metrics["slowestRank"] == 1
+        assert 0.1 < metrics["stragglerSeconds"] < 1.1 * before["stepSeconds"]

@@ -31,6 +31,7 @@ from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
 from trainingjob_trainer.parallel import (
     Ballot,
+    Stragglers,
     Vote,
     World,
     compiles,
@@ -121,7 +122,7 @@ class _Run:
         self.training_reader = training_reader(attempt.store, manifest, length, weights, packing, skips)
         self.checkpointer = Checkpointer(attempt, world, config.identity_hash(), config.checkpoint)
         utilization = Utilization.of(config, manifest, world)
-        self.telemetry = Telemetry(training, Progress(), manifest.kind == "tokens", utilization)
+        self.telemetry = Telemetry(training, Progress(), manifest.kind == "tokens", Stragglers(world), utilization)
         self.profiler = Profiler(training.profile, attempt, world.rank)
         self.cadence = Cadence(config.checkpoint)
         self.vote = Vote(world)

@@ -6,12 +6,25 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 Phase = Literal["data", "checkpoint", "evaluation"]
 """Waiting for the next batch; waiting for a checkpoint (the copy of the state, and the save before); evaluating."""
 
 T = TypeVar("T")
+SCHEDULED = Path("/proc/thread-self/schedstat")
+
+
+class Reading(NamedTuple):
+    """What happened since the last one."""
+
+    seconds: float
+    spent: dict[Phase, float]
+    """Seconds of them by phase."""
+    ran: float
+    """Seconds of them in which this thread ran, or could have if a processor had been free: in which it waited neither
+    for peers nor for data. Those of evaluations and checkpoints are left out."""
 
 
 class Stopwatch:
@@ -20,15 +33,18 @@ class Stopwatch:
     def __init__(self) -> None:
         self._since = time.monotonic()
         self._spent: defaultdict[Phase, float] = defaultdict(float)
+        self._ran, self._aside = ran(), 0.0
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
         """What happens in the context belongs to the phase."""
         begun = time.monotonic()
+        before = ran() if phase != "data" else 0.0
         try:
             yield
         finally:
             self._spent[phase] += time.monotonic() - begun
+            self._aside += ran() - before if phase != "data" else 0.0
 
     def waits(self, phase: Phase, items: Iterable[T]) -> Iterator[T]:
         """`items`, the time until each is there taken."""
@@ -41,10 +57,19 @@ class Stopwatch:
                     return
             yield item
 
-    def read(self) -> tuple[float, dict[Phase, float]]:
-        """Seconds since the last reading, and what of them the phases took. Starts anew."""
-        now = time.monotonic()
-        seconds, spent = now - self._since, dict(self._spent)
-        self._since = now
+    def read(self) -> Reading:
+        """What happened since the last reading. Starts anew."""
+        now, has_run = time.monotonic(), ran()
+        reading = Reading(now - self._since, dict(self._spent), has_run - self._ran - self._aside)
+        self._since, self._ran, self._aside = now, has_run, 0.0
         self._spent.clear()
-        return seconds, spent
+        return reading
+
+
+def ran() -> float:
+    """Seconds in which this thread has run or waited for a processor only; 0 where the kernel does not say."""
+    try:
+        on_processor, in_queue, *_ = SCHEDULED.read_text().split()
+    except (OSError, ValueError):
+        return 0.0
+    return (int(on_processor) + int(in_queue)) / 1e9

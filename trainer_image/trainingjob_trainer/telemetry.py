@@ -14,8 +14,8 @@ from trainingjob_trainer.checkpoint.state import LoggedStep, Progress
 from trainingjob_trainer.config import Training
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.optim import learning_rate
-from trainingjob_trainer.parallel import StepSums
-from trainingjob_trainer.stopwatch import Phase, Stopwatch
+from trainingjob_trainer.parallel import StepSums, Stragglers
+from trainingjob_trainer.stopwatch import Reading, Stopwatch
 from trainingjob_trainer.utilization import Utilization
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Telemetry:
     training: Training
     progress: Progress
     tokens: bool  # whether targets are tokens
+    stragglers: Stragglers
     utilization: Utilization | None = None
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _pending: list[StepSums] = field(default_factory=list)
@@ -105,15 +106,27 @@ class Telemetry:
         return False
 
     def _measure(self, steps: int, targets: int) -> None:
-        seconds, spent = self.stopwatch.read()
+        reading = self.stopwatch.read()
         left = max(0, self.training.total_steps - self.progress.step)
-        self._fields["etaSeconds"] = round(left * seconds / steps, 1)
+        self._fields["etaSeconds"] = round(left * reading.seconds / steps, 1)
         if self.tokens:
-            self._fields["tokensPerSecond"] = round(targets / seconds, 1)
-        self._fields["metrics"] = self._speed(steps, seconds, spent)
+            self._fields["tokensPerSecond"] = round(targets / reading.seconds, 1)
+        self._fields["metrics"] = self._speed(steps, reading) | self._lag(steps, reading)
 
-    def _speed(self, steps: int, seconds: float, spent: dict[Phase, float]) -> dict[str, float]:
+    def _lag(self, steps: int, reading: Reading) -> dict[str, float]:
+        """The slowest rank of the last report, and its seconds a step more than the median's, waits for peers left out.
+
+        With CUDA the thread only launches what the device does, so there it is of the waits for data.
+        """
+        own = reading.spent.get("data", 0.0) + (0.0 if torch.cuda.is_available() else reading.ran)
+        straggler = self.stragglers.exchange(own / steps)
+        if straggler is None:
+            return {}
+        return {"slowestRank": straggler.rank, "stragglerSeconds": round(straggler.seconds, 6)}
+
+    def _speed(self, steps: int, reading: Reading) -> dict[str, float]:
         """This rank's seconds a step, what of them it waited for data or a checkpoint, MFU, and its memory's peak."""
+        seconds, spent, _ = reading
         step_seconds = (seconds - spent.get("evaluation", 0.0)) / steps
         speed = {
             "stepSeconds": round(step_seconds, 6),

@@ -6,6 +6,7 @@ from trainingjob_trainer.parallel.layout import Layout, layout_of
 from trainingjob_trainer.parallel.parallelize import parallelize
 from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, reshard, sync_gradients
 from trainingjob_trainer.parallel.statistics import check_batch_norm, keep_where, statistics
+from trainingjob_trainer.parallel.stragglers import Straggler, Stragglers
 from trainingjob_trainer.parallel.tensor import loss_over_parts
 from trainingjob_trainer.parallel.vote import Ballot, Vote
 from trainingjob_trainer.parallel.world import World, local_part
@@ -14,6 +15,8 @@ __all__ = [
     "Ballot",
     "Layout",
     "StepSums",
+    "Straggler",
+    "Stragglers",
     "Vote",
     "World",
     "check_batch_norm",
