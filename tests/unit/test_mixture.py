@@ -73,7 +73,7 @@ def test_every_source_has_epochs_of_its_own_each_of_which_visits_each_sample_onc
 
 
 @settings(deadline=None, max_examples=20)
-@given(mixtures, st.integers(0, 100), st.integers(1, 40))
+@given(mixtures, st.integers(0, 100), st.integers(1, 20))
 def test_the_global_batch_is_the_same_at_any_world_size_and_from_any_start(
     mixture: list[tuple[int, int]], step: int, batch: int
 ) -> None:

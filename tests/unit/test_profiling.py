@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.rank_functions import train_run, train_without_space
 from support.ranks import run_ranks
 from support.training import job, put_tokens, store_of
@@ -71,9 +70,8 @@ def test_a_trace_that_storage_refuses_is_lost_and_the_run_goes_on(tmp_path: Path
     assert recorded(config) == {}
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_run_that_resumes_behind_the_window_records_nothing(tmp_path: Path, steps: int) -> None:
+def test_a_run_that_resumes_behind_the_window_records_nothing(tmp_path: Path) -> None:
     run_ranks(1, train_run, prepared(tmp_path), 1)
-    longer = job(tmp_path, steps=8, profile={"fromStep": 3, "steps": steps})
+    longer = job(tmp_path, steps=8, profile={"fromStep": 3, "steps": 3})
     run_ranks(1, train_run, longer, 2)
     assert recorded(longer) == {}
