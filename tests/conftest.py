@@ -27,8 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LocalCluster]
     directory = tmp_path_factory.mktemp("cluster")
     capacity = {"cpu": "64", "memory": "256Gi", "nvidia.com/gpu": "16"}
     with LocalCluster(directory, nodes=2, capacity=capacity, audit=True) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(CRD))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainingjob.io", "--timeout=30s")
+        cluster.install(CRD)
         yield cluster
 
 

@@ -82,8 +82,7 @@ def _cluster(console: Console) -> Iterator[LocalCluster]:
         console.print(f"{time.monotonic() - began:5.1f} s  {text}", highlight=False, soft_wrap=True)
 
     with LocalCluster(say=say) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(CRD))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainingjob.io", "--timeout=30s")
+        cluster.install(CRD)
         text = manual()
         cluster.add_s3_secret(NAMESPACE)
         cluster.s3.ensure_bucket(BUCKET)

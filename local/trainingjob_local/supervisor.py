@@ -35,8 +35,7 @@ def main() -> None:
 
 
 def _furnish(cluster: LocalCluster, crd: Path) -> Component:
-    cluster.kubectl("apply", "--server-side", "-f", str(crd))
-    cluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainingjob.io", "--timeout=30s")
+    cluster.install(crd)
     cluster.add_s3_secret("default")
     cluster.s3.ensure_bucket(BUCKET)
     cluster.s3.client().put_object(Bucket=BUCKET, Key="raw/manual.jsonl", Body=manual())

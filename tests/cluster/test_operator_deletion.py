@@ -112,8 +112,7 @@ def test_a_deleted_chart_takes_jobs_and_pods_along(
     finally:
         file = Path(__file__).parents[2] / "crds" / f"{CRD}.yaml"
         wait_until("the CRD is gone", lambda: not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"), 60)
-        cluster.kubectl("apply", "--server-side", "-f", str(file))
-        cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+        cluster.install(file)
 
 
 def test_the_chart_keeps_the_crd_by_default() -> None:
