@@ -37,6 +37,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.followed: list[str | None] = []
+        self.starting: list[bool] = []
         self.forgotten: list[str] = []
         self.events: list[str] = []
 
@@ -45,6 +46,7 @@ class Recorder:
 
     def follow(self, key: Key, job_uid: str, pod: PodFacts | None, starting: bool = False) -> None:
         self.followed.append(pod.name if pod is not None else None)
+        self.starting.append(starting)
 
     def forget(self, job_uid: str) -> None:
         self.forgotten.append(job_uid)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.executing import CHILDREN, KEY, Think, World, child, pod, service, start_one_pod
-from trainingjob_operator.api.status import TrainingJobStatus
+from trainingjob_operator.api.status import Phase, TrainingJobStatus
 from trainingjob_operator.core.facts import Job, PodFacts
 from trainingjob_operator.core.names import (
     ANNOTATION_FIXED,
@@ -46,6 +46,21 @@ async def test_a_settled_job_causes_no_request() -> None:
     world.api.calls.clear()
     await world.executor.reconcile(KEY)
     assert world.api.calls == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "head", "starting"), [("Starting", False, True), ("Starting", True, False), ("Suspended", False, False)]
+)
+async def test_what_starts_and_is_not_polled_counts_among_those_that_are_written_about(
+    phase: Phase, head: bool, starting: bool
+) -> None:
+    world = World(
+        lambda job, pods: Plan(status=TrainingJobStatus(phase=phase), wants_progress=pods[0] if head else None)
+    )
+    world.api.put(PODS, pod())
+    world.cache.put_pod(world.api.objects[("pods", "team", "job-train-0-1")])
+    await world.executor.reconcile(KEY)
+    assert world.told.starting == [starting]
 
 
 async def test_the_secret_gets_a_random_token_and_is_never_read() -> None:
