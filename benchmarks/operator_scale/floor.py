@@ -15,7 +15,7 @@ from trainingjob_operator.kube.api import BY_KIND, TRAINING_JOBS, Manifest
 from trainingjob_operator.kube.client import Client
 from trainingjob_operator.kube.connection import connect
 
-from benchmarks.operator_scale.jobs import each, manifest
+from benchmarks.operator_scale.jobs import AT_ONCE, PODS_PER_JOB, each, manifest
 
 
 async def create(client: Client, namespace: str, index: int) -> None:
@@ -35,7 +35,7 @@ async def _create(client: Client, child: Manifest) -> None:
 
 async def main(kubeconfig: Path, namespace: str, jobs: int) -> None:
     """Create `jobs` jobs once told to."""
-    async with Client(connect(kubeconfig), user_agent="floor") as client:
+    async with Client(connect(kubeconfig), user_agent="floor", at_once=PODS_PER_JOB * AT_ONCE) as client:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sys.stdin.readline()

@@ -54,7 +54,8 @@ def allow() -> None:
 class Client:
     """Implements `kube.api.Api`. An async context manager: its connections are closed at the end of the block.
 
-    timeout: seconds for each request but watches. user_agent: how the API server's audit log knows the caller.
+    timeout: seconds for each request but watches. user_agent: how the API server's audit log knows the caller. at_once:
+    requests that are under way at a time, watches not counted.
     """
 
     def __init__(
@@ -64,13 +65,14 @@ class Client:
         guard: Guard = allow,
         timeout: float = REQUEST_TIMEOUT_SECONDS,
         user_agent: str = "trainingjob-operator",
+        at_once: int = REQUESTS_AT_ONCE,
     ) -> None:
         self._connection = connection
         self._user_agent = user_agent
         self._observe = observe
         self._guard = guard
         self._timeout = aiohttp.ClientTimeout(total=timeout)
-        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._turns = asyncio.Semaphore(at_once)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
