@@ -11,8 +11,6 @@ from trainingjob_operator.core.cache import Cache, Key
 
 GATHER_SECONDS = 0.1
 """The pods of a gang change together, each with an event of its own: they are decided on together."""
-STARTING_GATHER_SECONDS = 0.5
-"""The same while pods get nodes and start: nobody waits for what is decided then, it is only told."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +27,8 @@ class PodStore:
 
     def put(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is there, or has changed."""
-        phase = (body.get("status") or {}).get("phase")
-        ends = phase in ("Succeeded", "Failed") or "deletionTimestamp" in body["metadata"]
         try:
-            return self._changed(self._cache.put_pod(body), GATHER_SECONDS if ends else STARTING_GATHER_SECONDS)
+            return self._changed(self._cache.put_pod(body))
         except (KeyError, ValueError):
             logger.exception("pod %s cannot be read and is ignored", body["metadata"]["name"])
             return None
@@ -45,9 +41,9 @@ class PodStore:
         """There are no other pods. Returns for which jobs that is news."""
         return {self._changed(key) for key in self._cache.retain_pods(namespace, uids, version)}
 
-    def _changed(self, key: Key | None, within: float = GATHER_SECONDS) -> Key | None:
+    def _changed(self, key: Key | None) -> Key | None:
         if key is not None and self._cache.job(key) is not None:
-            self._enqueue(key, within)
+            self._enqueue(key, GATHER_SECONDS)
         return key
 
 

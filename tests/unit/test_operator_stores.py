@@ -21,12 +21,7 @@ class World:
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.jobs = JobStore(self.cache, self.queue.add)
-        self.within: list[float] = []
-        self.pods = PodStore(self.cache, self._changed)
-
-    def _changed(self, key: Key, within: float) -> None:
-        self.within.append(within)
-        self.queue.add(key)
+        self.pods = PodStore(self.cache, lambda key, within: self.queue.add(key))
 
 
 def job(version: int, **status: Any) -> dict[str, Any]:
@@ -74,18 +69,6 @@ async def test_pods_queue_their_job_when_it_is_known() -> None:
     world.cache.put_job(job(5))
     world.pods.remove(pod(8))
     assert len(world.queue) == 1
-
-
-async def test_what_ends_is_decided_on_sooner_than_what_starts() -> None:
-    world = World()
-    world.cache.put_job(job(5))
-    for version, phase in enumerate(("Pending", "Running", "Failed", "Succeeded"), start=7):
-        world.pods.put({**pod(version), "status": {"phase": phase}})
-    going = pod(11)
-    going["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
-    world.pods.put({**going, "status": {"phase": "Pending"}})
-    world.pods.remove(going)
-    assert world.within == [0.5, 0.5, 0.1, 0.1, 0.1, 0.1]
 
 
 async def test_pods_that_vanished_unseen_queue_their_job() -> None:
