@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.rank_functions import train_run
 from support.ranks import run_ranks
@@ -41,20 +41,22 @@ def source_of(mixture: list[tuple[int, int]], samples: list[int]) -> Any:
 
 
 @settings(deadline=None)
-@given(mixtures, seeds, st.integers(0, 10**9), st.integers(1, 200))
+@given(mixtures, seeds, st.integers(0, 10**9))
+@example([(60, 28), *[(5, 1)] * 31], 1, 0)
+@example([(1, 3), (1, 1), (1, 1)], 0, 0)
 def test_every_window_has_each_source_as_often_as_its_weight(
-    mixture: list[tuple[int, int]], seed: int, window: int, few: int
+    mixture: list[tuple[int, int]], seed: int, window: int
 ) -> None:
-    """At once, and evenly: of any positions in a row its share, give or take one. At any depth of a run."""
+    """And up to any position its share, give or take less than one: so no batch has much more or less. At any depth."""
     weights = [weight for _, weight in mixture]
     total = sum(weights)
     samples = order_of(mixture, seed).indices(range(window * total, (window + 3) * total))
     source = source_of(mixture, samples)
     for part in source.reshape(3, total):
         assert np.bincount(part, minlength=len(weights)).tolist() == weights
-    some = source[len(source) // 7 :][: min(few, total)]
     for number, weight in enumerate(weights):
-        assert abs((some == number).sum() - len(some) * weight / total) <= 1 + 1e-9
+        shares = np.arange(1, len(source) + 1) * weight / total
+        assert (abs(np.cumsum(source == number) - shares) < 1 - 1e-9).all()
 
 
 @settings(deadline=None, max_examples=50)
@@ -88,7 +90,7 @@ def test_the_global_batch_is_the_same_at_any_world_size_and_from_any_start(
 def test_the_order_is_the_one_that_stored_runs_were_trained_in() -> None:
     """Resuming rests on it: where these numbers change, config.data.ORDER_VERSION must."""
     order = order_of([(1000, 7), (500, 3)])
-    assert order.indices(range(10)) == [750, 1361, 879, 950, 68, 1230, 230, 873, 1095, 35]
+    assert order.indices(range(10)) == [750, 879, 1361, 950, 68, 1230, 230, 873, 35, 1095]
     assert order.indices([123_456]) == [873]
 
 

@@ -8,6 +8,7 @@ each of its epochs visits each of its samples once, however much faster than the
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -32,7 +33,7 @@ class MixedOrder:
     def __init__(self, orders: Sequence[Order], weights: Sequence[int]) -> None:
         self._orders, self._weights = orders, np.asarray(weights, dtype=np.int64)
         self._first = np.asarray([0, *accumulate(map(len, orders))])
-        self._source, self._turn = _window(self._weights)
+        self._source, self._turn = _window(weights)
 
     def indices(self, positions: Sequence[int]) -> list[int]:
         """The samples at many positions, in their order."""
@@ -46,12 +47,24 @@ class MixedOrder:
         return indices
 
 
-def _window(weights: Ints) -> tuple[Ints, Ints]:
-    """Of each slot of a window its source, and how many slots before it are the same source's."""
-    source = np.repeat(np.arange(len(weights)), weights)
-    turn = np.concatenate([np.arange(weight) for weight in weights])
-    slots = np.lexsort((source, (turn + 0.5) / weights[source]))
-    return source[slots], turn[slots]
+def _window(weights: Sequence[int]) -> tuple[Ints, Ints]:
+    """Of each slot of a window its source, and how many slots before it are the same source's.
+
+    Up to any slot each source has its share, give or take less than one: turn j of weight w has to come within slots
+    [j / w, (j + 1) / w) of the window, rounded outwards, and whose end comes first goes first, which keeps all of them
+    (Baruah et al. 1996, proportionate progress).
+    """
+    total = sum(weights)
+    source, turn = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
+    coming, ready = [(0, number, 0) for number in range(len(weights))], list[tuple[int, int, int]]()
+    for slot in range(total):
+        while coming and coming[0][0] <= slot:
+            _, number, nth = heapq.heappop(coming)
+            heapq.heappush(ready, (-(-(nth + 1) * total // weights[number]), number, nth))
+        _, number, nth = heapq.heappop(ready)
+        source[slot], turn[slot] = number, nth
+        heapq.heappush(coming, ((nth + 1) * total // weights[number], number, nth + 1))
+    return source, turn
 
 
 class MixedReader:

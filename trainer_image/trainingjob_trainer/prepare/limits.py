@@ -119,7 +119,7 @@ def _check_batch(config: TrainerSpec, manifest: Manifest) -> None:
             )
     for number, component in enumerate(source.mixture or ()):
         samples = manifest.num_samples("train", length, number)
-        share = math.ceil(batch * component.weight / sum(source.weights)) + 1  # wherever in a window it begins
+        share = math.ceil(batch * component.weight / sum(source.weights)) + 1  # at most, wherever it begins
         if share > samples:
             raise UserError(
                 f"spec.training.globalBatchSize is {batch}, of which up to {share} are of {component.name}, but that "
