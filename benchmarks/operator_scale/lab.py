@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from trainingjob_local import binaries, sandbox
 from trainingjob_local.controlplane import BINARIES, ControlPlane
+from trainingjob_local.definitions import wait_until_served
 from trainingjob_local.kwok import KwokNodes
 
 CRD = Path(__file__).parents[2] / "crds" / "trainingjobs.trainingjob.io.yaml"
@@ -37,7 +38,7 @@ class Lab:
             self._kwok = KwokNodes(self._control_plane, directory)
             self._apply(self._kwok.manifests)
             self.kubectl("apply", "--server-side", "-f", str(CRD))
-            self.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainingjob.io", "--timeout=30s")
+            wait_until_served(self.kubectl, "-f", str(CRD))
             self.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=30s")
         except BaseException:
             self._control_plane.close()

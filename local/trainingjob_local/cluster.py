@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ from typing import Any, Self
 
 from trainingjob_local import binaries, sandbox
 from trainingjob_local.controlplane import BINARIES, ControlPlane
+from trainingjob_local.definitions import wait_until_served
 from trainingjob_local.process import Component
 from trainingjob_local.s3 import S3Server
 
@@ -101,20 +101,10 @@ class LocalCluster:
         """Apply manifests as administrator."""
         self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}))
 
-    def install(self, definition: Path, seconds: float = 30) -> None:
+    def install(self, definition: Path) -> None:
         """Install a CustomResourceDefinition; returns when it is served."""
         self.kubectl("apply", "--server-side", "-f", str(definition))
-        deadline = time.monotonic() + seconds
-        # `kubectl wait` would fail at once while the definition has no conditions at all.
-        while not self._is_served(definition):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{definition.name} is not served after {seconds:.0f} s")
-            time.sleep(0.05)
-
-    def _is_served(self, definition: Path) -> bool:
-        status = json.loads(self.kubectl("get", "-f", str(definition), "-o", "json")).get("status", {})
-        conditions = status.get("conditions") or ()
-        return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
+        wait_until_served(self.kubectl, "-f", str(definition))
 
     def add_s3_secret(self, namespace: str) -> None:
         """Put the S3 server's credentials into a namespace, as Secret `s3-credentials`."""

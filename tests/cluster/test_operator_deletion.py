@@ -22,6 +22,21 @@ CRD = "trainingjobs.trainingjob.io"
 WORKERS = {"gpt-train-0-1", "gpt-train-1-1"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collector_knows_the_kind(cluster: LocalCluster) -> None:
+    """In a cluster that has just got the definition, Kubernetes' collector looks for new kinds every 30 s only."""
+    meta = {"name": "collected", "namespace": "default"}
+    spec = {"task": {"kind": "custom", "custom": {"command": ["true"]}}, "workers": {"replicas": 1}}
+    api = "trainingjob.io/v1alpha1"
+    cluster.apply({"apiVersion": api, "kind": "TrainingJob", "metadata": meta, "spec": spec})
+    uid = cluster.kubectl("-n", "default", "get", "tj", "collected", "-o", "jsonpath={.metadata.uid}")
+    owner = {"apiVersion": api, "kind": "TrainingJob", "name": "collected", "uid": uid}
+    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**meta, "ownerReferences": [owner]}})
+    cluster.kubectl("-n", "default", "delete", "tj", "collected")
+    left = ("-n", "default", "get", "configmap", "collected", "--ignore-not-found")
+    wait_until("the collector takes what a deleted job owned", lambda: not cluster.kubectl(*left), 90)
+
+
 def training(played: MakeJob) -> PlayedJob:
     """A job whose worker pods are on a node, so that they have their grace."""
     job = played()
@@ -126,11 +141,11 @@ def exists(job: PlayedJob) -> bool:
 
 
 def quiet(job: PlayedJob) -> Callable[[], bool]:
-    """Whether the operator has written nothing during the last ten looks."""
+    """Whether the operator has written nothing for two seconds: what is no news may be written an interval later."""
     seen: list[list[tuple[str, str, str, int]]] = []
 
     def looked() -> bool:
         seen.append(writes(job))
-        return len(seen) > 10 and all(found == seen[-1] for found in seen[-10:])
+        return len(seen) > 20 and all(found == seen[-1] for found in seen[-20:])
 
     return looked

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kubernetes import client, config
+from trainingjob_local.definitions import wait_until_served
 
 from support.runs import wait_until
 
@@ -136,7 +137,7 @@ class Kueue:
             },
         )
         self.cluster.apply(_CRD)
-        self.cluster.kubectl("wait", "--for=condition=Established", f"crd/workloads.{KUEUE}", "--timeout=30s")
+        wait_until_served(self.cluster.kubectl, f"crd/workloads.{KUEUE}")
         wait_until("pods are gated", self._gates, 20)
 
     def _gates(self) -> bool:
