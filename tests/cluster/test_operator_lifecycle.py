@@ -35,12 +35,12 @@ def api_writes(operator: Operator) -> Counter[tuple[str, str]]:
 
 
 def settled(operator: Operator) -> Counter[tuple[str, str]]:
-    """The operator's writes, once it makes no more."""
+    """The operator's writes, once it makes no more: what is no news may be written an interval, a second, later."""
     seen: list[Counter[tuple[str, str]]] = []
 
     def quiet() -> bool:
         seen.append(api_writes(operator))
-        return len(seen) > 10 and all(writes == seen[-1] for writes in seen[-10:])
+        return len(seen) > 20 and all(writes == seen[-1] for writes in seen[-20:])
 
     wait_until("the operator is quiet", quiet, 20)
     return seen[-1]
