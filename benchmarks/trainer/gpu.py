@@ -16,25 +16,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.data.manifest import MANIFEST_KEY
 from trainingjob_trainer.errors import Hang
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import open_store
 
+from benchmarks.trainer import subject
 from benchmarks.trainer.figures import Figure, about, table, write
 
 OUT = Path("benchmarks/out/trainer-gpu.json")
 VOCABULARY = 50304  # GPT-2's, up to a multiple of 64 as in nanoGPT
 INTERVALS, DISCARDED, STEPS = 5, 1, 2  # intervals of so many steps; the first ones don't count
-DATA = 2**23  # tokens
+DATA = 2**24  # bytes of tokens; evaluations, which read them too, are further away than a run is long
 
 
 @dataclass(frozen=True)
@@ -102,20 +101,21 @@ def measure(case: Case, directory: Path) -> list[Figure]:
     """Train a case for some steps."""
     config = job(case, directory)
     store = open_store(config.output_uri, config.storage)
-    put_data(store.put, case.length)
+    shard = subject.put_shard(store, 0, DATA, VOCABULARY)
+    store.put(MANIFEST_KEY, subject.tokens(VOCABULARY, [shard], DATA).to_json())
     record = _Record()
     with suppress(_Enough):
         train(config, Attempt.take(store, 0), record)
     speeds, metrics = record.tokens_per_second[DISCARDED:], record.metrics[DISCARDED:]
     what = f"{case.preset}, {case.length} tokens, {case.rows} x {case.passes} rows"
     figures = [
-        Figure(f"{case.name}_tokens_per_s", f"{what}: speed", median(speeds), "tokens/s", runs=speeds),
+        Figure.of(f"{case.name}_tokens_per_s", f"{what}: speed", speeds, "tokens/s"),
         Figure(f"{case.name}_first_step_s", f"{what}: until the first step", record.first_step_s, "s"),
     ]
     shares = [100 * one["mfu"] for one in metrics if "mfu" in one]
     if shares:
         aim = f">= {case.aim}" if case.aim else ""
-        figures.insert(1, Figure(f"{case.name}_mfu_percent", f"{what}: MFU", median(shares), "%", aim, shares))
+        figures.insert(1, Figure.of(f"{case.name}_mfu_percent", f"{what}: MFU", shares, "%", aim))
     if "deviceMemoryGiB" in metrics[-1]:
         memory = metrics[-1]["deviceMemoryGiB"]
         figures.append(Figure(f"{case.name}_memory_gib", f"{what}: GPU memory, at most", memory, "GiB"))
@@ -145,21 +145,6 @@ def job(case: Case, directory: Path) -> JobConfig:
         },
     }
     return JobConfig.model_validate(spec)
-
-
-def put_data(put: Any, length: int) -> None:
-    """Random tokens to train on, and some for the other splits."""
-    random, splits = np.random.default_rng(0), {}
-    for split in SPLITS:
-        tokens = DATA if split == "train" else 4 * length + 1
-        data = random.integers(VOCABULARY, size=tokens, dtype=np.uint16).tobytes()
-        shard = Shard.of(f"data/{split}.bin", data, tokens, 1, "bench")
-        put(shard.key, data)
-        splits[split] = SplitData(shards=[shard], documents=1, bytes=len(data))
-    manifest = Manifest(
-        kind="tokens", dtype="uint16", splits=splits, vocab_size=VOCABULARY, tokenizer_digest="0" * 64, eos_id=0
-    )
-    put(MANIFEST_KEY, manifest.to_json())
 
 
 def run(cases: Sequence[Case]) -> list[Figure]:
