@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from trainingjob_trainer.checkpoint.commits import latest
+from trainingjob_trainer.checkpoint.commits import Commit, latest
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
 from trainingjob_trainer.errors import Hang
@@ -68,6 +68,22 @@ def without_dropout() -> dict[str, Any]:
 def store_of(config: JobConfig) -> Store:
     """The run directory."""
     return open_store(config.output_uri, config.storage)
+
+
+def newest(config: JobConfig) -> Commit:
+    """The run's newest checkpoint; there must be one."""
+    commit = latest(store_of(config))
+    assert commit is not None
+    return commit
+
+
+def contents(commit: Commit) -> dict[str, str]:
+    """Checksums of a checkpoint's objects: weights, moments, position, every logged loss and every evaluation.
+
+    The index names keys, which carry the attempt's number; it is the only one that differs between attempts.
+    """
+    names = {stored.key.removeprefix(commit.prefix): stored.sha256 for stored in commit.objects}
+    return {name: digest for name, digest in names.items() if name != "index.json"}
 
 
 def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -> Manifest:

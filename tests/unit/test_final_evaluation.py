@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from support.rank_functions import train_run
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of
+from support.training import job, newest, put_tokens, store_of
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
-from trainingjob_trainer.checkpoint.commits import Commit, latest
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import Drained
 from trainingjob_trainer.records import RunResult
@@ -41,12 +40,6 @@ def trained(config: JobConfig, attempt: int = 1, ranks: int = 2) -> RunResult:
 
 def exported(result: RunResult) -> bytes:
     return Path(str(result.model_uri), "model.safetensors").read_bytes()
-
-
-def newest(config: JobConfig) -> Commit:
-    commit = latest(store_of(config))
-    assert commit is not None
-    return commit
 
 
 @pytest.mark.parametrize("ema", [0.5, pytest.param(0.0, marks=pytest.mark.slow)], ids=["average", "weights"])

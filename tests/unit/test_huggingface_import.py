@@ -10,11 +10,10 @@ import pytest
 import torch
 from support.begin import begun, manifest_of
 from support.ranks import run_ranks
-from support.training import Hooks, job, store_of
+from support.training import Hooks, job, newest, store_of
 from trainingjob_trainer.beginning import CommittedRun
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
-from trainingjob_trainer.checkpoint.commits import Commit, latest
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import TOKENIZER_KEY
 from trainingjob_trainer.errors import Drained, UserError
@@ -253,9 +252,7 @@ def test_a_run_begins_with_what_a_finished_one_exported(tmp_path: Path) -> None:
     second = with_data(tmp_path / "second", model=begin, steps=1, optimizer={"lr": 1e-12})
     assert finished(second) == pytest.approx(loss, rel=1e-6)
     assert store_of(second).get(TOKENIZER_KEY) == store_of(first).get(TOKENIZER_KEY)
-    commit = latest(store_of(second))
-    assert commit is not None
-    assert read_progress(store_of(second), commit).step == 1
+    assert read_progress(store_of(second), newest(second)).step == 1
     assert second.identity()["model.initFrom.uri"] == first.output_uri
     assert second.identity_hash() != first.identity_hash()
 
@@ -291,12 +288,12 @@ def test_a_run_begins_with_the_newest_checkpoint_of_one_that_is_not_finished(tmp
     changes: dict[str, Any] = {"model": shape, "optimizer": {"lr": 1e-2}, "schedule": schedule, "emaDecay": ema}
     first = with_data(tmp_path / "first", steps=9, **changes)
     drained(first, 5)
-    assert newest_of(first).step == 5
+    assert newest(first).step == 5
     expected = finished(with_data(tmp_path / "ended", steps=5, **changes))
     begin = {**shape, "initFrom": {"uri": first.output_uri}}
     second = with_data(tmp_path / "second", model=begin, steps=1, optimizer={"lr": 1e-12})
     assert finished(second) == pytest.approx(expected, rel=1e-6)
-    assert read_progress(store_of(second), newest_of(second)).step == 1
+    assert read_progress(store_of(second), newest(second)).step == 1
     assert store_of(second).get(TOKENIZER_KEY) == store_of(first).get(TOKENIZER_KEY)
 
 
@@ -319,16 +316,10 @@ def test_an_unfinished_run_of_another_model_or_tokenizer_is_refused(tmp_path: Pa
     prepare_data(same, store_of(same))
     manifest = load_manifest(same, store_of(same))
     assert manifest is not None
-    source = CommittedRun(store_of(first), newest_of(first))
+    source = CommittedRun(store_of(first), newest(first))
     source.check(same, manifest)
     with pytest.raises(UserError, match="tokenizer is not the one that the data was prepared with"):
         source.check(same, manifest.model_copy(update={"tokenizer_digest": "0" * 64}))
-
-
-def newest_of(config: JobConfig) -> Commit:
-    commit = latest(store_of(config))
-    assert commit is not None
-    return commit
 
 
 def test_a_run_begins_with_the_checkpoint_of_one_that_exported_nothing(tmp_path: Path) -> None:
@@ -343,7 +334,7 @@ def test_a_run_begins_with_the_checkpoint_of_one_that_exported_nothing(tmp_path:
 def test_a_run_that_exported_nothing_and_has_no_checkpoint_left_cannot_be_begun_with(tmp_path: Path) -> None:
     first = with_data(tmp_path / "first", model={"preset": "gpt-nano", "export": "none"}, steps=1)
     finished(first)
-    store_of(first).delete([newest_of(first).key])
+    store_of(first).delete([newest(first).key])
     second = with_data(tmp_path / "second", model={"preset": "gpt-nano", "initFrom": {"uri": first.output_uri}})
     with pytest.raises(UserError, match="exported no model"):
         check(second, store_of(second))

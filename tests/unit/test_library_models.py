@@ -10,9 +10,8 @@ from support.begin import begun, manifest_of
 from support.corpus import digits
 from support.rank_functions import initial_state, statistics_around_a_bad_step, train_run
 from support.ranks import run_ranks
-from support.training import VOCABULARY, job, put_tokens, store_of
+from support.training import VOCABULARY, contents, job, newest, put_tokens, store_of
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
-from trainingjob_trainer.checkpoint.commits import Commit, latest
 from trainingjob_trainer.config import HuggingFace, JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
 from trainingjob_trainer.errors import UserError
@@ -65,19 +64,6 @@ def classifier(directory: Path, model: dict[str, Any] = RESNET, **changes: Any) 
     return config
 
 
-def newest(config: JobConfig) -> Commit:
-    commit = latest(store_of(config))
-    assert commit is not None
-    return commit
-
-
-def contents(config: JobConfig) -> dict[str, str]:
-    """Checksums of the newest checkpoint's objects, but for the index, which names the attempt."""
-    commit = newest(config)
-    names = {stored.key.removeprefix(commit.prefix): stored.sha256 for stored in commit.objects}
-    return {name: digest for name, digest in names.items() if name != "index.json"}
-
-
 def model_of(config: JobConfig) -> Adapted:
     model = build_model(config, Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY)))
     assert isinstance(model, Adapted)
@@ -91,7 +77,7 @@ def test_a_decoder_of_transformers_is_sharded_and_resumes_bit_for_bit(tmp_path: 
     assert "FSDP2: the model is sharded over 2 ranks" in reports[0]["message"]
     assert run_ranks(2, train_run, disturbed, 1, None, 23) == [-9, -9]
     (result, _), _ = run_ranks(2, train_run, disturbed, 2)
-    assert contents(disturbed) == contents(baseline)
+    assert contents(newest(disturbed)) == contents(newest(baseline))
     assert result.evaluation == expected.evaluation
     history = read_progress(store_of(baseline), newest(baseline)).history
     assert history[-1].loss < 0.8 * history[0].loss, "nothing was learnt"
@@ -159,7 +145,7 @@ def test_statistics_of_batch_norm_are_committed_and_a_run_resumes_bit_for_bit(tm
     assert run_ranks(2, train_run, disturbed, 1, None, 8) == [-9, -9]
     assert newest(disturbed).step == 5
     (result, _), _ = run_ranks(2, train_run, disturbed, 2)
-    assert contents(disturbed) == contents(baseline)
+    assert contents(newest(disturbed)) == contents(newest(baseline))
     assert result.evaluation == expected.evaluation
     program = torch.export.load(f"{result.model_uri}model.pt2").state_dict
     counts = {int(value) for name, value in program.items() if name.endswith("num_batches_tracked")}

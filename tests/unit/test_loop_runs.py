@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from support.rank_functions import train_by_the_clock, train_exactly, train_run
 from support.ranks import run_ranks
-from support.training import VOCABULARY, job, put_tokens, store_of, without_dropout
+from support.training import VOCABULARY, contents, job, newest, put_tokens, store_of, without_dropout
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
-from trainingjob_trainer.checkpoint.commits import Commit, commits, latest, read_verified
+from trainingjob_trainer.checkpoint.commits import commits, latest, read_verified
 from trainingjob_trainer.checkpoint.state import LoggedStep
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import DataError, Drained, UserError
@@ -21,21 +21,6 @@ def prepared(directory: Path, **changes: Any) -> JobConfig:
     config = job(directory, **changes)
     put_tokens(store_of(config))
     return config
-
-
-def newest(config: JobConfig) -> Commit:
-    commit = latest(store_of(config))
-    assert commit is not None
-    return commit
-
-
-def contents(commit: Commit) -> dict[str, str]:
-    """Checksums of a checkpoint's objects: weights, moments, position, every logged loss and every evaluation.
-
-    The index names keys, which carry the attempt's number; it is the only one that differs between attempts.
-    """
-    names = {stored.key.removeprefix(commit.prefix): stored.sha256 for stored in commit.objects}
-    return {name: digest for name, digest in names.items() if name != "index.json"}
 
 
 def history_of(config: JobConfig) -> list[LoggedStep]:
