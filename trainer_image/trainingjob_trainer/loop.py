@@ -27,6 +27,7 @@ from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.early_stopping import stops_early
 from trainingjob_trainer.errors import Drained, Hang, UserError
 from trainingjob_trainer.evaluation.evaluate import evaluate, scalars
+from trainingjob_trainer.garbage import AgreedCollections
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
 from trainingjob_trainer.parallel import (
@@ -185,7 +186,8 @@ class _Run:
         steps = range(start, training.total_steps)
         rows = training_rows(steps, training.global_batch_size, order, self.world.data_size, self.world.data_rank)
         self.telemetry.stopwatch.read()  # from here on it counts
-        with prefetch(reader, (own or [0] for own in rows), pin=self.world.device.type == "cuda") as read:
+        own_rows = (own or [0] for own in rows)
+        with AgreedCollections() as garbage, prefetch(reader, own_rows, pin=self.world.device.type == "cuda") as read:
             for step, batch in enumerate(self.telemetry.stopwatch.waits("data", read), start=start):
                 self.between_steps(more=True)
                 with self.profiler.step(step + 1):
@@ -197,6 +199,7 @@ class _Run:
                     self._report(progress=self.telemetry.fields())
                 self.hand_out_profile()
                 self.after_step()
+                garbage.step_done(step + 1)
                 if self.over():
                     break
         self.hand_out_profile(last=True)
