@@ -31,7 +31,7 @@ from benchmarks.trainer import subject
 from benchmarks.trainer.figures import Figure, about, table, write
 
 OUT = Path("benchmarks/out/trainer-gpu.json")
-VOCABULARY = 50304  # GPT-2's, up to a multiple of 64 as in nanoGPT
+VOCABULARY = 50257  # GPT-2's
 INTERVALS, DISCARDED, STEPS = 5, 1, 2  # intervals of so many steps; the first ones don't count
 DATA = 2**24  # bytes of tokens; evaluations, which read them too, are further away than a run is long
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.rank_functions import build, hash_whole, masked_batch, poisoned_step, take
-from support.training import Hooks, job, put_tokens, store_of
+from support.training import VOCABULARY, Hooks, job, put_tokens, store_of
 from torch._dynamo.utils import counters
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig
@@ -17,6 +17,8 @@ from trainingjob_trainer.data.prefetch import prefetch
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.errors import Drained
 from trainingjob_trainer.loop import train
+from trainingjob_trainer.tasks.base import cross_entropy_sum
+from trainingjob_trainer.tasks.head import head_cross_entropy, pieces
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -51,6 +53,23 @@ def test_a_step_never_waits_for_the_device(tmp_path: Path, compiled: str) -> Non
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sums.loss.isfinite()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_vocabulary_that_is_filled_up_gives_the_loss_and_the_gradients_of_its_entries(
+    compiled: bool, smoothing: float
+) -> None:
+    generator = torch.Generator("cuda").manual_seed(1)
+    features = torch.randn(1, 37, 16, device="cuda", generator=generator).requires_grad_()
+    weight = torch.randn(VOCABULARY + 1, 16, device="cuda", generator=generator).requires_grad_()
+    targets = torch.randint(len(weight), (1, 37), device="cuda", generator=generator)
+    ours = head_cross_entropy(features, weight, targets, smoothing, compiled)
+    whole, _ = cross_entropy_sum(features @ weight.T, targets, smoothing)
+    torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-4)
+    for found, expected in zip(*(torch.autograd.grad(loss, (features, weight)) for loss in (ours, whole)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert sum(logits.shape[-1] for logits, _ in pieces(features, weight, targets)) == len(weight)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])

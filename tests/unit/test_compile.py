@@ -79,13 +79,17 @@ def test_all_blocks_run_one_graph_and_a_later_attempt_finds_it_compiled(tmp_path
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("entries", [9, 11])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_the_compiler_gets_of_the_loss_is_the_same_formula(smoothing: float, dtype: torch.dtype) -> None:
+def test_what_the_compiler_gets_of_the_loss_is_the_same_formula(
+    smoothing: float, entries: int, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(7, 11, dtype=dtype, generator=generator)
-    targets = torch.randint(11, (7,), generator=generator)
-    ours: tuple[Tensor, Tensor] = head._losses_and_gradient_in_one(logits, targets, smoothing)
-    for found, expected in zip(ours, head._losses_and_gradient(logits.clone(), targets, smoothing), strict=True):
+    targets = torch.randint(entries, (7,), generator=generator)
+    ours: tuple[Tensor, Tensor] = head._losses_and_gradient_in_one(logits, targets, smoothing, entries)
+    theirs = head._losses_and_gradient(logits.clone(), targets, smoothing, entries)
+    for found, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -30,17 +30,21 @@ def loss_and_gradients(total: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [total.detach(), *torch.autograd.grad(3 * total, tensors)]
 
 
+@pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("at_once", [VOCABULARY, 5 * VOCABULARY, 10**6])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_loss_and_gradients_are_those_of_the_whole_logits(
-    monkeypatch: pytest.MonkeyPatch, at_once: int, smoothing: float, dtype: torch.dtype, tolerance: float
+    monkeypatch: pytest.MonkeyPatch, multiple: int, at_once: int, smoothing: float, dtype: torch.dtype, tolerance: float
 ) -> None:
+    """With a vocabulary that is filled up for the products, as on CUDA, and without."""
     monkeypatch.setattr(head, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setitem(head.MULTIPLE, "cpu", multiple)
     features, weight, targets = example(dtype)
     found = loss_and_gradients(head_cross_entropy(features, weight, targets, smoothing), features, weight)
     whole, _ = cross_entropy_sum(features @ weight.T, targets, smoothing)
     for ours, expected in zip(found, loss_and_gradients(whole, features, weight), strict=True):
+        assert ours.shape == expected.shape
         assert torch.allclose(ours, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -59,11 +63,14 @@ def test_in_half_precision_it_is_as_near_as_the_whole_logits_are(monkeypatch: py
         assert float((found - expected).norm()) <= 1.5 * float((theirs - expected).norm()) + 1e-3
 
 
-def test_pieces_are_all_the_logits_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "LOGITS_AT_ONCE", 5 * VOCABULARY)
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_pieces_are_all_the_logits_once(monkeypatch: pytest.MonkeyPatch, multiple: int) -> None:
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", 5 * 64)
+    monkeypatch.setitem(head.MULTIPLE, "cpu", multiple)
     features, weight, targets = example(torch.float32)
     found = list(pieces(features, weight, targets))
-    assert [len(logits) for logits, _ in found] == [5] * 7 + [2]
+    rows = 320 // (64 if multiple > 1 else VOCABULARY)
+    assert [len(logits) for logits, _ in found] == [rows] * (TOKENS // rows) + [TOKENS % rows]
     torch.testing.assert_close(torch.cat([logits for logits, _ in found]), features[0] @ weight.T)
     assert torch.equal(torch.cat([wanted for _, wanted in found]), targets[0])
 

@@ -18,14 +18,17 @@ from trainingjob_trainer.tasks.base import IGNORE, precise
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32; with a vocabulary of 50,000, those of 333 tokens
 ON_CUDA = 32  # times as many (1 GiB in bfloat16): large products are what a GPU is fast at
-Differentiate = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+# By device: to a multiple of this the head is filled up, for products that are slow with odd numbers of columns. The
+# rows exist for a pass only: weights, checkpoints and exports have as many as there are entries.
+MULTIPLE = {"cuda": 64}
+Differentiate = Callable[[Tensor, Tensor, float, int], tuple[Tensor, Tensor]]
 
 
 def pieces(features: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits `[tokens, vocabulary]` and targets `[tokens]`, some tokens after others. features: `[..., dim]`."""
-    flat, wanted = features.flatten(0, -2), targets.flatten()
-    for part in _parts(flat, len(weight)):
-        yield F.linear(flat[part], weight), wanted[part]
+    flat, wanted, padded = features.flatten(0, -2), targets.flatten(), _padded(weight)
+    for part in _parts(flat, len(padded)):
+        yield F.linear(flat[part], padded)[:, : len(weight)], wanted[part]
 
 
 def head_cross_entropy(
@@ -55,18 +58,19 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, flat: Tensor, weight: Tensor, targets: Tensor, smoothing: float, differentiate: Differentiate
     ) -> Tensor:
+        entries, weight = len(weight), _padded(weight)
         total = flat.new_zeros((), dtype=precise(flat[:0]).dtype)
         d_flat, d_weight = torch.empty_like(flat), torch.zeros_like(weight, dtype=total.dtype)
         for part in _parts(flat, len(weight)):
             counts = targets[part] != IGNORE
             keep = counts[:, None].to(flat.dtype)
-            losses, d_logits = differentiate(flat[part] @ weight.T, targets[part].where(counts, 0), smoothing)
+            losses, d_logits = differentiate(flat[part] @ weight.T, targets[part].where(counts, 0), smoothing, entries)
             total += losses.where(counts, 0.0).sum()
             rounded = d_logits.to(flat.dtype)
             d_flat[part] = (rounded @ weight) * keep
             d_weight += rounded.T @ (flat[part] * keep)
             del d_logits, rounded  # before the next piece's
-        ctx.gradients, ctx.dtype = (d_flat, d_weight), weight.dtype
+        ctx.gradients, ctx.dtype = (d_flat, d_weight[:entries]), weight.dtype
         return total
 
     @staticmethod
@@ -76,33 +80,44 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return d_flat.mul_(scale), d_weight.mul_(scale).to(ctx.dtype), None, None, None
 
 
-def _losses_and_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each token, and its derivative by the logits."""
+def _losses_and_gradient(logits: Tensor, targets: Tensor, smoothing: float, entries: int) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each token, and its derivative by the logits. Columns after `entries` are none: 0 there."""
+    logits[:, entries:] = -torch.inf
     log_chances = precise(logits).log_softmax(-1)
     losses = (smoothing - 1) * log_chances.gather(1, targets[:, None])[:, 0]
     if smoothing:
-        losses -= smoothing * log_chances.mean(-1)
+        losses -= smoothing * log_chances[:, :entries].mean(-1)
     d_logits = log_chances.exp_()
     d_logits.scatter_add_(1, targets[:, None], torch.full_like(losses, smoothing - 1)[:, None])
     if smoothing:
-        d_logits -= smoothing / logits.shape[-1]
+        d_logits[:, :entries] -= smoothing / entries
     return losses, d_logits
 
 
-def _losses_and_gradient_in_one(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def _losses_and_gradient_in_one(
+    logits: Tensor, targets: Tensor, smoothing: float, entries: int
+) -> tuple[Tensor, Tensor]:
     """The same without a tensor that changes in place, so that a compiler can make one pass of it."""
-    log_chances = precise(logits).log_softmax(-1)
-    hit = torch.arange(logits.shape[-1], device=logits.device) == targets[:, None]
+    columns = torch.arange(logits.shape[-1], device=logits.device)
+    entry = columns < entries
+    log_chances = precise(logits).where(entry, -torch.inf).log_softmax(-1)
+    hit = columns == targets[:, None]
     losses = (smoothing - 1) * log_chances.gather(1, targets[:, None])[:, 0]
     if smoothing:
-        losses = losses - smoothing * log_chances.mean(-1)
-    d_logits = log_chances.exp() + (smoothing - 1) * hit.to(log_chances.dtype) - smoothing / logits.shape[-1]
+        losses = losses - smoothing * log_chances.where(entry, 0).sum(-1) / entries
+    d_logits = log_chances.exp() + (smoothing - 1) * hit.to(log_chances.dtype) - smoothing / entries * entry
     return losses, d_logits.to(logits.dtype)
 
 
 @cache
 def _compiled() -> Differentiate:
     return torch.compile(_losses_and_gradient_in_one, dynamic=False)  # there are pieces of two sizes
+
+
+def _padded(weight: Tensor) -> Tensor:
+    """A head's weight with rows of zeros up to the multiple of its device."""
+    missing = -len(weight) % MULTIPLE.get(weight.device.type, 1)
+    return F.pad(weight, (0, 0, 0, missing)) if missing else weight
 
 
 def _parts(flat: Tensor, vocabulary: int) -> Iterator[slice]:
