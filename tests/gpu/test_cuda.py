@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.rank_functions import build, hash_whole, masked_batch, poisoned_step, take
-from support.training import VOCABULARY, Hooks, job, put_tokens, store_of
+from support.training import VOCABULARY, Hooks, prepared, store_of
 from torch._dynamo.utils import counters
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig
@@ -27,10 +27,7 @@ WIDE = {"transformer": {"layers": BLOCKS, "dim": 64, "heads": 4, "kvHeads": 2, "
 
 
 def run_of(directory: Path, **changes: Any) -> JobConfig:
-    directory.mkdir(exist_ok=True)
-    config = job(directory, **{"compile": "never", "precision": "auto", **changes})
-    put_tokens(store_of(config))
-    return config
+    return prepared(directory, **{"compile": "never", "precision": "auto", **changes})
 
 
 def losses(config: JobConfig, stop_after: int | None = None) -> list[float]:

@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import torch
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainingjob_trainer import loop
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
-from trainingjob_trainer.checkpoint.state import state_tensors
+from trainingjob_trainer.checkpoint.state import Progress, state_tensors
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.reader import Batch
 from trainingjob_trainer.parallel import StepSums, Straggler, Stragglers, World, local_part
 from trainingjob_trainer.step import Stepper
+from trainingjob_trainer.telemetry import Telemetry
 
 from support.rank_functions import build, checkpointer_of, hash_whole, masked_batch, own_rows, take, whole
 from support.training import Hooks, store_of
@@ -180,3 +182,19 @@ def train_with_a_straggler(config: JobConfig, slow: int, does: str) -> tuple[lis
     ):
         loop.train(config, Attempt(1, store_of(config)), hooks)
     return [told["progress"]["metrics"] for told in hooks.reports if told.get("progress", {}).get("metrics")], compared
+
+
+def told_of_time(config: JobConfig, computes: int, waits: int) -> list[dict[str, float]]:
+    """What telemetry says of three steps, before each of which one rank computes 0.3 s and one waits 0.1 s for data."""
+    world = World.join()
+    telemetry = Telemetry(config.training, Progress(), True, Stragglers(world))
+    told = []
+    for _ in range(3):
+        end = time.thread_time() + (0.3 if world.rank == computes else 0.0)
+        while time.thread_time() < end:
+            pass
+        with telemetry.stopwatch.during("data"):
+            time.sleep(0.1 if world.rank == waits else 0.0)
+        telemetry.add(StepSums(*torch.ones(3, dtype=torch.float64, device=world.device)))
+        told.append(telemetry.fields()["metrics"])
+    return told

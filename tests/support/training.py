@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -86,6 +88,13 @@ def contents(commit: Commit) -> dict[str, str]:
     return {name: digest for name, digest in names.items() if name != "index.json"}
 
 
+def traces_of(config: JobConfig) -> dict[str, list[dict[str, Any]]]:
+    """The events of each of the profiler's traces, by key."""
+    store = store_of(config)
+    traces = {info.key: json.loads(gzip.decompress(store.get(info.key))) for info in store.list("profiles/")}
+    return {key: trace["traceEvents"] for key, trace in traces.items()}
+
+
 def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -> Manifest:
     """Three splits of one walk in which the next token mostly follows from the last: there is something to learn."""
     random = np.random.default_rng(0)
@@ -111,6 +120,13 @@ def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -
     store.put(TOKENIZER_KEY, stored)
     store.put(MANIFEST_KEY, manifest.to_json())
     return manifest
+
+
+def prepared(directory: Path | str, **changes: Any) -> JobConfig:
+    """A tiny run whose data is in place."""
+    config = job(directory, **changes)
+    put_tokens(store_of(config))
+    return config
 
 
 class Hooks:

@@ -3,29 +3,22 @@
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.rank_functions import save_often, train_run, train_without_space
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of
+from support.training import prepared, store_of
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import commits, latest
 from trainingjob_trainer.checkpoint.patience import PatientStore
 from trainingjob_trainer.checkpoint.state import Progress
 from trainingjob_trainer.checkpoint.storage import UPLOADS_NICE
-from trainingjob_trainer.config import Checkpoint, JobConfig, Storage
+from trainingjob_trainer.config import Checkpoint, Storage
 from trainingjob_trainer.errors import StorageError
 from trainingjob_trainer.parallel import World
 from trainingjob_trainer.storage import LocalStore, NotFound, Unavailable
-
-
-def prepared(directory: Path, **changes: Any) -> JobConfig:
-    config = job(directory, **changes)
-    put_tokens(store_of(config))
-    return config
 
 
 @pytest.mark.parametrize(

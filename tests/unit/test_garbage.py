@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.collecting import LITTER, train_littering
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of
+from support.training import prepared
 from trainingjob_trainer.garbage import AgreedCollections
 
 STEPS, EVERY = 45, 10
@@ -16,8 +16,7 @@ STEPS, EVERY = 45, 10
 def test_the_collector_runs_at_the_same_steps_on_every_rank_and_never_by_itself(
     tmp_path: Path, stop_after: int | None
 ) -> None:
-    config = job(tmp_path, steps=STEPS, evaluation={"everySteps": 15})
-    put_tokens(store_of(config))
+    config = prepared(tmp_path, steps=STEPS, evaluation={"everySteps": 15})
     last = stop_after or STEPS
     for collected in run_ranks(2, train_littering, config, EVERY, stop_after):
         assert [step for step in collected.steps if 1 < step < last] == list(range(EVERY, last, EVERY))

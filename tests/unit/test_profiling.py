@@ -1,28 +1,17 @@
 """A window of steps under torch.profiler: what is recorded, where it lies, and that nothing else changes."""
 
-import gzip
-import json
 from pathlib import Path
-from typing import Any
 
 from support.rank_functions import train_run, train_without_space
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of
+from support.training import job, prepared, store_of, traces_of
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig
 
 
-def prepared(directory: Path, **changes: Any) -> JobConfig:
-    config = job(directory, steps=6, **changes)
-    put_tokens(store_of(config))
-    return config
-
-
 def recorded(config: JobConfig) -> dict[str, set[str]]:
     """Names of what happened, by trace."""
-    store = store_of(config)
-    traces = {info.key: json.loads(gzip.decompress(store.get(info.key))) for info in store.list("profiles/")}
-    return {key: {event["name"] for event in trace["traceEvents"]} for key, trace in traces.items()}
+    return {key: {event["name"] for event in events} for key, events in traces_of(config).items()}
 
 
 def checksums(config: JobConfig) -> dict[str, str]:
@@ -33,8 +22,8 @@ def checksums(config: JobConfig) -> dict[str, str]:
 
 
 def test_every_rank_leaves_a_trace_of_the_window_and_the_run_is_the_same(tmp_path: Path) -> None:
-    plain = prepared(tmp_path / "plain")
-    profiled = prepared(tmp_path / "profiled", profile={"fromStep": 3, "steps": 2})
+    plain = prepared(tmp_path / "plain", steps=6)
+    profiled = prepared(tmp_path / "profiled", steps=6, profile={"fromStep": 3, "steps": 2})
     run_ranks(2, train_run, plain, 1)
     (_, reports), _ = run_ranks(2, train_run, profiled, 1)
     traces = recorded(profiled)
@@ -57,21 +46,21 @@ def test_a_request_for_a_profile_belongs_to_no_run_and_to_no_plan(tmp_path: Path
 
 
 def test_a_window_that_the_run_ends_in_is_handed_out_too(tmp_path: Path) -> None:
-    config = prepared(tmp_path, profile={"fromStep": 5, "steps": 50})
+    config = prepared(tmp_path, steps=6, profile={"fromStep": 5, "steps": 50})
     run_ranks(1, train_run, config, 1)
     [names] = recorded(config).values()
     assert {name for name in names if name.startswith("step ")} == {"step 5", "step 6"}
 
 
 def test_a_trace_that_storage_refuses_is_lost_and_the_run_goes_on(tmp_path: Path) -> None:
-    config = prepared(tmp_path, profile={"fromStep": 3, "steps": 1})
+    config = prepared(tmp_path, steps=6, profile={"fromStep": 3, "steps": 1})
     [result] = run_ranks(1, train_without_space, config, 1, "profiles/")
     assert result.step == 6
     assert recorded(config) == {}
 
 
 def test_a_run_that_resumes_behind_the_window_records_nothing(tmp_path: Path) -> None:
-    run_ranks(1, train_run, prepared(tmp_path), 1)
+    run_ranks(1, train_run, prepared(tmp_path, steps=6), 1)
     longer = job(tmp_path, steps=8, profile={"fromStep": 3, "steps": 3})
     run_ranks(1, train_run, longer, 2)
     assert recorded(longer) == {}
