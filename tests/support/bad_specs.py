@@ -256,6 +256,12 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         "initFrom is for preset, transformer and huggingface: remove it",
     ),
     (
+        {"model": {"preset": None, "huggingface": {}}},
+        "model.huggingface",
+        REQUIRED,
+        "huggingface.config is required without initFrom, whose config.json would stand for it",
+    ),
+    (
         _transformer(context=64),
         "model.transformer.context",
         INVALID,

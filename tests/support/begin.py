@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from trainingjob_trainer.beginning import settings_to_begin_with
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import TOKENIZER_KEY, Manifest
 from trainingjob_trainer.huggingface.directory import Directory
@@ -17,6 +19,22 @@ from trainingjob_trainer.prepare import tokenizer as bpe
 from trainingjob_trainer.storage import LocalStore
 
 from support.training import store_of
+
+NEOX = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def write_source(path: Path, kind: str = "gpt_neox", settings: dict[str, Any] = NEOX) -> Any:
+    """Have transformers write a random causal model, its vocabulary padded, and a tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    backend = bpe.train_bpe([b"some text"], 280)
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**{"model_type": kind, "vocab_size": 288, **settings})
+    )
+    model.save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=bpe.EOS).save_pretrained(path)
+    return model
 
 
 def begun(config: JobConfig, manifest: Manifest) -> tuple[dict[str, np.ndarray[Any, Any]], int]:
@@ -50,5 +68,6 @@ def manifest_of(config: JobConfig) -> Manifest:
         {
             "kind": "tokens", "dtype": "uint16", "splits": dict.fromkeys(("train", "validation", "test"), empty),
             "vocab_size": vocab_size, "tokenizer_digest": bpe.digest(stored), "eos_id": eos_id,
+            "model_settings": settings_to_begin_with(config),
         }
     )  # fmt: skip

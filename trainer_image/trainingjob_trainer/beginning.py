@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainingjob_trainer.checkpoint.commits import Commit, commits
 from trainingjob_trainer.config import TrainerSpec
@@ -41,6 +41,16 @@ def source_of(config: TrainerSpec) -> Directory | CommittedRun:
         if found:
             return CommittedRun(store, found.get(result.evaluation.step if result else -1, found[max(found)]))
     return Directory.of(config)
+
+
+def settings_to_begin_with(config: TrainerSpec) -> str | None:
+    """The config.json of a library's model, where `spec.model` leaves it to the model that the run begins with.
+
+    It is read once, with the tokenizer, and kept in the manifest: what lies there later changes no run.
+    """
+    if config.model.huggingface is None or config.model.huggingface.config is not None:
+        return None
+    return json.dumps(source_of(config).settings, sort_keys=True)
 
 
 def begin(model: nn.Module, config: TrainerSpec, manifest: Manifest, world: World) -> None:
@@ -84,9 +94,23 @@ class CommittedRun:
             raise self._wrong(f"its task is {self._record.identity.get('task.kind')}", "Name a language model's run.")
         return read_tokenizer(manifest, self.store), manifest.vocab_size, manifest.eos_id
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config.json of its model."""
+        text = self._record.identity.get("model.config") or self._manifest.model_settings
+        if text is None:
+            raise self._wrong("its model is none of transformers", "Make spec.model the same.")
+        found: dict[str, Any] = json.loads(str(text))
+        return found
+
     def check(self, config: TrainerSpec, manifest: Manifest | None = None) -> None:
         """Whether a run may begin with it: the same model, and the tokenizer of the data. Raises `UserError`."""
         here, there = _shape(config.identity()), _shape(self._record.identity)
+        if config.model.huggingface is not None:
+            there["model.config"] = json.dumps(self.settings, sort_keys=True)
+            here["model.config"] = (
+                config.model.huggingface.config or (manifest and manifest.model_settings) or there["model.config"]
+            )
         if different := [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]:
             fields = "; ".join(
                 f"{name}: {json.dumps(there.get(name))} there, {json.dumps(here.get(name))} here" for name in different

@@ -28,6 +28,12 @@ MODEL_RULES: dict[type[config.Config], tuple[Rule, ...]] = {
             field=".initFrom",
             reason="FieldValueForbidden",
         ),
+        Rule(
+            "!has(self.huggingface) || has(self.huggingface.config) || has(self.initFrom)",
+            "huggingface.config is required without initFrom, whose config.json would stand for it",
+            field=".huggingface",
+            reason="FieldValueRequired",
+        ),
     ),
     config.Transformer: (
         Rule(

@@ -62,16 +62,11 @@ class HuggingFace(Config):
     Their logits are made whole, their matrices are not split over ranks, and documents are not packed for them.
     """
 
-    config: Json = Field(
+    config: Json | None = Field(
+        None,
         description="Text of its config.json: model_type, and what differs from that type's defaults. Ids of special "
-        "tokens are the tokenizer's; so is vocab_size, unless a larger one is given."
+        "tokens are the tokenizer's; so is vocab_size, unless a larger one is given. Absent: the file in initFrom.",
     )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The configuration by name."""
-        found: dict[str, Any] = json.loads(self.config)
-        return found
 
 
 class Timm(Config):

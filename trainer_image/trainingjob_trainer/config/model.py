@@ -197,6 +197,12 @@ class Model(Config):
             raise ValueError("initFrom is for preset, transformer and huggingface: remove it")
         return self
 
+    @model_validator(mode="after")
+    def _settings_are_somewhere(self) -> Self:
+        if self.huggingface is not None and self.huggingface.config is None and self.init_from is None:
+            raise ValueError("huggingface.config is required without initFrom, whose config.json would stand for it")
+        return self
+
     @property
     def architecture(self) -> Transformer | Cnn | Rnn | Mlp | HuggingFace | Timm:
         """The shape, whichever way it was named."""

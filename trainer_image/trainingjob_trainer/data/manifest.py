@@ -111,6 +111,9 @@ class Manifest(Config):
     classes: list[str] | None = None
     multi_label: bool = Field(False, description="A row ends with a byte for each class, 1 where it has the label.")
     scales: list[Scale] | None = Field(None, description="Of each column and, the last, of the value to predict.")
+    model_settings: str | None = Field(
+        None, description="config.json of the model that the run begins with, where spec.model leaves it to that."
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -75,13 +75,12 @@ class Directory:
         """Whether a run may begin with it: the same shape, every weight there, and the tokenizer of the data."""
         size = config.model.architecture
         if isinstance(size, HuggingFace):
-            wanted, tied = self._wanted_of_library(config, size), True
+            wanted, others = self._wanted_of_library(config, size, manifest)
         else:
             self._check_shape(config)
-            wanted, tied = (
-                entries(config.model.size, self.tokenizer[1], config.context),
-                config.model.size.tie_embeddings,
-            )
+            wanted = entries(config.model.size, self.tokenizer[1], config.context)
+            # The embedding a second time, which the configuration says is shared.
+            others = {"lm_head.weight"} if config.model.size.tie_embeddings else set()
         stored, _, _ = self.tokenizer
         if manifest is not None and manifest.tokenizer_digest != bpe.digest(stored):
             raise self._wrong(
@@ -89,24 +88,39 @@ class Directory:
                 f"({str(manifest.tokenizer_digest)[:12]})",
                 "Restore the tokenizer.json, or choose another outputUri, where the data is prepared anew.",
             )
-        self._check_tensors(wanted, tied)
+        self._check_tensors(wanted, others)
 
-    def _wanted_of_library(self, config: TrainerSpec, size: HuggingFace) -> list[Entry]:
-        """The tensors of a library's model, under the names that it has there."""
-        from trainingjob_trainer.models.from_transformers import differing_settings, shapes_of
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config.json of its model."""
+        return self._json("config.json")
 
-        different = differing_settings(size, self._json("config.json"))
-        if different:
-            text = json.dumps(self._json("config.json"))
+    @property
+    def keys(self) -> Iterable[str]:
+        """Names of the tensors."""
+        return self._tensors.keys()
+
+    def _wanted_of_library(
+        self, config: TrainerSpec, size: HuggingFace, manifest: Manifest | None
+    ) -> tuple[list[Entry], set[str]]:
+        """The tensors of a library's model, under the names that they have here, and what else may be here."""
+        from trainingjob_trainer.models.from_transformers import CausalLanguageModel, differing_settings
+
+        prepared = manifest and manifest.model_settings  # with the data
+        text = size.config or prepared or json.dumps(self.settings)
+        if different := differing_settings(json.loads(text), self.settings):
+            what = "the one that the data was prepared for" if prepared else "spec.model"
             raise self._wrong(
-                f"its model is another one than spec.model: {'; '.join(different)}",
-                f"Set spec.model.huggingface.config to {text}.",
+                f"its model is another one than {what}: {'; '.join(different)}",
+                "Restore its config.json, or choose another outputUri."
+                if prepared
+                else f"Leave spec.model.huggingface.config out, or set it to {json.dumps(self.settings)}.",
             )
-        return shapes_of(size, self.tokenizer[1], config.context)
+        return CausalLanguageModel(size, text, self.tokenizer[1], config.context).entries(self.keys)
 
     def _check_shape(self, config: TrainerSpec) -> None:
         try:
-            theirs = read_config(self._json("config.json"))
+            theirs = read_config(self.settings)
         except ValueError as error:
             raise self._wrong(f"its config.json describes a model that is not covered: {error}") from error
         different = differences(config.model.size, theirs, config.context)
@@ -188,11 +202,10 @@ class Directory:
         """The tensor's name here: a model without its head was saved without the first part of the names."""
         return entry.theirs if entry.theirs in self._tensors else entry.theirs.partition(".")[2]
 
-    def _check_tensors(self, wanted: list[Entry], tied: bool) -> None:
+    def _check_tensors(self, wanted: list[Entry], others: set[str]) -> None:
         missing = [entry.theirs for entry in wanted if self._key(entry) not in self._tensors]
-        unexpected = {key for key in self._tensors if not _NOT_WEIGHTS.search(key)} - {self._key(e) for e in wanted}
-        if tied:
-            unexpected.discard("lm_head.weight")  # the embedding a second time, which the configuration says is shared
+        known = {self._key(entry) for entry in wanted} | others
+        unexpected = {key for key in self._tensors if not _NOT_WEIGHTS.search(key)} - known
         if missing or unexpected:
             what = [f"{title} {_some(keys)}" for title, keys in (("lacks", missing), ("has", unexpected)) if keys]
             raise self._wrong(

@@ -10,7 +10,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from trainingjob_trainer.config import TrainerSpec
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.huggingface.directory import Directory
-from trainingjob_trainer.huggingface.families import Entry, entries
+from trainingjob_trainer.huggingface.families import entries
 from trainingjob_trainer.models.from_transformers import CausalLanguageModel
 
 
@@ -24,7 +24,11 @@ def load_weights(model: nn.Module, config: TrainerSpec, manifest: Manifest) -> N
     source = Directory.of(config)
     source.check(config, manifest)
     parameters = dict(model.named_parameters())
-    for entry in _entries(model, config, manifest):
+    if isinstance(model, CausalLanguageModel):
+        wanted, _ = model.entries(source.keys)
+    else:
+        wanted = entries(config.model.size, manifest.vocab_size or 0, config.context)
+    for entry in wanted:
         if len(entry.ours) == 1 and not entry.transposed:
             local, (rows, *columns) = _region(parameters[entry.ours[0]])
             if local.numel():
@@ -36,12 +40,6 @@ def load_weights(model: nn.Module, config: TrainerSpec, manifest: Manifest) -> N
         for parameter, part in zip(ours, torch.split(whole, [p.shape[0] for p in ours]), strict=True):
             local, region = _region(parameter)
             local.copy_(part[tuple(region)])
-
-
-def _entries(model: nn.Module, config: TrainerSpec, manifest: Manifest) -> list[Entry]:
-    if isinstance(model, CausalLanguageModel):
-        return model.entries()
-    return entries(config.model.size, manifest.vocab_size or 0, config.context)
 
 
 def _region(parameter: Tensor) -> tuple[Tensor, list[slice]]:

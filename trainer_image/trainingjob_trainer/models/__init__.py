@@ -40,7 +40,7 @@ def build_model(config: TrainerSpec, manifest: Manifest) -> nn.Module:
         case "tokens", shapes.HuggingFace() as size:
             from trainingjob_trainer.models.from_transformers import CausalLanguageModel
 
-            return CausalLanguageModel(size, vocabulary, config.context)
+            return CausalLanguageModel(size, manifest.model_settings, vocabulary, config.context)
         case "images", shapes.Timm() as size:
             from trainingjob_trainer.models.from_timm import ImageClassifier
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainingjob_trainer.beginning import settings_to_begin_with, source_of
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.models import build_model
@@ -17,6 +18,8 @@ def check_library_model(config: JobConfig, manifest: Manifest | None) -> None:
 
 def _supposed(config: JobConfig) -> Manifest:
     if config.task.kind == "language-modeling":
-        vocab_size = config.data.prepare.tokenizer.vocab_size
-        return Manifest(kind="tokens", dtype="uint16", splits={}, vocab_size=vocab_size, tokenizer_digest="", eos_id=0)
+        trained = config.model.init_from is None
+        vocab_size = config.data.prepare.tokenizer.vocab_size if trained else source_of(config).tokenizer[1]
+        facts = {"vocab_size": vocab_size, "model_settings": settings_to_begin_with(config)}
+        return Manifest(kind="tokens", dtype="uint16", splits={}, tokenizer_digest="", eos_id=0, **facts)
     return Manifest(kind="images", dtype="uint8", splits={}, shape=(3, 224, 224), classes=["a", "b"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.huggingface.families import Entry
 from trainingjob_trainer.models.adapted import Adapted, find_blocks, parameters_on_meta, seeded
 
-FIELD = "spec.model.huggingface.config"
+FIELD, FILE = "spec.model.huggingface.config", "config.json in spec.model.initFrom.uri"
 # Ids of special tokens are the tokenizer's. Without one for padding, every row of the embedding learns.
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Fields that say nothing about what is computed.
@@ -26,12 +27,13 @@ _NO_SHAPE = (*_IDS, "architectures", "dtype", "torch_dtype", "transformers_versi
 class CausalLanguageModel(Adapted):
     """Any of `AutoModelForCausalLM`."""
 
-    def __init__(self, size: HuggingFace, vocab_size: int, context: int) -> None:
-        self.settings = read_settings(size.settings, vocab_size, context)
+    def __init__(self, size: HuggingFace, found: str | None, vocab_size: int, context: int) -> None:
+        """found: text of the config.json to begin with, for a size that leaves it to that."""
+        self.settings = read_settings(size, found, vocab_size, context)
         try:
             inner = self._create()
         except Exception as error:
-            raise _refused(error) from error
+            raise _refused(_named(size), error) from error
         super().__init__(inner)
 
     def forward(self, inputs: Tensor, read: Callable[[Tensor, None], Tensor] | None = None) -> Tensor:
@@ -67,12 +69,39 @@ class CausalLanguageModel(Adapted):
         place = f"inner.{name}." if name else "inner."
         yield from ((f"{place}{leaf}", value.detach()) for leaf, value in module.named_parameters())
 
-    def entries(self) -> list[Entry]:
-        """The parameters under the names that the library has for them."""
-        return [
-            Entry(name.removeprefix("inner."), (name,), False, tuple(parameter.shape))
-            for name, parameter in self.named_parameters()
+    def entries(self, stored: Iterable[str]) -> tuple[list[Entry], set[str]]:
+        """The parameters under their names among those that are stored, and the stored ones that are none or the same
+        again (tied)."""
+        names = self._names_of(stored)
+        places = {ours: theirs for theirs, ours in names.items()}
+        wanted = [
+            Entry(places.get(name, name), (f"inner.{name}",), False, tuple(parameter.shape))
+            for name, parameter in self.inner.named_parameters()
         ]
+        known = {*dict(self.inner.named_parameters(remove_duplicate=False)), *dict(self.inner.named_buffers())}
+        return wanted, {theirs for theirs, ours in names.items() if ours in known} - {entry.theirs for entry in wanted}
+
+    def _names_of(self, stored: Iterable[str]) -> dict[str, str]:
+        """What each stored tensor is called here: files keep the names that older versions of the library had."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        model: Any = self.inner
+        rules = get_model_conversion_mapping(model)
+        renamed, made = (
+            [rule for rule in rules if isinstance(rule, kind)] for kind in (WeightRenaming, WeightConverter)
+        )
+        names = {}
+        for theirs in stored:
+            ours, how = rename_source_key(theirs, renamed, made, model.base_model_prefix, model.state_dict())
+            if how is not None:
+                raise UserError(
+                    f"spec.model.initFrom.uri: {theirs} is put together with others when transformers reads it, which "
+                    "is not covered.",
+                    "Choose a model whose tensors are stored as they are used.",
+                )
+            names[theirs] = ours
+        return names
 
     def save(self, path: Path, weights: Mapping[str, Tensor], eos_id: int) -> None:
         """Write what `from_pretrained` reads. `weights`: the whole state dict, on the CPU."""
@@ -89,64 +118,79 @@ class CausalLanguageModel(Adapted):
         return model
 
 
-def read_settings(settings: dict[str, Any], vocab_size: int, context: int) -> Any:
-    """The library's configuration. Raises `UserError` for a name that it does not know, or sizes that do not fit."""
+def read_settings(size: HuggingFace, found: str | None, vocab_size: int, context: int) -> Any:
+    """The library's configuration. Raises `UserError` for a name that it does not know, or sizes that do not fit.
+
+    Names in a file that was found are not judged: files of older versions hold some that mean nothing any more.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
+    settings, field = json.loads(size.config or found or "{}"), _named(size)
     kind = settings.get("model_type")
     known = sorted({*CONFIG_MAPPING_NAMES} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES})
     if kind not in known:
         raise UserError(
-            f"{FIELD}: model_type is {kind}, which is no causal language model of transformers.", _nearest(kind, known)
+            f"{field}: model_type is {kind}, which is no causal language model of transformers.", _nearest(kind, known)
         )
     given = {name: value for name, value in settings.items() if name not in ("model_type", *_IDS)}
     try:
         config = AutoConfig.for_model(kind, **given, **dict.fromkeys(_IDS))
     except Exception as error:
-        raise _refused(error) from error
+        raise _refused(field, error) from error
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not _looks_back_only(config):
+        raise UserError(
+            f"{field}: a {kind} sees the tokens that it is to predict, unless is_decoder is true.",
+            "Set is_decoder to true, or choose a causal language model.",
+        )
     names = {*type(config)().to_dict(), *type(config).attribute_map, "architectures", "torch_dtype"}
     for name in given:
-        if name not in names and not name.startswith("_"):
-            raise UserError(f"{FIELD}: {kind} has no {name}.", _nearest(name, sorted(names)))
+        if size.config is not None and name not in names and not name.startswith("_"):
+            raise UserError(f"{field}: {kind} has no {name}.", _nearest(name, sorted(names)))
     if "vocab_size" not in given:
         config.vocab_size = vocab_size
     elif config.vocab_size < vocab_size:
         raise UserError(
-            f"{FIELD}: vocab_size is {config.vocab_size}, and the tokenizer has {vocab_size} entries.",
+            f"{field}: vocab_size is {config.vocab_size}, and the tokenizer has {vocab_size} entries.",
             "Leave it out, or raise it to a multiple above.",
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and longest < context:
         raise UserError(
-            f"{FIELD}: max_position_embeddings is {longest}, and spec.training.sequenceLength {context}.",
+            f"{field}: max_position_embeddings is {longest}, and spec.training.sequenceLength {context}.",
             "Raise the one or lower the other.",
         )
     return config
 
 
-def _refused(error: Exception) -> UserError:
+def _named(size: HuggingFace) -> str:
+    return FILE if size.config is None else FIELD
+
+
+def _looks_back_only(config: Any) -> bool:
+    """Of a kind whose models can look both ways (the decoder of one with both parts never does)."""
+    return any(getattr(config, name, False) for name in ("is_decoder", "is_encoder_decoder", "causal"))
+
+
+def _refused(field: str, error: Exception) -> UserError:
     """Whatever the library says of settings is about settings: it has been given nothing else."""
     said = str(error).strip().replace("\n", " ") or type(error).__name__
-    return UserError(f"{FIELD}: transformers cannot make this model: {said}", "Correct its fields.")
+    return UserError(f"{field}: transformers cannot make this model: {said}", "Correct its fields.")
 
 
-def shapes_of(size: HuggingFace, vocab_size: int, context: int) -> list[Entry]:
-    """What `CausalLanguageModel.entries` gives, without memory for a model."""
-    return CausalLanguageModel(size, vocab_size, context).entries()
-
-
-def differing_settings(size: HuggingFace, theirs: Mapping[str, Any]) -> list[str]:
+def differing_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """The fields in which a config.json describes another model, each as `name: theirs there, ours here`."""
     from transformers import AutoConfig
 
-    ours, found = size.settings, dict(theirs)
-    if ours.get("model_type") != found.get("model_type"):
-        return [f"model_type: {found.get('model_type')} there, {ours.get('model_type')} here"]
+    if ours.get("model_type") != theirs.get("model_type"):
+        return [f"model_type: {theirs.get('model_type')} there, {ours.get('model_type')} here"]
     here, there = (
         AutoConfig.for_model(**{k: v for k, v in fields.items() if k not in _NO_SHAPE}).to_dict()
-        for fields in (ours, found)
+        for fields in (ours, theirs)
     )
     names = [name for name in sorted({*here, *there}) if name not in _NO_SHAPE and "dropout" not in name]
     return [f"{n}: {there.get(n)} there, {here.get(n)} here" for n in names if here.get(n) != there.get(n)]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from trainingjob_trainer.beginning import settings_to_begin_with
 from trainingjob_trainer.config import Config, TrainerSpec
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Shard, SplitData, SplitName
 from trainingjob_trainer.errors import DataError
@@ -85,7 +86,8 @@ def manifest_of(config: TrainerSpec, parts: Iterable[Part], encoder: Encoder) ->
         )
         for name in SPLITS
     }
-    return Manifest(identity_hash=config.identity_hash(), splits=splits, **encoder.facts())
+    settings = settings_to_begin_with(config)
+    return Manifest(identity_hash=config.identity_hash(), splits=splits, model_settings=settings, **encoder.facts())
 
 
 def no_examples(config: TrainerSpec) -> DataError:
