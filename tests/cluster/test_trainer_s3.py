@@ -55,6 +55,7 @@ class Trainer:
                 "deterministic": True,
                 "logEvery": 1,
                 "schedule": {"warmupSteps": 10},
+                "parallelism": {"fsdp": "full"},
             },
             "checkpoint": {"everySteps": 10},
             "evaluation": {"everySteps": 50},

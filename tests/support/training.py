@@ -28,7 +28,10 @@ SEQUENCE = 16
 
 
 def job(directory: Path | str, **changes: Any) -> JobConfig:
-    """A tiny deterministic run in `directory`; `changes` replace fields of `training`, or sections of the spec."""
+    """A tiny deterministic run in `directory`; `changes` replace fields of `training`, or sections of the spec.
+
+    Several ranks share its model (FSDP2). Left to `auto` each would hold a copy, so small it is.
+    """
     spec: dict[str, Any] = {
         "name": "tiny",
         "namespace": "default",
@@ -52,6 +55,7 @@ def job(directory: Path | str, **changes: Any) -> JobConfig:
             "optimizer": {"lr": 1e-3},
             "schedule": {"warmupSteps": 5},
             "clipNorm": 0.5,
+            "parallelism": {"fsdp": "full"},
         },
     }
     for name, value in changes.items():

@@ -56,6 +56,7 @@ def classifier(directory: Path, model: dict[str, Any] = RESNET, **changes: Any) 
             "globalBatchSize": 8,
             "checkpoint": {"everySteps": 6},
             "evaluation": {"everySteps": 6},
+            "parallelism": {},  # BatchNorm's layers are not sharded
             **changes,
         },
     )

@@ -28,10 +28,18 @@ def history_of(config: JobConfig) -> list[LoggedStep]:
     return read_progress(store_of(config), newest(config)).history
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, world_size: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "changes", "how"),
+    [
+        (1, {}, "float32: a single process"),
+        (2, {"precision": "bfloat16"}, "bfloat16: FSDP2"),
+        pytest.param(2, {"parallelism": {"fsdp": "none"}}, "float32: DDP", marks=pytest.mark.slow),
+    ],
+    ids=["alone", "shards", "copies"],
+)
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, world_size: int, changes: dict[str, Any], how: str) -> None:
     """40 steps, dropout on, against 20 + SIGKILL of all ranks three steps later + 20."""
-    baseline, disturbed = prepared(tmp_path / "baseline"), prepared(tmp_path / "disturbed")
+    baseline, disturbed = (prepared(tmp_path / name, **changes) for name in ("baseline", "disturbed"))
     results = run_ranks(world_size, train_run, baseline, 1)
     killed = run_ranks(world_size, train_run, disturbed, 1, None, 23)
     assert killed == [-9] * world_size
@@ -40,6 +48,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, world_size: int) -> No
     assert contents(newest(disturbed)) == contents(newest(baseline))
     (expected, _), (result, reports) = results[0], resumed[0]
     assert reports[0]["resumedFromStep"] == 20
+    assert how in reports[0]["message"]
     assert result.evaluation == expected.evaluation
     assert [logged.step for logged in history_of(disturbed)] == list(range(1, 41))
 

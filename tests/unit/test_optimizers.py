@@ -197,5 +197,7 @@ def test_state_and_average_survive_a_checkpoint_bit_for_bit(tmp_path: Path, name
 def test_one_nan_on_one_of_two_ranks_is_a_step_that_neither_takes(tmp_path: Path) -> None:
     config = job(tmp_path, emaDecay=0.9)
     put_tokens(store_of(config))
-    for before, after in run_ranks(2, poisoned_step, config):
+    ranks = run_ranks(2, poisoned_step, config)
+    assert ranks[0] != ranks[1], "each rank has shards of its own"
+    for before, after in ranks:
         assert before == after
