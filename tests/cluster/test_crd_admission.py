@@ -118,7 +118,7 @@ def test_a_custom_job_needs_its_command_and_nothing_else(jobs: Jobs) -> None:
     assert jobs.get()["spec"]["task"] == task()["task"]
     as_patch = ("patch", "tj", "gpt", "--type=merge", "-p")
     refused = jobs.refusal(*as_patch, json.dumps({"spec": task("--lr=1")}))
-    assert f"spec.task.custom: Forbidden: task.custom {SUSPEND_FIRST}" in refused
+    assert f"spec: Forbidden: task.custom {SUSPEND_FIRST}" in refused
     assert f"outputUri {FOR_GOOD}" in jobs.refusal(*as_patch, json.dumps({"spec": {"outputUri": "s3://models/run"}}))
     jobs.patch({"runPolicy": {"suspend": True}})
     jobs.patch(task("--lr=1"))

@@ -141,9 +141,7 @@ class _Structural:
         elif result.get("type") == "array":
             result["items"] = self.convert(source["items"])
         default = source.get("default")
-        # An empty collection is what absence means anyway; as a default it would only swell every stored object.
-        empty = default in ([], {}) and "properties" not in result
-        if self._defaults and default is not None and not empty:
+        if self._defaults and default is not None and not _is_absence(default, result):
             result["default"] = _minimal(default, result)
         return result
 
@@ -203,14 +201,19 @@ def _bounds(source: Json, result: Json) -> None:
         result["format"] = "int64"
 
 
+def _is_absence(default: Any, schema: Json) -> bool:
+    """An empty collection is what absence means anyway; as a default it would only swell every stored object."""
+    return default in ([], {}) and "properties" not in schema
+
+
 def _minimal(default: Any, schema: Json) -> Any:
-    """`default` without what the schema's own properties default to, and without nulls."""
+    """`default` without what the schema's own properties default to, and without nulls and empty collections."""
     if not isinstance(default, dict) or "properties" not in schema:
         return default
     kept: Json = {}
     for key, value in default.items():
         known = schema["properties"][key]
-        if value is None:
+        if value is None or _is_absence(value, known):
             continue
         small = _minimal(value, known)
         if "default" not in known or small != known["default"]:

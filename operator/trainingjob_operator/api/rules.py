@@ -5,6 +5,8 @@ Kubernetes checks them at the API server, so a wrong spec is refused by `kubectl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic.alias_generators import to_camel
 from trainingjob_trainer import config
 
@@ -53,23 +55,36 @@ OPTIONAL = (
 )
 
 
-def _same(path: str) -> str:
-    """Whether the field did not change; absent before and after is the same, too.
+def _same(path: str, known: str = "") -> str:
+    """Whether the field did not change; absent before and after is the same, too. known: what is there, above it.
 
     `has`, because the API server cannot bound the cost of comparing CEL's optional values.
     """
     same = f"self.{path} == oldSelf.{path}"
-    maybe = [field for field in OPTIONAL if f"{path}.".startswith(f"{field}.")]
+    maybe = [field for field in OPTIONAL if field != known and f"{path}.".startswith(f"{field}.")]
     if not maybe:
         return same
     now, before = (" && ".join(f"has({whole}.{field})" for field in maybe) for whole in ("self", "oldSelf"))
-    return f"(({now}) == ({before}) && (!({now}) || {same}))"
+    return f"({now} ? {before} && {same} : !({before}))"
 
 
-def _fixed(path: str) -> Rule:
-    """A field that makes the run what it is."""
-    message = "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri"
-    return Rule(_same(path), f"{path} {message}", field=f".{path}", reason="FieldValueForbidden")
+def _unchanged(paths: Sequence[str]) -> str:
+    """Whether none of the fields did, as `_same` says of each; an optional field above them is looked at once.
+
+    That matters: for every lookup the API server copies the schemas of all fields beside the one that it looks up.
+    """
+    below: dict[str, list[str]] = {}
+    for path in paths:
+        head = path.partition(".")[0]
+        below.setdefault(head if head in OPTIONAL else path, []).append(path)
+    return " && ".join(_unchanged_below(head, found) for head, found in below.items())
+
+
+def _unchanged_below(head: str, paths: Sequence[str]) -> str:
+    if paths == [head]:
+        return _same(head)
+    same = " && ".join(_same(path, known=head) for path in paths)
+    return f"(has(self.{head}) ? has(oldSelf.{head}) && {same} : !has(oldSelf.{head}))"
 
 
 SUSPENDED = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
@@ -77,11 +92,26 @@ SUSPEND_FIRST = "set runPolicy.suspend to true, change it in a second step, then
 ONLY_SUSPENDED = f"can change only while the job is suspended: {SUSPEND_FIRST}"
 
 
-def _while_suspended(path: str) -> Rule:
-    """A field that a resumed run takes up: it may change while the job is suspended before and after."""
-    return Rule(
-        f"{_same(path)} || ({SUSPENDED})", f"{path} {ONLY_SUSPENDED}", field=f".{path}", reason="FieldValueForbidden"
+def _immutable(fixed: Sequence[str], while_suspended: Sequence[str]) -> tuple[Rule, Rule]:
+    """What an update may not change: the first fields never, because they make the run what it is; the others, which
+    a resumed run takes up, unless the job is suspended before and after.
+
+    Two rules for all fields, as the API server evaluates each rule at each write, of the status as well.
+    """
+    return (
+        _changes(
+            fixed,
+            _unchanged(fixed),
+            "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri",
+        ),
+        _changes(while_suspended, f"({_unchanged(while_suspended)}) || ({SUSPENDED})", ONLY_SUSPENDED),
     )
+
+
+def _changes(paths: Sequence[str], rule: str, message: str) -> Rule:
+    """A rule about many fields, whose message begins with the names of those that changed."""
+    names = tuple(f"{_same(path)} ? '' : '{path} '" for path in paths)
+    return Rule(rule, f"{'%s' * len(paths)}{message}", names, reason="FieldValueForbidden")
 
 
 def _required(part: str) -> Rule:
@@ -253,8 +283,7 @@ ELASTICITY = (
 )
 
 SPEC_RULES = (
-    *(_fixed(path) for path in FIXED),
-    *(_while_suspended(path) for path in WHILE_SUSPENDED),
+    *_immutable(FIXED, WHILE_SUSPENDED),
     *(_required(part) for part in REQUIRED_BY_SOME),
     *(_only(part) for part in config.OWN_TASK_PARTS),
     *ELASTICITY,
