@@ -13,6 +13,8 @@ from trainingjob_local.controlplane import BINARIES, ControlPlane
 from trainingjob_local.definitions import wait_until_served
 from trainingjob_local.kwok import KwokNodes
 
+from benchmarks.operator_scale.processes import cpu_seconds
+
 CRD = Path(__file__).parents[2] / "crds" / "trainingjobs.trainingjob.io.yaml"
 # With their stock limits (50 and 20 requests/s) the scheduler and the controller manager are what is measured.
 _LIMITS = ("--kube-api-qps=5000", "--kube-api-burst=10000")
@@ -58,9 +60,10 @@ class Lab:
         assert self._control_plane.audit_log is not None
         return self._control_plane.audit_log
 
-    def pids(self) -> dict[str, int]:
-        """Process ids of the control plane and of KWOK, by name."""
-        return {"kwok": self._kwok.pid, **{part.name: part.pid for part in self._control_plane.components}}
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time of the control plane and of KWOK so far, by name."""
+        pids = {"kwok": self._kwok.pid, **{part.name: part.pid for part in self._control_plane.components}}
+        return {name: cpu_seconds(pid) for name, pid in pids.items()}
 
     def namespace(self, name: str) -> str:
         """A new namespace that is ready for pods."""

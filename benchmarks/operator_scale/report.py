@@ -63,6 +63,8 @@ def table(figures: Mapping[str, Any]) -> str:
             for what in ("apply_to_pods_created_s", "apply_to_running_s"):
                 cuts = "  ".join(f"{cut} {seconds:.2f} s" for cut, seconds in figures[what].items())
                 lines.append(f"  {what.removesuffix('_s').replace('_', ' '):<36} {cuts}")
+    arms = {"floor before": figures["floors"][0], "operator": figures, "floor after": figures["floors"][1]}
+    lines += _cpu_table({arm: found["control_plane_cpu_ms_per_job"] for arm, found in arms.items()})
     if "polling" in figures:
         polling = figures["polling"]
         lines.append(_row(f"polling {polling['heads']} heads: CPU per poll", polling["cpu_ms_per_poll"], "ms", None))
@@ -76,6 +78,13 @@ def table(figures: Mapping[str, Any]) -> str:
             _row("  writes of it", many["restart_writes"], "", 0),
         ]
     return "\n".join(lines)
+
+
+def _cpu_table(arms: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """CPU of the control plane's processes, a column for each arm."""
+    head = "  control plane's CPU per job, ms: " + "".join(f"{arm:>14}" for arm in arms)
+    processes = next(iter(arms.values()))
+    return [head] + [f"    {name:<31}" + "".join(f"{arm[name]:>14.1f}" for arm in arms.values()) for name in processes]
 
 
 def _row(label: str, value: float, unit: str, target: float | None) -> str:
