@@ -247,7 +247,8 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         },
         "model.initFrom",
         FORBIDDEN,
-        "model.initFrom is for task.kind language-modeling, not image-classification: remove it",
+        "model.initFrom is for task.kind language-modeling or model.huggingface, not image-classification with another "
+        "model: remove it",
     ),
     (
         {"model": {"preset": None, "rnn": {}, "initFrom": {"uri": "s3://models/gpt2"}}},

@@ -88,7 +88,7 @@ TASKS: list[tuple[Json, str, str, str]] = [
         {"model": {"preset": None, "rnn": {}}, "task": {"kind": "text-classification"}},
         "model.rnn",
         FORBIDDEN,
-        "model.rnn is not for task.kind text-classification: set one of preset, transformer",
+        "model.rnn is not for task.kind text-classification: set one of preset, transformer, huggingface",
     ),
     (
         {"model": {"preset": None, "timm": {"name": "resnet18"}}},
@@ -99,11 +99,12 @@ TASKS: list[tuple[Json, str, str, str]] = [
     (
         {
             "model": {"preset": None, "huggingface": {"config": "{}"}},
-            "task": {"kind": "text-classification"},
+            "task": {"kind": "image-classification"},
+            "data": {"train": {"format": "parquet"}},
         },
         "model.huggingface",
         FORBIDDEN,
-        "model.huggingface is not for task.kind text-classification: set one of preset, transformer",
+        "model.huggingface is not for task.kind image-classification: set one of preset, transformer, cnn, timm",
     ),
     *(
         (

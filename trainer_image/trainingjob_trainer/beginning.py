@@ -35,6 +35,8 @@ def source_of(config: TrainerSpec) -> Directory | CommittedRun:
     """
     assert config.model.init_from is not None
     store = open_store(config.model.init_from.uri, config.storage)
+    if config.task.kind != "language-modeling":  # the head is another one: only what was exported will do
+        return Directory.of(config)
     result = load_result(store)
     if result is None or result.model_uri is None:
         found = {commit.step: commit for commit in commits(store)}
@@ -54,14 +56,20 @@ def settings_to_begin_with(config: TrainerSpec) -> str | None:
 
 
 def begin(model: nn.Module, config: TrainerSpec, manifest: Manifest, world: World) -> None:
-    """Fill a model, whole or sharded, with the weights that `model.initFrom` names. Collective."""
+    """Fill a model, whole or sharded, with the weights that `model.initFrom` names. Collective.
+
+    A classifier's head is not among them: it begins as it would without.
+    """
     source = source_of(config)
     if isinstance(source, CommittedRun):
         source.check(config, manifest)
         source.load(model, world)
         return
     from trainingjob_trainer.huggingface.load import load_weights
+    from trainingjob_trainer.models import init_weights
 
+    if config.task.kind != "language-modeling":
+        init_weights(model, config.training.seed)
     load_weights(model, config, manifest)
 
 

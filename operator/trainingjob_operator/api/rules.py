@@ -367,8 +367,9 @@ SPEC_RULES = (
         for name in ("cnn", "timm")
     ),
     Rule(
-        "self.task.kind == 'language-modeling' || !has(self.model) || !has(self.model.initFrom)",
-        "model.initFrom is for task.kind language-modeling, not %s: remove it",
+        "self.task.kind == 'language-modeling' || !has(self.model) || !has(self.model.initFrom) || "
+        "has(self.model.huggingface)",
+        "model.initFrom is for task.kind language-modeling or model.huggingface, not %s with another model: remove it",
         ("self.task.kind",),
         field=".model.initFrom",
         reason="FieldValueForbidden",

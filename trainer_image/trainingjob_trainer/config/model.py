@@ -150,7 +150,7 @@ ARCHITECTURES = {
     "cnn": ("image-classification",),
     "rnn": ("language-modeling",),
     "mlp": ("regression",),
-    "huggingface": ("language-modeling",),
+    "huggingface": ("language-modeling", "text-classification"),
     "timm": ("image-classification",),
 }
 
@@ -172,12 +172,16 @@ class Model(Config):
     cnn: Cnn | None = Field(None, description="A convolutional network (image-classification).")
     rnn: Rnn | None = Field(None, description="A recurrent network (language-modeling).")
     mlp: Mlp | None = Field(None, description="A multilayer perceptron (regression).")
-    huggingface: HuggingFace | None = Field(None, description="Any causal model of transformers (language-modeling).")
+    huggingface: HuggingFace | None = Field(
+        None,
+        description="Any causal model of transformers (language-modeling), or any that classifies texts "
+        "(text-classification).",
+    )
     timm: Timm | None = Field(None, description="Any model of timm (image-classification).")
     init_from: InitFrom | None = Field(
         None,
-        description="Weights and tokenizer to begin with (language-modeling), instead of random ones and one that is "
-        "trained; data.prepare.tokenizer is not read then. Optimizer and steps begin anew.",
+        description="Weights and tokenizer to begin with (language-modeling, and huggingface), instead of random ones "
+        "and one that is trained; data.prepare.tokenizer is not read then. Optimizer and steps begin anew.",
     )
     export: Literal["huggingface", "none"] = Field(
         "huggingface",

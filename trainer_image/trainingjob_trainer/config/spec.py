@@ -108,8 +108,14 @@ class JobSpec(Config):
 
     @model_validator(mode="after")
     def _only_language_models_begin_with_another(self) -> Self:
-        if self.task.kind != "language-modeling" and self.model is not None and self.model.init_from is not None:
-            raise ValueError(f"model.initFrom is for task.kind language-modeling, not {self.task.kind}: remove it")
+        model = self.model
+        if self.task.kind == "language-modeling" or model is None or model.init_from is None:
+            return self
+        if model.huggingface is None:
+            raise ValueError(
+                f"model.initFrom is for task.kind language-modeling or model.huggingface, not {self.task.kind} with "
+                "another model: remove it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -93,8 +93,9 @@ class Manifest(Config):
     """What the prepared data is: one stream of tokens, or rows, each a sample: an image or a text and its class, or
     columns of numbers and the value to predict.
 
-    All rows are of one size, so sample i lies at byte i * `item_bytes` of its split. A text's row is EOS, its tokens,
-    and EOS to the row's end (see `shape`); the one that would be longer is cut.
+    All rows are of one size, so sample i lies at byte i * `item_bytes` of its split. A text's row is EOS (or
+    what its tokenizer has texts begin with), its tokens, and EOS to the row's end (see `shape`); the one that would be
+    longer is cut.
     """
 
     version: Literal[2] = 2

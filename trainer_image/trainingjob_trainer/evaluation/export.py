@@ -19,10 +19,16 @@ from torch import Tensor, nn
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import HuggingFace, JobConfig, Transformer
 from trainingjob_trainer.data.manifest import Manifest, Scale, read_tokenizer
-from trainingjob_trainer.evaluation.model_card import decoder_card, program_card
-from trainingjob_trainer.huggingface.save import save_decoder, write_json, write_tokenizer_config
+from trainingjob_trainer.evaluation.model_card import model_card
+from trainingjob_trainer.huggingface.save import (
+    save_decoder,
+    write_generation_config,
+    write_json,
+    write_marks,
+    write_tokenizer_config,
+)
 from trainingjob_trainer.models import build_model
-from trainingjob_trainer.models.from_transformers import CausalLanguageModel
+from trainingjob_trainer.models.from_transformers import FromTransformers, TextClassifier
 
 
 def export_model(
@@ -37,14 +43,13 @@ def export_model(
         path = Path(directory)
         if manifest.tokenizer_digest is not None:
             (path / "tokenizer.json").write_bytes(read_tokenizer(manifest, attempt.store))
-        if manifest.kind == "tokens" and isinstance(config.model.architecture, Transformer | HuggingFace):
-            if isinstance(config.model.architecture, Transformer):
-                save_decoder(path, config, manifest, weights)
-            else:
-                _save_library_model(path, config, manifest, weights)
-            (path / "README.md").write_text(decoder_card(config, manifest, _parameters(weights), step))
+        if isinstance(config.model.architecture, HuggingFace):
+            _save_library_model(path, config, manifest, weights)
+        elif manifest.kind == "tokens" and isinstance(config.model.architecture, Transformer):
+            save_decoder(path, config, manifest, weights)
         else:
-            _write_program(path, config, manifest, weights, step)
+            _write_program(path, config, manifest, weights)
+        (path / "README.md").write_text(model_card(config, manifest, _parameters(weights), step))
         for file in sorted(path.iterdir()):
             attempt.store.put_file(prefix + file.name, file)
     return attempt.store.uri(prefix)
@@ -53,13 +58,20 @@ def export_model(
 def _save_library_model(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
     """As the library itself does it; what is ours to say are the special tokens."""
     model = build_model(config, manifest)
-    assert isinstance(model, CausalLanguageModel)
+    assert isinstance(model, FromTransformers)
     assert manifest.eos_id is not None
-    model.save(path, weights, manifest.eos_id)
-    write_tokenizer_config(path, config.context, manifest.eos_id)
+    if isinstance(model, TextClassifier):
+        problem = "multi_label_classification" if manifest.multi_label else "single_label_classification"
+        model.save(path, weights, manifest.eos_id, problem_type=problem)
+        write_marks(path / "tokenizer.json", manifest.eos_id)
+        write_tokenizer_config(path, config.context, manifest.eos_id, model.pad_id)
+    else:
+        model.save(path, weights, manifest.eos_id)
+        write_generation_config(path, manifest.eos_id)
+        write_tokenizer_config(path, config.context, manifest.eos_id)
 
 
-def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor], step: int) -> None:
+def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
     named = {name.removeprefix("inner."): tensor.contiguous() for name, tensor in weights.items()}
     save_file(named, path / "model.safetensors")
     write_json(path / "config.json", program_config(config, manifest))
@@ -76,7 +88,6 @@ def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: M
         )  # recurrent layers list their weights
         program = torch.export.export(model.eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path / "model.pt2")
-    (path / "README.md").write_text(program_card(config, manifest, _parameters(weights), step))
 
 
 class Unscaled(nn.Module):

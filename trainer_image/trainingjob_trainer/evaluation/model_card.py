@@ -68,6 +68,23 @@ print({reading})
 `model.safetensors` holds the same weights by name, `config.json` the sizes.
 """
 
+_TEXTS_OF_LIBRARY = """# {name}
+
+A text classifier of {parameters:,} parameters ({shape}). Texts are their first {length} tokens; classes: {classes}.
+Trained for {steps:,} steps of {batch} texts from `{source}`.
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+inputs = tokenizer(["one text", "another"], truncation=True, padding=True, return_tensors="pt")
+logits = model(**inputs).logits
+config = {{"classes": list(model.config.id2label.values())}}
+print({reading})
+```
+"""
+
 _TABLES = """# {name}
 
 A regression of {parameters:,} parameters ({shape}): `{target}` from {features}. Trained for {steps:,} steps of {batch}
@@ -107,15 +124,8 @@ print({reading})
 """
 
 
-def decoder_card(config: JobConfig, manifest: Manifest, parameters: int, step: int) -> str:
-    """The card of a language model."""
-    return _DECODER.format(
-        **_common(config, parameters, step), vocab=manifest.vocab_size, length=config.training.sequence_length
-    )
-
-
-def program_card(config: JobConfig, manifest: Manifest, parameters: int, step: int) -> str:
-    """The card of a model that is handed out as a program."""
+def model_card(config: JobConfig, manifest: Manifest, parameters: int, step: int) -> str:
+    """The card of a model, by its task and by what it is handed out as."""
     common = {
         **_common(config, parameters, step),
         "classes": ", ".join(manifest.classes or ()),
@@ -123,10 +133,11 @@ def program_card(config: JobConfig, manifest: Manifest, parameters: int, step: i
     }
     match manifest.kind:
         case "tokens":
-            length = config.training.sequence_length
-            return _RECURRENT.format(**common, vocab=manifest.vocab_size, length=length)
+            card = _RECURRENT if config.model.rnn is not None else _DECODER
+            return card.format(**common, vocab=manifest.vocab_size, length=config.training.sequence_length)
         case "texts":
-            return _TEXTS.format(**common, length=(manifest.shape or (0,))[0])
+            card = _TEXTS if config.model.huggingface is None else _TEXTS_OF_LIBRARY
+            return card.format(**common, length=(manifest.shape or (0,))[0])
         case "images":
             sides = [str(side) for side in manifest.shape or ()]
             return _IMAGES.format(**common, sides=" x ".join(sides), dims=", ".join(sides))

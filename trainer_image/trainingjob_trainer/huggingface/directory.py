@@ -104,7 +104,8 @@ class Directory:
         self, config: TrainerSpec, size: HuggingFace, manifest: Manifest | None
     ) -> tuple[list[Entry], set[str]]:
         """The tensors of a library's model, under the names that they have here, and what else may be here."""
-        from trainingjob_trainer.models.from_transformers import CausalLanguageModel, differing_settings
+        from trainingjob_trainer.models.from_transformers import library_model
+        from trainingjob_trainer.models.transformers_settings import differing_settings
 
         prepared = manifest and manifest.model_settings  # with the data
         text = size.config or prepared or json.dumps(self.settings)
@@ -116,7 +117,9 @@ class Directory:
                 if prepared
                 else f"Leave spec.model.huggingface.config out, or set it to {json.dumps(self.settings)}.",
             )
-        return CausalLanguageModel(size, text, self.tokenizer[1], config.context).entries(self.keys)
+        classes = (manifest and manifest.classes) or ("a", "b")  # of the data, which is yet to be prepared
+        _, vocab_size, eos_id = self.tokenizer
+        return library_model(config, text, vocab_size, eos_id, classes).entries(self.keys)
 
     def _check_shape(self, config: TrainerSpec) -> None:
         try:
@@ -148,12 +151,15 @@ class Directory:
         return stored, bpe.vocabulary_size(tokenizer), eos_id
 
     def _eos_id(self, vocabulary: dict[str, int]) -> Any:
-        token = self._json("tokenizer_config.json", optional=True).get("eos_token")
-        by_name = vocabulary.get(str(token.get("content") if isinstance(token, dict) else token))
+        tokens = self._json("tokenizer_config.json", optional=True)
+        by_name, closing = (
+            vocabulary.get(str(token.get("content") if isinstance(token, dict) else token))
+            for token in (tokens.get("eos_token"), tokens.get("sep_token"))  # BERT has the second one only
+        )
         configured = [self._json(file, optional=True) for file in ("generation_config.json", "config.json")]
         by_number = [ids.get("eos_token_id") for ids in configured]
         numbers = [number[0] if isinstance(number, list) and number else number for number in by_number]
-        return next((id_ for id_ in (by_name, *numbers) if id_ in vocabulary.values()), None)
+        return next((id_ for id_ in (by_name, *numbers, closing) if id_ in vocabulary.values()), None)
 
     def read(self, entry: Entry, start: int = 0, end: int | None = None) -> Tensor:
         """Rows `[start, end)` of one of their tensors, on the CPU, in the type that they are stored in."""

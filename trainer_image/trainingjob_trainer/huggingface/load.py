@@ -11,7 +11,7 @@ from trainingjob_trainer.config import TrainerSpec
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.huggingface.directory import Directory
 from trainingjob_trainer.huggingface.families import entries
-from trainingjob_trainer.models.from_transformers import CausalLanguageModel
+from trainingjob_trainer.models.from_transformers import FromTransformers
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def load_weights(model: nn.Module, config: TrainerSpec, manifest: Manifest) -> N
     source = Directory.of(config)
     source.check(config, manifest)
     parameters = dict(model.named_parameters())
-    if isinstance(model, CausalLanguageModel):
+    if isinstance(model, FromTransformers):
         wanted, _ = model.entries(source.keys)
     else:
         wanted = entries(config.model.size, manifest.vocab_size or 0, config.context)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from trainingjob_trainer.config import TrainerSpec
@@ -25,21 +26,37 @@ def save_decoder(path: Path, config: TrainerSpec, manifest: Manifest, weights: M
     renamed = {entry.theirs: _joined(entry, weights) for entry in entries(size, vocab_size, config.context)}
     save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
     write_json(path / "config.json", write_config(size, vocab_size, config.context, eos_id))
+    write_generation_config(path, eos_id)
     write_tokenizer_config(path, config.context, eos_id)
 
 
-def write_tokenizer_config(path: Path, context: int, eos_id: int) -> None:
-    """Write what goes with `tokenizer.json`: which tokens are special, for reading and for generating."""
+def write_generation_config(path: Path, eos_id: int) -> None:
+    """Write which tokens are special for generating."""
     ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
     write_json(path / "generation_config.json", ids)
-    eos = Tokenizer.from_file(str(path / "tokenizer.json")).id_to_token(eos_id)
+
+
+def write_marks(path: Path, eos_id: int) -> None:
+    """Have a tokenizer put EOS around a text, as in a row of our data, unless it has marks of its own."""
+    tokenizer = Tokenizer.from_file(str(path))
+    if not tokenizer.encode("").ids:
+        eos = tokenizer.id_to_token(eos_id)
+        around = f"{eos} $A {eos}"
+        tokenizer.post_processor = TemplateProcessing(single=around, pair=None, special_tokens=[(eos, eos_id)])
+        tokenizer.save(str(path))
+
+
+def write_tokenizer_config(path: Path, context: int, eos_id: int, pad_id: int | None = None) -> None:
+    """Write what goes with `tokenizer.json`: which tokens are special. EOS pads unless something else does."""
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    eos = tokenizer.id_to_token(eos_id)
     write_json(
         path / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": eos,
             "eos_token": eos,
-            "pad_token": eos,
+            "pad_token": eos if pad_id is None else tokenizer.id_to_token(pad_id),
             "model_max_length": context,
             "clean_up_tokenization_spaces": False,
         },

@@ -37,10 +37,11 @@ def build_model(config: TrainerSpec, manifest: Manifest) -> nn.Module:
             return Cnn(size, shape[0], classes)
         case "tables", shapes.Mlp() as size:
             return Perceptron(size, shape[0])
-        case "tokens", shapes.HuggingFace() as size:
-            from trainingjob_trainer.models.from_transformers import CausalLanguageModel
+        case "tokens" | "texts", shapes.HuggingFace():
+            from trainingjob_trainer.models.from_transformers import library_model
 
-            return CausalLanguageModel(size, manifest.model_settings, vocabulary, config.context)
+            names = manifest.classes or ()
+            return library_model(config, manifest.model_settings, vocabulary, manifest.eos_id or 0, names)
         case "images", shapes.Timm() as size:
             from trainingjob_trainer.models.from_timm import ImageClassifier
 

@@ -1,46 +1,39 @@
-"""Causal language models of the library transformers."""
+"""Models of the library transformers: causal language models, and classifiers of texts."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainingjob_trainer.config import HuggingFace
+from trainingjob_trainer.config import HuggingFace, TrainerSpec
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.huggingface.families import Entry
 from trainingjob_trainer.models.adapted import Adapted, find_blocks, parameters_on_meta, seeded
+from trainingjob_trainer.models.transformers_settings import IDS, named, read_settings, refused
 
-FIELD, FILE = "spec.model.huggingface.config", "config.json in spec.model.initFrom.uri"
-# Ids of special tokens are the tokenizer's. Without one for padding, every row of the embedding learns.
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Fields that say nothing about what is computed.
-_NO_SHAPE = (*_IDS, "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path")
+# Parts of a body that are only there for the head, and not where another head was.
+_OF_THE_HEAD = ".pooler."
 
 
-class CausalLanguageModel(Adapted):
-    """Any of `AutoModelForCausalLM`."""
+class FromTransformers(Adapted):
+    """A model that one of the library's `AutoModelFor...` makes of settings."""
 
-    def __init__(self, size: HuggingFace, found: str | None, vocab_size: int, context: int) -> None:
-        """found: text of the config.json to begin with, for a size that leaves it to that."""
-        self.settings = read_settings(size, found, vocab_size, context)
+    auto: str
+
+    def __init__(self, settings: Any, field: str) -> None:
+        """field: where the settings were given."""
+        self.settings = settings
         try:
             inner = self._create()
         except Exception as error:
-            raise _refused(_named(size), error) from error
+            raise refused(field, error) from error
         super().__init__(inner)
-
-    def forward(self, inputs: Tensor, read: Callable[[Tensor, None], Tensor] | None = None) -> Tensor:
-        """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each, or what `read` makes of
-        them: they come without a head's weight."""
-        logits: Tensor = self.inner(input_ids=inputs, use_cache=False).logits
-        return logits if read is None else read(logits, None)
 
     def initial(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """As the library does it, a block at a time: no more of the model is ever held whole."""
@@ -91,9 +84,9 @@ class CausalLanguageModel(Adapted):
         renamed, made = (
             [rule for rule in rules if isinstance(rule, kind)] for kind in (WeightRenaming, WeightConverter)
         )
-        names = {}
+        names, here = {}, model.state_dict()
         for theirs in stored:
-            ours, how = rename_source_key(theirs, renamed, made, model.base_model_prefix, model.state_dict())
+            ours, how = rename_source_key(theirs, renamed, made, model.base_model_prefix, here)
             if how is not None:
                 raise UserError(
                     f"spec.model.initFrom.uri: {theirs} is put together with others when transformers reads it, which "
@@ -103,99 +96,110 @@ class CausalLanguageModel(Adapted):
             names[theirs] = ours
         return names
 
-    def save(self, path: Path, weights: Mapping[str, Tensor], eos_id: int) -> None:
-        """Write what `from_pretrained` reads. `weights`: the whole state dict, on the CPU."""
+    def save(self, path: Path, weights: Mapping[str, Tensor], eos_id: int, **settings: Any) -> None:
+        """Write what `from_pretrained` reads. `weights`: the whole state dict, on the CPU. settings: more of them."""
         model: Any = self.inner
-        for name in _IDS:
-            setattr(model.config, name, eos_id)
+        unsaid = {name: eos_id for name in IDS if getattr(model.config, name, None) is None}
+        for name, value in {**unsaid, **settings}.items():
+            setattr(model.config, name, value)
         model.save_pretrained(path, state_dict={name.removeprefix("inner."): w for name, w in weights.items()})
 
     def _create(self) -> nn.Module:
-        from transformers import AutoModelForCausalLM
+        import transformers
 
         with parameters_on_meta():
-            model: nn.Module = AutoModelForCausalLM.from_config(self.settings, dtype=torch.float32)
+            model: nn.Module = getattr(transformers, self.auto).from_config(self.settings, dtype=torch.float32)
         return model
 
 
-def read_settings(size: HuggingFace, found: str | None, vocab_size: int, context: int) -> Any:
-    """The library's configuration. Raises `UserError` for a name that it does not know, or sizes that do not fit.
+class CausalLanguageModel(FromTransformers):
+    """Any of `AutoModelForCausalLM`."""
 
-    Names in a file that was found are not judged: files of older versions hold some that mean nothing any more.
+    auto = "AutoModelForCausalLM"
+
+    def __init__(self, size: HuggingFace, found: str | None, vocab_size: int, context: int) -> None:
+        """found: text of the config.json to begin with, for a size that leaves it to that."""
+        super().__init__(read_settings(size, found, "causal language model", vocab_size, context), named(size))
+
+    def forward(self, inputs: Tensor, read: Callable[[Tensor, None], Tensor] | None = None) -> Tensor:
+        """Tokens `[batch, length]` -> logits `[batch, length, vocab]` of the token after each, or what `read` makes of
+        them: they come without a head's weight."""
+        logits: Tensor = self.inner(input_ids=inputs, use_cache=False).logits
+        return logits if read is None else read(logits, None)
+
+
+class TextClassifier(FromTransformers):
+    """Any of `AutoModelForSequenceClassification` that reads tokens alone.
+
+    Of a row (see `data.manifest`) it sees the text with what begins it and the EOS that closes it; the rest is padding.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
 
-    settings, field = json.loads(size.config or found or "{}"), _named(size)
-    kind = settings.get("model_type")
-    known = sorted({*CONFIG_MAPPING_NAMES} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES})
-    if kind not in known:
-        raise UserError(
-            f"{field}: model_type is {kind}, which is no causal language model of transformers.", _nearest(kind, known)
+    auto = "AutoModelForSequenceClassification"
+
+    def __init__(
+        self,
+        size: HuggingFace,
+        found: str | None,
+        vocab_size: int,
+        context: int,
+        eos_id: int,
+        classes: Sequence[str],
+        pad_id: int | None = None,
+    ) -> None:
+        """pad_id: the one that the weights were trained with; else EOS pads."""
+        names = dict(enumerate(classes))
+        settings = read_settings(
+            size,
+            found,
+            "classifier of texts",
+            vocab_size,
+            context,
+            pad_token_id=eos_id if pad_id is None else pad_id,
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
         )
-    given = {name: value for name, value in settings.items() if name not in ("model_type", *_IDS)}
-    try:
-        config = AutoConfig.for_model(kind, **given, **dict.fromkeys(_IDS))
-    except Exception as error:
-        raise _refused(field, error) from error
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not _looks_back_only(config):
-        raise UserError(
-            f"{field}: a {kind} sees the tokens that it is to predict, unless is_decoder is true.",
-            "Set is_decoder to true, or choose a causal language model.",
-        )
-    names = {*type(config)().to_dict(), *type(config).attribute_map, "architectures", "torch_dtype"}
-    for name in given:
-        if size.config is not None and name not in names and not name.startswith("_"):
-            raise UserError(f"{field}: {kind} has no {name}.", _nearest(name, sorted(names)))
-    if "vocab_size" not in given:
-        config.vocab_size = vocab_size
-    elif config.vocab_size < vocab_size:
-        raise UserError(
-            f"{field}: vocab_size is {config.vocab_size}, and the tokenizer has {vocab_size} entries.",
-            "Leave it out, or raise it to a multiple above.",
-        )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and longest < context:
-        raise UserError(
-            f"{field}: max_position_embeddings is {longest}, and spec.training.sequenceLength {context}.",
-            "Raise the one or lower the other.",
-        )
-    return config
+        super().__init__(settings, named(size))
+        self.eos_id, self.pad_id = eos_id, int(settings.pad_token_id)
+        self._check_positions(named(size), context)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Tokens `[batch, length]` -> logits `[batch, classes]`."""
+        ends = (inputs[:, 1:] == self.eos_id).long()
+        text = torch.cat([torch.ones_like(inputs[:, :1]), (ends.cumsum(1) - ends == 0).long()], dim=1)
+        logits: Tensor = self.inner(input_ids=inputs.where(text == 1, self.pad_id), attention_mask=text).logits
+        return logits
+
+    def entries(self, stored: Iterable[str]) -> tuple[list[Entry], set[str]]:
+        """Those of the body: the head is fresh, whatever was in its place."""
+        names, body = self._names_of(stored), f"{self.inner.base_model_prefix}."
+        wanted, others = super().entries(stored)
+        there = [
+            entry
+            for entry in wanted
+            if entry.ours[0].startswith(f"inner.{body}") and (entry.theirs in names or _OF_THE_HEAD not in entry.theirs)
+        ]
+        return there, others | {theirs for theirs, ours in names.items() if not ours.startswith(body)}
+
+    def _check_positions(self, field: str, context: int) -> None:
+        """Some count positions from the padding's id on."""
+        table = getattr(self.settings, "max_position_embeddings", None)
+        counted = any(hasattr(module, "create_position_ids_from_input_ids") for module in self.inner.modules())
+        if counted and table is not None and table < context + self.pad_id + 1:
+            raise UserError(
+                f"{field}: max_position_embeddings is {table}, and {context + self.pad_id + 1} are used for "
+                f"spec.training.sequenceLength {context}, because the first one has the number {self.pad_id + 1}.",
+                "Raise the one or lower the other.",
+            )
 
 
-def _named(size: HuggingFace) -> str:
-    return FILE if size.config is None else FIELD
-
-
-def _looks_back_only(config: Any) -> bool:
-    """Of a kind whose models can look both ways (the decoder of one with both parts never does)."""
-    return any(getattr(config, name, False) for name in ("is_decoder", "is_encoder_decoder", "causal"))
-
-
-def _refused(field: str, error: Exception) -> UserError:
-    """Whatever the library says of settings is about settings: it has been given nothing else."""
-    said = str(error).strip().replace("\n", " ") or type(error).__name__
-    return UserError(f"{field}: transformers cannot make this model: {said}", "Correct its fields.")
-
-
-def differing_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The fields in which a config.json describes another model, each as `name: theirs there, ours here`."""
-    from transformers import AutoConfig
-
-    if ours.get("model_type") != theirs.get("model_type"):
-        return [f"model_type: {theirs.get('model_type')} there, {ours.get('model_type')} here"]
-    here, there = (
-        AutoConfig.for_model(**{k: v for k, v in fields.items() if k not in _NO_SHAPE}).to_dict()
-        for fields in (ours, theirs)
-    )
-    names = [name for name in sorted({*here, *there}) if name not in _NO_SHAPE and "dropout" not in name]
-    return [f"{n}: {there.get(n)} there, {here.get(n)} here" for n in names if here.get(n) != there.get(n)]
-
-
-def _nearest(name: object, known: list[str]) -> str:
-    near = get_close_matches(str(name), known, 3)
-    return f"Do you mean {' or '.join(near)}?" if near else f"Known are {', '.join(known[:20])} and so on."
+def library_model(
+    config: TrainerSpec, found: str | None, vocab_size: int, eos_id: int, classes: Sequence[str]
+) -> FromTransformers:
+    """The model of `spec.model.huggingface` for its task; see `CausalLanguageModel` for `found`."""
+    size = config.model.huggingface
+    assert size is not None
+    if config.task.kind == "language-modeling":
+        return CausalLanguageModel(size, found, vocab_size, config.context)
+    settings = json.loads(size.config or found or "{}") if config.model.init_from is not None else {}
+    pad_id = settings.get("pad_token_id")
+    return TextClassifier(size, found, vocab_size, config.context, eos_id, classes, pad_id)

@@ -66,7 +66,8 @@ def make_encoder(store: Store, config: TrainerSpec, corpus: Corpus) -> Encoder:
     tokens = TokenEncoder(stored, "uint16" if vocab_size <= 2**16 else "uint32", eos_id)
     if kind == "language-modeling":
         return tokens
-    return TextEncoder(tokens, Labels.of(corpus.labels(), multi_label), config.training.sequence_length)
+    labels, closed = Labels.of(corpus.labels(), multi_label), config.model.huggingface is not None
+    return TextEncoder(tokens, labels, config.training.sequence_length, closed)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ class TokenEncoder:
         texts = [example.payload.decode() for example in examples]
         return [encoding.ids for encoding in self._loaded.encode_batch_fast(texts, add_special_tokens=False)]
 
+    @cached_property
+    def first_id(self) -> int:
+        """What a text that stands alone begins with: the tokenizer's mark for that, or EOS."""
+        marks = self._loaded.encode("").ids
+        return int(marks[0]) if marks else self.eos_id
+
     def stored(self, ids: Sequence[int]) -> bytes:
         """Tokens as they are stored."""
         return np.asarray(ids, dtype=np.dtype(self.dtype).newbyteorder("<")).tobytes()
@@ -109,11 +116,14 @@ class TokenEncoder:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Texts as rows of `length` tokens: EOS, the text as far as it fits, EOS to the end; then the label."""
+    """Texts as rows of `length` tokens: EOS (or what the tokenizer has texts begin with), the text as far as it fits,
+    EOS to the end; then the label. closed: one EOS at least, however long the text, as libraries close what they cut.
+    """
 
     tokens: TokenEncoder
     labels: Labels
     length: int
+    closed: bool = False
 
     @property
     def item_bytes(self) -> int:
@@ -121,7 +131,9 @@ class TextEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[bytes]:
         eos = self.tokens.eos_id
-        padded = ([eos, *ids[: self.length - 1]] for ids in self.tokens.token_ids(examples))
+        first = self.tokens.first_id
+        room = self.length - (2 if self.closed else 1)
+        padded = ([first, *ids[:room]] for ids in self.tokens.token_ids(examples))
         rows = [self.tokens.stored(row + [eos] * (self.length - len(row))) for row in padded]
         return [row + self.labels.encode(e.label) for row, e in zip(rows, examples, strict=True)]
 
