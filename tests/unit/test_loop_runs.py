@@ -135,11 +135,19 @@ def test_corrupt_data_ends_a_run_or_is_skipped_and_counted_over_all_ranks(tmp_pa
     assert read_progress(store, newest(skipping)).corrupt_samples == 200
 
 
-def test_a_run_with_more_steps_continues_from_its_last_checkpoint(tmp_path: Path) -> None:
-    run_ranks(1, train_run, prepared(tmp_path, steps=6), 1)
-    [(result, reports)] = run_ranks(1, train_run, job(tmp_path, steps=9), 2)
+def test_a_run_with_more_steps_continues_from_its_last_checkpoint_at_the_rate_that_is_configured_now(
+    tmp_path: Path,
+) -> None:
+    """The schedule is no state: what resumes says the learning rate before and after."""
+    schedule = {"name": "linear", "warmupSteps": 0, "minRatio": 0.0}
+    run_ranks(1, train_run, prepared(tmp_path, steps=6, schedule=schedule, logEvery=4), 1)
+    changed = job(tmp_path, steps=9, optimizer={"lr": 8e-4}, schedule={**schedule, "minRatio": 0.5})
+    [(result, reports)] = run_ranks(1, train_run, changed, 2)
     assert reports[0]["resumedFromStep"] == 6
+    assert reports[0]["message"].endswith("; learning rate 0.0005 (0 at step 6).")
     assert result.step == 9
+    rates = {logged.step: logged.learning_rate for logged in history_of(changed)}
+    assert rates == pytest.approx({4: 4e-4, 6: 0.0, 7: 5e-4, 8: 4.5e-4, 9: 4e-4})
 
 
 def test_the_model_learns_and_every_phase_reports(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ class _Run:
         self._report(
             state="Training",
             message=f"Training from step {self.progress.step} on {self.world.size} rank(s) in {self._precision}: "
-            f"{self.layout}.",
+            f"{self.layout}{self.telemetry.rates()}.",
             worldSize=self.world.size,
             resumedFromStep=commit.step if commit else None,
             progress=self.telemetry.fields(),

@@ -83,6 +83,14 @@ class Telemetry:
             **self._fields,
         }
 
+    def rates(self) -> str:
+        """Of a run that goes on, the learning rate now and when one was last logged: a changed schedule shows there."""
+        step, history = self.progress.step, self.progress.history
+        if not 0 < step < self.training.total_steps:
+            return ""
+        before = f" ({history[-1].learning_rate:.3g} at step {history[-1].step})" if history else ""
+        return f"; learning rate {learning_rate(step, self.training):.3g}{before}"
+
     def _logged(self, step: int) -> bool:
         return step % self.training.log_every == 0 or step == self.training.total_steps
 
