@@ -9,6 +9,7 @@ import pytest
 from support.manifests import language_job
 from support.runs import Run, wait_until
 from trainingjob_local.crash import crash
+from trainingjob_local.sample_data import manual
 
 Object = dict[str, Any]
 JOB = "trainingjob.io/job-name"
@@ -67,6 +68,13 @@ def test_two_prepare_pods_each_wrote_a_shard(baseline: Run) -> None:
     manifest = json.loads(baseline.read("data/manifest.json"))
     writers = {shard["writer"] for split in manifest["splits"].values() for shard in split["shards"]}
     assert len(writers) == 2, writers
+
+
+def test_the_report_says_how_many_documents_were_left_out(baseline: Run) -> None:
+    texts = [json.loads(line)["text"].strip() for line in manual().splitlines()]
+    data = baseline.report()["data"]
+    assert (data["dropped"], data["duplicates"]) == (0, len(texts) - len(set(texts)))
+    assert sum(split["documents"] for split in data["splits"].values()) == len(set(texts))
 
 
 def test_applying_the_same_file_again_changes_nothing_and_the_diff_is_empty(baseline: Run) -> None:

@@ -11,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.corpus import digits, images
 from support.training import job, store_of
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.state import Progress
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.errors import DataError, UserError
+from trainingjob_trainer.evaluation.report import report_data
 from trainingjob_trainer.prepare import tokenizer as bpe
+from trainingjob_trainer.prepare.check import check
 from trainingjob_trainer.prepare.encoders import TokenEncoder
 from trainingjob_trainer.prepare.examples import arrange, raw_objects, read_examples
 from trainingjob_trainer.prepare.local import prepare_data
@@ -26,8 +30,10 @@ WORDS = ["alpha", "beta", "gamma", "delta", "<|endoftext|>", "naïve", "東京"]
 
 
 def corpus(directory: Path, documents: int = 200, **changes: Any) -> JobConfig:
+    """Random documents, some of them twice or thrice, and three that are too short."""
     random = np.random.default_rng(0)
     lines = [" ".join(random.choice(WORDS, size=30)) for _ in range(documents)]
+    lines += [lines[0], lines[0], lines[1], f"{lines[2]}\r\n", "", " ", "\n"]
     directory.mkdir(exist_ok=True)
     (directory / "raw.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     data = {
@@ -55,12 +61,39 @@ def test_the_stream_of_a_split_decodes_to_its_documents(tmp_path: Path) -> None:
     assert Manifest.model_validate_json(store.get("data/manifest.json")) == manifest
     examples = arrange((e for s, raw in raw_objects(config) for e in read_examples(config, s, raw)), config)
     for split, data in manifest.splits.items():
-        expected = [e.payload.decode() for e in examples if e.split == split]
+        expected = [e.payload.decode() for e in examples if e.split == split and not e.dropped]
         assert decoded(store, manifest, split) == expected
         assert data.documents == len(expected) > 10
         assert data.bytes == sum(len(text.encode()) for text in expected)
     assert manifest.vocab_size is not None
     assert manifest.vocab_size <= 300
+
+
+def test_what_is_left_out_of_the_raw_data_is_counted_and_told(tmp_path: Path) -> None:
+    config = corpus(tmp_path)
+    store = store_of(config)
+    manifest = prepare_data(config, store)
+    assert (manifest.dropped, manifest.duplicates) == (3, 4)
+    assert sum(data.documents for data in manifest.splits.values()) == 200
+    told = report_data(config, manifest, Progress(), 1, {}, Attempt(1, store))["data"]
+    assert (told["dropped"], told["duplicates"]) == (3, 4)
+    for split, data in manifest.splits.items():
+        reader = Reader(store, manifest, split, 16)
+        seen = int(reader.read([len(reader) - 1]).inputs.numel()) * len(reader) + 1  # the last target is no input
+        assert told["splits"][split]["unused"] == data.count - seen
+        assert 0 <= data.count - seen < 16
+    samples, tail = manifest.num_samples("train", 16), manifest.tail("train", 16)
+    left_out = f"left out: 3 documents dropped, 4 duplicates, {tail:,} tokens at the end"
+    assert check(config, store).message == f"The data is ready: {samples:,} training samples ({left_out})."
+    assert manifest.tail("train", 10**6) == manifest.splits["train"].count
+
+
+def test_duplicates_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    config = corpus(tmp_path)
+    clean = {"prepare": {"tokenizer": {"vocabSize": 300}, "clean": {"deduplicate": False, "minChars": 2}}}
+    manifest = prepare_data(job(tmp_path, data={**config.data.wire(), **clean}), store_of(config))
+    assert (manifest.dropped, manifest.duplicates) == (3, 0)
+    assert sum(data.documents for data in manifest.splits.values()) == 204
 
 
 def test_the_tokenizer_sees_training_documents_only(tmp_path: Path) -> None:
@@ -99,6 +132,7 @@ def test_the_stream_does_not_depend_on_how_many_wrote_it(tmp_path: Path) -> None
         for i, (a, b) in enumerate(pairwise(cuts))
     ]
     many = manifest_of(config, reversed(parts), encoder)
+    assert (many.dropped, many.duplicates) == (one.dropped, one.duplicates) == (3, 4)
     keys = [shard.key for data in many.splits.values() for shard in data.shards]
     assert len(keys) == len(set(keys)) > 20
     for split in many.splits:

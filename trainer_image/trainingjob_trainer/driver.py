@@ -55,7 +55,10 @@ def prepare(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
 
     cluster.connect()
     wait_for(_whole(pod), pod, lambda message: reporter.report({"state": "Starting", "message": message}))
-    prepare_data(config, open_store(config.output_uri, config.storage), reporter.report)
+    manifest = prepare_data(config, open_store(config.output_uri, config.storage), reporter.report)
+    ready = f"The data is ready: {manifest.summary(config.training.sequence_length)}."
+    logger.info("%s", ready)
+    reporter.report({"message": ready})
     return Outcome(outcome="Train")
 
 

@@ -112,7 +112,8 @@ def begin(config: JobConfig, store: Store, console: Console) -> Attempt | None:
     if found.outcome == "PrepareData":
         from trainingjob_trainer.prepare.local import prepare_data
 
-        prepare_data(config, store, console.report)
+        manifest = prepare_data(config, store, console.report)
+        say(f"The data is ready: {manifest.summary(config.training.sequence_length)}.")
     commit = latest(store)
     return Attempt.take(store, commit.step if commit else 0)
 

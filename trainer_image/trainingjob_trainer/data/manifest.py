@@ -112,6 +112,8 @@ class Manifest(Config):
     classes: list[str] | None = None
     multi_label: bool = Field(False, description="A row ends with a byte for each class, 1 where it has the label.")
     scales: list[Scale] | None = Field(None, description="Of each column and, the last, of the value to predict.")
+    dropped: int | None = Field(None, description="Documents that cleaning dropped. Absent: nothing is cleaned.")
+    duplicates: int | None = Field(None, description="Documents that were left out because an equal one is there.")
     model_settings: str | None = Field(
         None, description="config.json of the model that the run begins with, where spec.model leaves it to that."
     )
@@ -140,10 +142,27 @@ class Manifest(Config):
     def num_samples(self, split: SplitName, sequence_length: int, source: int | None = None) -> int:
         """Samples of a split, of all sources or of one: rows, or windows of `sequence_length + 1` tokens of a source's
         stream at stride `sequence_length`."""
+        counts = self._streams(split, source)
+        return sum(counts) if self.shape is not None else sum(max(0, (n - 1) // sequence_length) for n in counts)
+
+    def tail(self, split: SplitName, sequence_length: int) -> int:
+        """Tokens of a split that no sample has, at the end of each source's stream: too few for one more."""
+        if self.shape is not None:
+            return 0
+        return sum((n - 1) % sequence_length if n > sequence_length else n for n in self._streams(split))
+
+    def summary(self, sequence_length: int) -> str:
+        """How much there is to train on, and what of the raw data is not among it."""
+        samples, tail = self.num_samples("train", sequence_length), self.tail("train", sequence_length)
+        counts = {"documents dropped": self.dropped, "duplicates": self.duplicates, "tokens at the end": tail}
+        left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        return f"{samples:,} training samples" + (f" (left out: {left_out})" if left_out else "")
+
+    def _streams(self, split: SplitName, source: int | None = None) -> list[int]:
+        """Tokens, or rows, of each source's stream of a split, or of one source's."""
         data = self.splits[split]
         sources = {shard.source for shard in data.shards} if source is None else {source}
-        counts = [sum(shard.count for shard in data.of_source(number)) for number in sources]
-        return sum(counts) if self.shape is not None else sum(max(0, (n - 1) // sequence_length) for n in counts)
+        return [sum(shard.count for shard in data.of_source(number)) for number in sources]
 
     def to_json(self) -> bytes:
         """The stored form: camelCase JSON."""

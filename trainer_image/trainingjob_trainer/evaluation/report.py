@@ -55,7 +55,8 @@ def write_report(
 def report_data(
     config: JobConfig, manifest: Manifest, progress: Progress, step: int, test: TaskMetrics, attempt: Attempt
 ) -> dict[str, Any]:
-    """Everything that is known of the run, JSON-able."""
+    """Everything that is known of the run, JSON-able. Unused: the tokens at a split's end, too few for a sample."""
+    tokens = manifest.kind == "tokens"
     return {
         "version": 1,
         "job": f"{config.namespace}/{config.name}",
@@ -75,9 +76,12 @@ def report_data(
                     "bytes": manifest.splits[name].bytes,
                     manifest.kind: manifest.splits[name].count,
                     "samples": manifest.num_samples(name, config.training.sequence_length),
+                    **({"unused": manifest.tail(name, config.training.sequence_length)} if tokens else {}),
                 }
                 for name in SPLITS
             },
+            "dropped": manifest.dropped,
+            "duplicates": manifest.duplicates,
         },
         "progress": {
             "step": progress.step,
@@ -113,7 +117,7 @@ def render(report: Mapping[str, Any], progress: Progress) -> str:
         sections.append(_section("By class, on the test split", _class_table(test["perClass"])))
     sections += [
         _section("Learning rate and gradient norm", charts.learning_rate_curve(progress)),
-        _section("Data", _data_table(report["data"]["splits"])),
+        _section("Data", _data_table(report["data"]["splits"]) + _left_out(report["data"])),
         _section("Run", _table([], _run_rows(report))),
     ]
     return _PAGE.substitute(
@@ -143,6 +147,15 @@ def _class_table(per_class: list[dict[str, Any]]) -> str:
 def _data_table(splits: Mapping[str, Mapping[str, int]]) -> str:
     columns = list(next(iter(splits.values())))
     return _table(["split", *columns], [[name, *(f"{s[c]:,}" for c in columns)] for name, s in splits.items()])
+
+
+def _left_out(data: Mapping[str, Any]) -> str:
+    """What preparation left out of the raw data, where it looks for that."""
+    if data["duplicates"] is None:
+        return ""
+    return _table(
+        [], [["Dropped by cleaning", f"{data['dropped']:,}"], ["Duplicates left out", f"{data['duplicates']:,}"]]
+    )
 
 
 def _run_rows(report: Mapping[str, Any]) -> list[list[str]]:

@@ -71,8 +71,8 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
         check_limits(config, manifest)
         if manifest.tokenizer_digest is not None:
             read_tokenizer(manifest, store)
-        samples = manifest.num_samples("train", config.training.sequence_length)
-        return CheckOutcome("Train", None, f"The data is ready: {samples} training samples.", warning)
+        summary = manifest.summary(config.training.sequence_length)
+        return CheckOutcome("Train", None, f"The data is ready: {summary}.", warning)
     return CheckOutcome("PrepareData", None, _check_raw_data(config), warning)
 
 

@@ -14,7 +14,7 @@ import math
 import struct
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -37,6 +37,8 @@ class Example:
     label: str = ""
     shape: tuple[int, ...] = ()
     source: int = 0  # of a mixture's training documents
+    copies: int = 1  # equal documents that this one is kept of
+    dropped: bool = False  # by cleaning: it is there to be counted, and has no payload
 
     @property
     def rank(self) -> tuple[str, int, int, str]:
@@ -74,13 +76,17 @@ def _documents(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterato
     labelled = config.task.kind == "text-classification"
     fields = [source.field, source.label_field] if labelled else [source.field]
     for record in records(raw, source, fields, config.storage):
-        text = clean_text(_text(record, source.field, raw), config.data.prepare.clean)
-        if text is not None:
+        found = _text(record, source.field, raw)
+        text = clean_text(found, config.data.prepare.clean)
+        payload = (found if text is None else text).encode()
+        key = hashlib.sha256(payload).hexdigest()
+        into = _split_of(key, split, config)
+        of = raw.source if into == "train" else 0
+        if text is None:
+            yield Example(key, into, b"", source=of, dropped=True)
+        else:
             label = _label(record[source.label_field], config, raw) if labelled else ""
-            payload = text.encode()
-            key = hashlib.sha256(payload).hexdigest()
-            into = _split_of(key, split, config)
-            yield Example(key, into, payload, label, source=raw.source if into == "train" else 0)
+            yield Example(key, into, payload, label, source=of)
 
 
 def _images(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:
@@ -102,12 +108,20 @@ def _rows(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Exa
 
 
 def arrange(examples: Iterable[Example], config: TrainerSpec) -> list[Example]:
-    """Examples in the order of their content's hash; of equal documents one is kept, if the configuration says so."""
+    """Examples in the order of their content's hash; of equal documents one is kept, if the configuration says so.
+
+    What cleaning has dropped stays among them, to be counted by whoever writes them.
+    """
     ordered = sorted(examples, key=lambda example: example.rank)
-    texts = config.task.kind in ("language-modeling", "text-classification")
-    if not texts or not config.data.prepare.clean.deduplicate:
+    if not is_cleaned(config) or not config.data.prepare.clean.deduplicate:
         return ordered
-    return [next(equal) for _, equal in groupby(ordered, key=lambda example: example.key)]
+    groups = (list(equal) for _, equal in groupby(ordered, key=lambda example: example.key))
+    return [replace(equal[0], copies=len(equal)) for equal in groups]
+
+
+def is_cleaned(config: TrainerSpec) -> bool:
+    """Whether examples are documents, which cleaning may drop."""
+    return config.task.kind in ("language-modeling", "text-classification")
 
 
 def clean_text(text: str, clean: Clean) -> str | None:

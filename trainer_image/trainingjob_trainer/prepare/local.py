@@ -25,8 +25,8 @@ def prepare_data(config: TrainerSpec, store: Store, report: Callable[[dict[str, 
     if not examples:
         raise no_examples(config)
     if report:
-        report({"state": "Preparing", "message": f"Writing {len(examples)} examples."})
-    encoder = make_encoder(store, config, InMemory(examples))
+        report({"state": "Preparing", "message": "Writing shards."})
+    encoder = make_encoder(store, config, InMemory([example for example in examples if not example.dropped]))
     return publish(config, store, manifest_of(config, [write_shards(store, examples, encoder, writer_name())], encoder))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.expressions import col
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainingjob_trainer.config import TrainerSpec
@@ -60,10 +61,9 @@ def _prepare(config: TrainerSpec, store: Store, nodes: list[str], report: Callab
         .map_batches(_arrange, batch_size=None, batch_format="pyarrow", fn_kwargs={"config": config})
         .materialize()
     )
-    examples = arranged.count()
-    if not examples:
+    if not arranged.count():
         raise no_examples(config)
-    report({"state": "Preparing", "message": f"Writing {examples} examples on {len(nodes)} pods."})
+    report({"state": "Preparing", "message": f"Writing shards on {len(nodes)} pods."})
     encoder = make_encoder(store, config, OnNodes(arranged))
     return publish(config, store, manifest_of(config, _write(arranged, store, encoder, nodes), encoder))
 
@@ -75,7 +75,8 @@ class OnNodes:
     arranged: ray.data.Dataset
 
     def labels(self) -> list[str]:
-        labels: list[str] = self.arranged.unique("label")
+        kept = self.arranged.select_columns(["label", "dropped"]).filter(expr=~col("dropped"))
+        labels: list[str] = kept.unique("label")
         return labels
 
     def shapes(self) -> list[tuple[int, ...]]:
@@ -83,7 +84,7 @@ class OnNodes:
 
     def training_payloads(self) -> Iterator[bytes]:
         for row in self.arranged.iter_rows():
-            if row["split"] == "train":
+            if row["split"] == "train" and not row["dropped"]:
                 yield row["payload"]
 
 
@@ -134,12 +135,15 @@ def _row(example: Example) -> Row:
         "label": example.label,
         "shape": shape,
         "source": example.source,
+        "copies": example.copies,
+        "dropped": example.dropped,
     }
 
 
 def _example(row: Row) -> Example:
     shape = tuple(map(int, row["shape"].split("x"))) if row["shape"] else ()
-    return Example(row["key"], row["split"], row["payload"], row["label"], shape, row["source"])
+    what = row["key"], row["split"], row["payload"], row["label"]
+    return Example(*what, shape, row["source"], row["copies"], row["dropped"])
 
 
 def _original(error: Exception) -> Exception:

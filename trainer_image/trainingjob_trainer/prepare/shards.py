@@ -11,7 +11,7 @@ from trainingjob_trainer.config import Config, TrainerSpec
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, Shard, SplitData, SplitName
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.prepare.encoders import Encoder
-from trainingjob_trainer.prepare.examples import Example
+from trainingjob_trainer.prepare.examples import Example, is_cleaned
 from trainingjob_trainer.prepare.limits import check_limits
 from trainingjob_trainer.storage import PreconditionFailed, Store
 
@@ -25,6 +25,8 @@ class Part(Config):
     first: str
     last: str
     splits: dict[SplitName, SplitData]
+    dropped: int
+    duplicates: int
 
 
 @dataclass
@@ -41,10 +43,10 @@ def write_shards(
     store: Store, examples: Sequence[Example], encoder: Encoder, writer: str, shard_bytes: int = SHARD_BYTES
 ) -> Part:
     """Write a block of examples, at least one, in their order, as `data/<split>-<writer>-<first key>.<n>.bin`."""
-    block = examples[0].key[:12]
+    block, kept = examples[0].key[:12], [example for example in examples if not example.dropped]
     streams: defaultdict[tuple[SplitName, int], _Open] = defaultdict(_Open)  # by split and source
-    for start in range(0, len(examples), ENCODED_AT_ONCE):
-        some = examples[start : start + ENCODED_AT_ONCE]
+    for start in range(0, len(kept), ENCODED_AT_ONCE):
+        some = kept[start : start + ENCODED_AT_ONCE]
         for example, encoded in zip(some, encoder.encode(some), strict=True):
             stream = streams[example.split, example.source]
             stream.data += encoded
@@ -55,7 +57,13 @@ def write_shards(
     for (name, source), stream in streams.items():
         _flush(store, name, source, stream, encoder.item_bytes, writer, block)
     done = {name: _split_data([s for (split, _), s in streams.items() if split == name]) for name in SPLITS}
-    return Part(first=examples[0].key, last=examples[-1].key, splits=done)
+    return Part(
+        first=examples[0].key,
+        last=examples[-1].key,
+        splits=done,
+        dropped=sum(example.copies for example in examples if example.dropped),
+        duplicates=sum(example.copies - 1 for example in kept),
+    )
 
 
 def _flush(store: Store, name: SplitName, source: int, stream: _Open, item_bytes: int, writer: str, block: str) -> None:
@@ -76,7 +84,10 @@ def _split_data(streams: Sequence[_Open]) -> SplitData:
 
 
 def manifest_of(config: TrainerSpec, parts: Iterable[Part], encoder: Encoder) -> Manifest:
-    """The manifest of all parts, in the order of their examples (of each source of a mixture)."""
+    """The manifest of all parts, in the order of their examples (of each source of a mixture).
+
+    Raises `DataError` if cleaning has left nothing.
+    """
     every = sorted(parts, key=lambda part: part.first)
     splits: dict[SplitName, SplitData] = {
         name: SplitData(
@@ -86,8 +97,17 @@ def manifest_of(config: TrainerSpec, parts: Iterable[Part], encoder: Encoder) ->
         )
         for name in SPLITS
     }
-    settings = settings_to_begin_with(config)
-    return Manifest(identity_hash=config.identity_hash(), splits=splits, model_settings=settings, **encoder.facts())
+    if not any(split.documents for split in splits.values()):
+        raise no_examples(config)
+    cleaned = is_cleaned(config)
+    return Manifest(
+        identity_hash=config.identity_hash(),
+        splits=splits,
+        dropped=sum(part.dropped for part in every) if cleaned else None,
+        duplicates=sum(part.duplicates for part in every) if cleaned else None,
+        model_settings=settings_to_begin_with(config),
+        **encoder.facts(),
+    )
 
 
 def no_examples(config: TrainerSpec) -> DataError:
