@@ -87,7 +87,7 @@ bench-gpu: setup ## Measure the trainer on one GPU: tokens a second and MFU (4 m
 	@$(BIN)/python -m benchmarks.trainer.gpu
 
 .PHONY: bench-trainer
-bench-trainer: setup .venv/.peers ## Measure the trainer against its peers and what it is built on (SUBJECTS="peers loader")
+bench-trainer: setup .venv/.peers ## Measure the trainer against its peers and what it is built on (SUBJECTS="loops loader")
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.trainer $(SUBJECTS)
 
 .PHONY: unit

@@ -1,25 +1,29 @@
-"""`python -m benchmarks.trainer [SUBJECT ...]`, inside the sandbox."""
+"""`python -m benchmarks.trainer [SUBJECT ...]`, inside the sandbox for those that need an S3 server."""
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 from trainingjob_local.process import StartError
-from trainingjob_local.s3 import S3Server
 
-from benchmarks.trainer import checkpoint, loader, peers
 from benchmarks.trainer.arms import TooNoisy
 from benchmarks.trainer.figures import OUT, Figure, Lab, about, table, write
 
-SUBJECTS: dict[str, Callable[[Lab], list[Figure]]] = {
-    "peers": peers.measure,
-    "overhead": peers.measure_overhead,
-    "ranks": peers.measure_ranks,
-    "checkpoint": checkpoint.measure,
-    "loader": loader.measure,
+# Imported where they are asked for: the first three need PyTorch, NumPy and pydantic only, and no server.
+SUBJECTS = {
+    "loops": "steps.measure_loops",
+    "overhead": "steps.measure_overhead",
+    "ranks": "steps.measure_ranks",
+    "peers": "steps.measure_peers",
+    "checkpoint": "checkpoint.measure",
+    "loader": "loader.measure",
 }
 
 
@@ -38,27 +42,30 @@ def main() -> int:
         sys.stderr.write(f"{time.monotonic() - begun:6.1f} s  {line}\n")
         sys.stderr.flush()
 
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all of it is about the host; benchmarks.trainer.gpu is about GPUs
     figures: list[Figure] = []
     noisy = False
-    with tempfile.TemporaryDirectory(prefix="bench-trainer-") as scratch:
-        s3 = S3Server(Path(scratch))
-        try:
-            s3.wait_ready()
-            for subject in given.subjects or SUBJECTS:
-                try:
-                    figures += SUBJECTS[subject](Lab(s3, Path(scratch), say))
-                except TooNoisy:
-                    noisy = True
-                    say(f"{subject}: machine too noisy, so there are no figures")
-        except StartError as error:
-            sys.stderr.write(f"{error}\n")
-            return 1
-        finally:
-            s3.close()
+    with tempfile.TemporaryDirectory(prefix="bench-trainer-") as scratch, ExitStack() as closing:
+        lab = Lab(Path(scratch), say, closing)
+        for subject in given.subjects or SUBJECTS:
+            try:
+                figures += _measure(subject)(lab)
+            except TooNoisy as error:
+                noisy = True
+                figures += error.figures
+                say(f"{subject}: machine too noisy, so there are no figures by the clock")
+            except StartError as error:
+                sys.stderr.write(f"{error}\n")
+                return 1
     if figures:
         write(figures, given.out, about())
         sys.stdout.write(f"{table(figures)}\n\n{given.out}\n")
     return int(noisy)
+
+
+def _measure(subject: str) -> Callable[[Lab], list[Figure]]:
+    module, function = SUBJECTS[subject].split(".")
+    return cast("Callable[[Lab], list[Figure]]", getattr(import_module(f"benchmarks.trainer.{module}"), function))
 
 
 if __name__ == "__main__":

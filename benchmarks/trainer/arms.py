@@ -1,8 +1,9 @@
-"""Training loops that take turns, step by step, so that what disturbs the machine disturbs all of them alike.
+"""Training loops that take turns, a few steps each, so that what disturbs the machine disturbs all of them alike.
 
 Each loop is its author's own, in a thread of its own, and stands still where it calls `turn`: between two steps, the
-next batch at hand. Two arms A and B are compared in blocks A B B A: a drift of the machine cancels, and each takes one
-step after its own and one after the other's, so that caches favour neither.
+next batch at hand. Two arms A and B are compared in blocks A B B A: a drift of the machine cancels, and each begins
+once after its own steps and once after the other's, so that caches favour neither. What a loop does once in some steps
+counts where a turn has as many; and what its other threads do behind a step falls into its own turn, but for the last.
 """
 
 from __future__ import annotations
@@ -14,33 +15,52 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from statistics import median
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch.distributed as dist
 from trainingjob_trainer.parallel import World
 
+from benchmarks.trainer.figures import Figure
+
 Turn = Callable[[], None]
-WARM_UP = 8  # steps of each arm
+WARM_UP = 4  # turns of each arm
 TRIES = 3
 NULL_WITHIN = 0.01
 
 
 class TooNoisy(Exception):
-    """A loop is not as fast as itself: nothing can be said about others."""
+    """By the clock a loop is not as fast as itself: nothing can be said about others. `figures`: what is not of it."""
+
+    def __init__(self, figures: Sequence[Figure] = ()) -> None:
+        super().__init__()
+        self.figures = figures
 
 
 class Over(Exception):
     """Raised in a loop that is to end."""
 
 
+class Spent(NamedTuple):
+    """What a step takes, by the clock and of the CPU by the loop's own thread; the mean over a turn. Seconds."""
+
+    clock: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """What the clocks show."""
+        return cls(time.perf_counter(), time.thread_time())
+
+
 class Arm:
-    """A loop, `loop(turn)`, that takes a step at each call of `step`."""
+    """A loop, `loop(turn)`, that takes some steps at each call of `steps`."""
 
     def __init__(self, name: str, loop: Callable[[Turn], None]) -> None:
         self.name, self._loop = name, loop
         self._go: SimpleQueue[bool] = SimpleQueue()
         self._stands: SimpleQueue[Exception | None] = SimpleQueue()
-        self._begun = self._seconds = 0.0
+        self._left = 0
+        self._begun = self._stood = Spent(0.0, 0.0)
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
@@ -54,11 +74,12 @@ class Arm:
         self._go.put(False)
         self._thread.join()
 
-    def step(self) -> float:
-        """Seconds of a step, until the next batch is at hand."""
+    def steps(self, number: int) -> Spent:
+        """Take so many, until the batch after them is at hand."""
+        self._left = number
         self._go.put(True)
         self._wait()
-        return self._seconds
+        return Spent(*((end - begin) / number for begin, end in zip(self._begun, self._stood, strict=True)))
 
     def _wait(self) -> None:
         failure = self._stands.get()
@@ -66,11 +87,14 @@ class Arm:
             raise RuntimeError(f"the loop {self.name} ended") from failure
 
     def _turn(self) -> None:
-        self._seconds = time.perf_counter() - self._begun
+        self._left -= 1
+        if self._left > 0:
+            return
+        self._stood = Spent.now()
         self._stands.put(None)
         if not self._go.get():
             raise Over
-        self._begun = time.perf_counter()
+        self._begun = Spent.now()
 
     def _run(self) -> None:
         try:
@@ -84,51 +108,57 @@ class Arm:
 
 @dataclass(frozen=True)
 class Pair:
-    """Seconds a step of two arms, by block."""
+    """What a step of two arms takes, by block."""
 
     one: Arm
     other: Arm
-    seconds: list[tuple[float, float]] = field(default_factory=list)
+    blocks: list[tuple[Spent, Spent]] = field(default_factory=list)
 
     @property
     def ratios(self) -> list[float]:
         """How many times as fast as `one` the `other` is."""
-        return [one / other for one, other in self.seconds]
+        return [one.clock / other.clock for one, other in self.blocks]
 
     @property
-    def differences(self) -> list[float]:
-        """Seconds that a step of the `other` takes longer."""
-        return [other - one for one, other in self.seconds]
+    def differences(self) -> list[Spent]:
+        """What a step of the `other` takes more."""
+        return [Spent(other.clock - one.clock, other.cpu - one.cpu) for one, other in self.blocks]
 
 
-def compare(pairs: Sequence[Pair], blocks: int, world: World, say: Callable[[str], None]) -> None:
+def compare(pairs: Sequence[Pair], blocks: int, turn: int, world: World, say: Callable[[str], None]) -> bool:
     """Fill the pairs with `blocks` blocks or, until the first pair, a loop and its twin, are equally fast, with more.
 
-    Raises `TooNoisy`. Collective; rank 0 judges.
+    turn: the steps of one. Whether they are in the end. Collective; rank 0 judges.
     """
     arms = list(dict.fromkeys(arm for pair in pairs for arm in (pair.one, pair.other)))
     for _ in range(WARM_UP):
         for arm in arms:
-            _step(arm, world)
+            _steps(arm, turn, world)
     for number in range(TRIES):
         for _ in range(blocks << number):
             for pair in pairs:
-                one, other, again, last = (_step(arm, world) for arm in (pair.one, pair.other, pair.other, pair.one))
-                pair.seconds.append(((one + last) / 2, (other + again) / 2))
+                one, other, again, last = (
+                    _steps(arm, turn, world) for arm in (pair.one, pair.other, pair.other, pair.one)
+                )
+                pair.blocks.append((_mean(one, last), _mean(other, again)))
         null = world.from_first(median(pairs[0].ratios))
-        say(f"{len(pairs[0].seconds)} blocks: {pairs[0].one.name} against itself {null:.4f}")
+        say(f"{len(pairs[0].blocks)} blocks: {pairs[0].one.name} against itself {null:.4f}")
         if abs(null - 1) <= NULL_WITHIN:
-            return
-    raise TooNoisy
+            return True
+    return False
 
 
-def most_steps(blocks: int, pairs: int) -> int:
+def most_steps(blocks: int, turn: int, pairs: int) -> int:
     """That `compare` has an arm take, if it is in all of the pairs; and the batch that is at hand then."""
-    return WARM_UP + 2 * pairs * blocks * ((1 << TRIES) - 1) + 1
+    return turn * (WARM_UP + 2 * pairs * blocks * ((1 << TRIES) - 1)) + 1
 
 
-def _step(arm: Arm, world: World) -> float:
-    """A step that all ranks begin together."""
+def _mean(one: Spent, other: Spent) -> Spent:
+    return Spent((one.clock + other.clock) / 2, (one.cpu + other.cpu) / 2)
+
+
+def _steps(arm: Arm, number: int, world: World) -> Spent:
+    """Steps that all ranks begin together."""
     if world.control is not None:
         dist.barrier(group=world.control)
-    return arm.step()
+    return arm.steps(number)

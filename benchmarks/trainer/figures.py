@@ -1,12 +1,15 @@
 """A measured figure; all of them as a table for people and as JSON for programs."""
 
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Self
@@ -37,11 +40,21 @@ class Figure:
 
 @dataclass(frozen=True)
 class Lab:
-    """What a measurement may use: a real S3 server, an empty directory, and a way to say what is going on."""
+    """What a measurement may use: an empty directory, a way to say what is going on, and a real S3 server."""
 
-    s3: "S3Server"
     directory: Path
     say: Callable[[str], None]
+    closing: ExitStack
+
+    @cached_property
+    def s3(self) -> "S3Server":
+        """Started for whoever asks first; the others need neither it nor boto3."""
+        from trainingjob_local.s3 import S3Server
+
+        server = S3Server(self.directory)
+        self.closing.callback(server.close)
+        server.wait_ready()
+        return server
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -60,8 +73,21 @@ def write(figures: Sequence[Figure], out: Path, about: Mapping[str, object]) -> 
     out.write_text(json.dumps(found, indent=2) + "\n")
 
 
+def interval(runs: Sequence[float]) -> tuple[float, float]:
+    """Where the median of what the runs are a sample of lies, with 95 % confidence, however it is distributed.
+
+    The order statistics of Conover, Practical Nonparametric Statistics (1999), 3.2; all runs where they are few.
+    """
+    ordered, count = sorted(runs), len(runs)
+    below = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    return ordered[below], ordered[count - 1 - below]
+
+
 def _spread(figure: Figure) -> str:
-    return f"median of {len(figure.runs)}: {min(figure.runs):.3g}-{max(figure.runs):.3g}" if figure.runs else ""
+    if not figure.runs:
+        return ""
+    low, high = interval(figure.runs)
+    return f"median of {len(figure.runs)}: {low:.3g} to {high:.3g}"
 
 
 def about(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
@@ -70,5 +96,12 @@ def about(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpus": os.cpu_count(), "memory_gib": round(memory), "kernel": platform.release()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -2,7 +2,7 @@
 
 What each of them leaves out, none has: no evaluation, no checkpoint. All read the loss once in `logEvery` steps, and
 `Losses` holds them to each other: who computes something else is not compared. Data is the one difference, and it is in
-the others' favour: ours reads shuffled batches from S3, for the others the same ones are in memory.
+the others' favour: ours reads shuffled batches from files, for the others the same ones are in memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is measured on: a small language model on one rank, whose run directory is in a bucket of the lab's server."""
+"""What is measured on: a small language model, whose run directory is in a bucket of the lab's server or on a disk."""
 
 from typing import Any
 
@@ -17,15 +17,21 @@ LONG = 1_000_000  # steps
 
 
 def job(endpoint: str, bucket: str, transformer: dict[str, int], **training: Any) -> JobConfig:
-    """A run without an end, and so without an evaluation."""
+    """A run without an end, and so without an evaluation, in a bucket."""
+    storage = {"endpointUrl": endpoint, "region": "us-east-1"}
+    return run_in(f"s3://{bucket}/run", storage, transformer, **training)
+
+
+def run_in(uri: str, storage: dict[str, str], transformer: dict[str, int], **training: Any) -> JobConfig:
+    """Such a run in a run directory."""
     spec: dict[str, Any] = {
         "name": "bench",
         "namespace": "default",
         "ranksPerPod": 1,
         "maxRestarts": 0,
-        "storage": {"endpointUrl": endpoint, "region": "us-east-1"},
-        "outputUri": f"s3://{bucket}/run",
-        "data": {"train": {"uri": f"s3://{bucket}/none"}},
+        "storage": storage,
+        "outputUri": uri,
+        "data": {"train": {"uri": f"{uri}/none"}},
         "model": {"transformer": transformer},
         "checkpoint": {"keepLast": 1, "keepBest": 0},
         "evaluation": {"everySteps": LONG},
