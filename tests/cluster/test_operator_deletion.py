@@ -12,7 +12,7 @@ from support.chart import render
 from support.disturb import place, terminating, writes
 from support.operator_process import Operator
 from support.played import PlayedJob
-from support.runs import wait_until
+from support.runs import settled, wait_until
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
@@ -60,8 +60,8 @@ def test_a_deleted_job_leaves_what_the_user_wished(
     operator: Operator, played: MakeJob, cascade: str, operator_is_up: bool
 ) -> None:
     job = training(played)
-    wait_until("the operator is quiet", quiet(job), 20)
-    children, before = job.leftovers(), writes(job)
+    before = settled(lambda: writes(job))
+    children = job.leftovers()
     if not operator_is_up:
         operator.kill()
     job.cluster.kubectl("-n", job.namespace, "delete", "tj", "gpt", f"--cascade={cascade}", "--wait=false")
@@ -77,8 +77,7 @@ def test_a_deleted_job_leaves_what_the_user_wished(
         wait_until("everything is gone", lambda: not exists(job) and job.leftovers() == set(), 30)
     if not operator_is_up:
         operator.start()
-    wait_until("the operator is quiet", quiet(job), 20)
-    assert writes(job) == before, "the operator wrote for a job that was being deleted"
+    assert settled(lambda: writes(job)) == before, "the operator wrote for a job that was being deleted"
     assert job.leftovers() == (children if cascade == "orphan" else set())
 
 
@@ -91,8 +90,7 @@ def test_a_deleted_namespace_goes_with_all_that_is_in_it(
     operator.start()
     try:
         job = training(lambda: PlayedJob(cluster, namespace))
-        wait_until("the operator is quiet", quiet(job), 20)
-        before = len(writes(job))
+        before = len(settled(lambda: writes(job)))
         if not operator_is_up:
             operator.kill()
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")
@@ -138,14 +136,3 @@ def test_the_chart_keeps_the_crd_by_default() -> None:
 def exists(job: PlayedJob) -> bool:
     """Whether the TrainingJob is there, deleted or not."""
     return bool(job.cluster.kubectl("-n", job.namespace, "get", "tj", "gpt", "--ignore-not-found"))
-
-
-def quiet(job: PlayedJob) -> Callable[[], bool]:
-    """Whether the operator has written nothing for two seconds: what is no news may be written an interval later."""
-    seen: list[list[tuple[str, str, str, int]]] = []
-
-    def looked() -> bool:
-        seen.append(writes(job))
-        return len(seen) > 20 and all(found == seen[-1] for found in seen[-20:])
-
-    return looked

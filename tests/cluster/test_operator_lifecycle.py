@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.operator_process import Operator
 from support.played import PlayedJob
 from support.played_head import Head
-from support.runs import wait_until
+from support.runs import settled, wait_until
 
 RESULT = {
     "modelUri": "s3://models/gpt/model",
@@ -32,18 +32,6 @@ def api_writes(operator: Operator) -> Counter[tuple[str, str]]:
                 if verb in ("create", "update", "patch", "delete") and resource != "selfsubjectaccessreviews":
                     writes[(verb, resource)] += int(sample.value)
     return writes
-
-
-def settled(operator: Operator) -> Counter[tuple[str, str]]:
-    """The operator's writes, once it makes no more: what is no news may be written an interval, a second, later."""
-    seen: list[Counter[tuple[str, str]]] = []
-
-    def quiet() -> bool:
-        seen.append(api_writes(operator))
-        return len(seen) > 20 and all(writes == seen[-1] for writes in seen[-20:])
-
-    wait_until("the operator is quiet", quiet, 20)
-    return seen[-1]
 
 
 def test_a_job_goes_through_its_stages_to_its_result(
@@ -77,7 +65,7 @@ def test_a_job_goes_through_its_stages_to_its_result(
         f"gpt-{name}" for name in ("prepare-0-1", "prepare-0-2", "prepare-1-1", "train-0-1", "train-1-1")
     }
     assert len(job.events("Succeeded")) == 1
-    writes = settled(operator)
+    writes = settled(lambda: api_writes(operator))
     record_property("api_writes", {f"{verb} {resource}": count for (verb, resource), count in writes.items()})
     assert {what: writes[("create", what)] for what in ("configmaps", "services", "pods")} == {
         "configmaps": 1,
@@ -114,10 +102,10 @@ def test_progress_is_pulled_from_the_head_pod(operator: Operator, played: MakeJo
     job.wait("the next step is written", lambda status: status["progress"]["step"] == 50)
     labels = f'namespace="{job.namespace}",name="gpt"'
     wait_until("metrics show it", lambda: f"trainingjob_loss{{{labels}}} 3.0" in operator.metrics(), 10)
-    writes = settled(operator)
+    writes = settled(lambda: api_writes(operator))
     head.says(jobUid="another", progress={"step": 99})
     wait_until("it is asked again", head.was_asked_again, 10)
-    assert settled(operator) == writes
+    assert settled(lambda: api_writes(operator)) == writes
     assert job.status()["progress"]["step"] == 50, "what another pod says at this address was believed"
 
 
@@ -144,11 +132,11 @@ def test_applying_the_same_file_again_changes_nothing(operator: Operator, played
     job.apply()
     job.run_to_training()
     job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
-    writes, before = settled(operator), job.get()
+    writes, before = settled(lambda: api_writes(operator)), job.get()
     job.apply()
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [job.manifest]})
     job.cluster.kubectl("diff", "-f", "-", stdin=text)
-    assert settled(operator) == writes
+    assert settled(lambda: api_writes(operator)) == writes
     assert job.get() == before
 
 
@@ -173,7 +161,7 @@ def test_a_job_that_is_suspended_from_the_start_gets_no_pod(operator: Operator, 
     job = played(runPolicy={"suspend": True})
     job.apply()
     job.wait_phase("Suspended")
-    settled(operator)
+    settled(lambda: api_writes(operator))
     assert job.leftovers() == set()
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from trainingjob_local.s3 import S3Server
 
+T = TypeVar("T")
 Object = dict[str, Any]
 
 
@@ -27,6 +28,19 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float, every: f
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:.0f} s: {what}; last seen: {value!r}")
         time.sleep(every)
+
+
+def settled(read: Callable[[], T], seconds: float = 20) -> T:
+    """What `read` gives once it has given the same for two seconds: what is no news the operator may write a progress
+    interval (of a second, here) later."""
+    seen: list[T] = []
+
+    def quiet() -> bool:
+        seen.append(read())
+        return len(seen) > 20 and all(value == seen[-1] for value in seen[-20:])
+
+    wait_until("nothing changes any more", quiet, seconds)
+    return seen[-1]
 
 
 @dataclass(frozen=True)
