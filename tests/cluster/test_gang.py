@@ -172,6 +172,37 @@ def test_an_elastic_gang_begins_with_its_least_number_and_may_be_preempted_in_pa
 
 
 @pytest.mark.usefixtures("_gang_scheduling")
+def test_the_pod_group_of_an_elastic_job_follows_its_least_number_and_stays_the_same_object(
+    operator: Operator, gang: MakeGang, nodes: IdleNodes
+) -> None:
+    """`replicas` change while the job runs, and leave the group as it is; `minReplicas` while it is suspended."""
+    nodes.add(4)
+    job = gang("resized")
+    job.manifest["spec"]["workers"]["minReplicas"] = 2
+    job.apply()
+    check(job)
+    wait_placed(job, 3)
+    made = pod_group(job)
+    assert made is not None
+    assert made["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
+    job.patch({"workers": {"replicas": 4}})
+    wait_placed(job, 4)
+    assert {pod["spec"]["schedulingGroup"]["podGroupName"] for pod in workers(job).values()} == {"resized-tj"}
+    grown = pod_group(job)
+    assert grown is not None
+    assert (grown["metadata"]["uid"], grown["spec"]) == (made["metadata"]["uid"], made["spec"])
+    suspend(job)
+    job.patch({"workers": {"minReplicas": 4}})
+    job.patch({"runPolicy": {"suspend": False}})
+    check(job, incarnation=2)
+    wait_placed(job, 4)
+    now = pod_group(job)
+    assert now is not None
+    assert now["metadata"]["uid"] == made["metadata"]["uid"]
+    assert now["spec"] == {**made["spec"], "schedulingPolicy": {"gang": {"minCount": 4}}}
+
+
+@pytest.mark.usefixtures("_gang_scheduling")
 def test_a_pod_group_that_was_deleted_or_is_outdated_is_made_anew(
     operator: Operator, gang: MakeGang, nodes: IdleNodes
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 from support.disturb import addresses, writes
@@ -72,6 +73,46 @@ def test_a_deleted_pod_is_replaced_and_not_counted(operator: Operator, played: M
     status = job.status()
     assert [incident["class"] for incident in status["history"]] == ["Deleted"]
     assert status["restarts"]["total"] == 0
+
+
+def test_an_index_that_fails_again_and_again_has_its_first_successor_at_once_and_the_next_ones_ever_later(
+    operator: Operator, played: MakeJob
+) -> None:
+    """Whatever ends its pods, counted or not, as long as training has not gone on in between."""
+    job = training(played, runPolicy={"maxRestarts": 9})
+    others = {name: uid for name, uid in job.uids().items() if name != "gpt-train-1-1"}
+    job.end("train-1-1", 20, **{"class": "Internal", "cause": "it broke"})
+    job.wait_pods("train-1-2")
+    assert pause_before(job.status()) == 0
+    job.run("train-1-2")
+    job.wait("it is ready", lambda status: status["workers"]["ready"] == 2)
+    job.remove_pod("train-1-2")
+    status = job.wait("the third is licensed", lambda status: licensed(status)["incarnation"] == 3)
+    assert pause_before(status) == 10
+    due = datetime.fromisoformat(licensed(status)["notBefore"])
+    assert f"from Deleted of gpt-train-1-2; the next try is at {due:%H:%M:%S} UTC" in status["message"]
+    made = job.wait_pods("train-1-3")["gpt-train-1-3"]["metadata"]["creationTimestamp"]
+    assert datetime.fromisoformat(made) >= due
+    job.end("train-1-3", 137)
+    status = job.wait("the fourth is licensed", lambda status: licensed(status)["incarnation"] == 4)
+    assert pause_before(status) == 20
+    assert [entry["class"] for entry in status["history"]] == ["Internal", "Deleted", "Killed"]
+    assert status["restarts"]["total"] == 2
+    assert others.items() <= job.uids().items(), "a pod that had not failed was replaced"
+
+
+def licensed(status: Object) -> Object:
+    """What the status says of the newest pod of index 1."""
+    (member,) = [each for each in status["pods"] if (each["role"], each["index"]) == ("train", 1)]
+    found: Object = member
+    return found
+
+
+def pause_before(status: Object) -> float:
+    """Seconds between the newest incident and the successor that it licenses."""
+    due = licensed(status).get("notBefore")
+    failed = datetime.fromisoformat(status["history"][-1]["time"])
+    return (datetime.fromisoformat(due) - failed).total_seconds() if due is not None else 0
 
 
 def test_a_job_that_fails_again_and_again_without_a_checkpoint_is_given_up(operator: Operator, played: MakeJob) -> None:
