@@ -98,7 +98,13 @@ def test_an_index_that_fails_again_and_again_has_its_first_successor_at_once_and
     assert pause_before(status) == 20
     assert [entry["class"] for entry in status["history"]] == ["Internal", "Deleted", "Killed"]
     assert status["restarts"]["total"] == 2
+    by_class = {class_: restarts(operator, job, class_) for class_ in status["restarts"]["byClass"]}
+    assert by_class == {"Internal": 1, "Deleted": 1, "Killed": 1}
     assert others.items() <= job.uids().items(), "a pod that had not failed was replaced"
+
+
+def restarts(operator: Operator, job: PlayedJob, class_: str) -> float:
+    return operator.value("trainingjob_restarts_total", namespace=job.namespace, **{"class": class_})
 
 
 def licensed(status: Object) -> Object:

@@ -100,6 +100,10 @@ def test_progress_is_pulled_from_the_head_pod(operator: Operator, played: MakeJo
     assert status["checkpoint"]["latestStep"] == 20
     head.says(progress={"step": 50, "loss": 3.0})
     job.wait("the next step is written", lambda status: status["progress"]["step"] == 50)
+    table = job.cluster.kubectl("-n", job.namespace, "get", "tj", "gpt", "-o", "wide", "--no-headers")
+    assert table.split()[:6] == ["gpt", "Running", "50/100", "(50%)", "3", "2"]
+    assert table.split()[6] == "0", "restarts"
+    assert table.rstrip().endswith("Training on 2 ranks.")
     labels = f'namespace="{job.namespace}",name="gpt"'
     wait_until("metrics show it", lambda: f"trainingjob_loss{{{labels}}} 3.0" in operator.metrics(), 10)
     writes = settled(lambda: api_writes(operator))
@@ -155,6 +159,19 @@ def test_a_suspended_job_gives_up_its_pods_and_resumes_with_new_ones(operator: O
     job.end("prepare-0-2", outcome="Train")
     job.wait_pods("train-0-2", "train-1-2")
     assert job.status()["restarts"]["total"] == 0
+
+
+def test_the_same_event_again_is_counted_on_the_first(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    for incarnation in (1, 2):
+        job.patch({"runPolicy": {"suspend": False}})
+        job.wait_pods(f"prepare-0-{incarnation}")
+        job.patch({"runPolicy": {"suspend": True}})
+        job.wait_phase("Suspended")
+    wait_until("both are told", lambda: [event["count"] for event in job.events("Suspended")] == [2], 10)
+    (event,) = job.events("Suspended")
+    assert event["lastTimestamp"] >= event["firstTimestamp"]
 
 
 def test_a_job_that_is_suspended_from_the_start_gets_no_pod(operator: Operator, played: MakeJob) -> None:

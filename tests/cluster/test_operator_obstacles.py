@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from support.disturb import place
 from support.operator_process import Operator
 from support.played import Object, PlayedJob
 from support.played_nodes import give_gpus, played_nodes
@@ -134,6 +135,20 @@ def test_an_image_that_cannot_be_pulled_is_said_once(
     blocked(job, "ImagePull", "no such host")
 
 
+def test_an_image_that_can_be_pulled_at_last_is_no_longer_spoken_of(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    job.apply()
+    job.wait_pods("prepare-0-1")
+    place(job, "prepare-0-1")
+    job.wait_for_image("prepare-0-1", "the registry does not answer")
+    status = blocked(job, "ImagePull", "the registry does not answer")
+    assert (status["phase"], holding(status)) == ("Starting", {"Reconciling"})
+    job.run("prepare-0-1")
+    status = job.wait_phase("Preparing")
+    assert status["message"] == "Checking configuration, credentials and data."
+    assert "ImagePull" not in {condition["reason"] for condition in status["conditions"]}
+
+
 def test_what_only_events_tell_costs_one_list(cluster: LocalCluster, operator: Operator, played: MakeJob) -> None:
     job = played(**real(cluster, volumes=[{"name": "extra", "configMap": {"name": "later"}}]))
     job.apply()
@@ -167,6 +182,12 @@ def test_workers_that_no_node_can_take_are_queued_until_one_can(
     job.run("train-0-1", "train-1-1")
     status = job.wait("both are ready", lambda status: status["workers"]["ready"] == 2)
     assert (status["phase"], status["history"]) == ("Starting", [])
+    assert operator.value("trainingjob_gpus", namespace=job.namespace) == 32
+    assert operator.value("trainingjob_queue_wait_seconds", namespace=job.namespace) == status["waited"]["Queued"] > 0
+    found = {worker: node_of(job, f"train-{worker}-1") for worker in ("0", "1")}
+    for index, node in found.items():
+        labels = {"namespace": job.namespace, "pod": f"gpt-train-{index}-1", "index": index, "role": "train"}
+        assert operator.value("trainingjob_pod_info", node=node, **labels) == 1
 
 
 def test_a_run_that_does_not_start_in_time_fails_with_what_it_waited_for(operator: Operator, played: MakeJob) -> None:

@@ -7,6 +7,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from support.runs import wait_until
 
 
@@ -69,6 +71,13 @@ class Operator:
         """Text of /metrics."""
         with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
+
+    def value(self, metric: str, **labels: str | None) -> float:
+        """The only value of a metric with these labels."""
+        families = text_string_to_metric_families(self.metrics())
+        samples = [sample for family in families for sample in family.samples if sample.name == metric]
+        (found,) = [sample.value for sample in samples if labels.items() <= sample.labels.items()]
+        return float(found)
 
     def resident_bytes(self) -> int:
         """Resident memory."""

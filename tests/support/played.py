@@ -114,6 +114,11 @@ class PlayedJob:
         for name in names:
             self._set(name, running(address or f"10.99.0.{next(self._address)}"))
 
+    def wait_for_image(self, name: str, why: str) -> None:
+        """This pod's node cannot pull its image."""
+        state = {"waiting": {"reason": "ImagePullBackOff", "message": why}}
+        self._set(name, _pod_status("Pending", state, ready=False))
+
     def end(self, name: str, code: int = 0, reason: str = "", **message: Any) -> None:
         """This pod ends with an exit code and a termination message."""
         self._set(name, ended(code, reason, **message))
