@@ -183,7 +183,7 @@ def _why_absent(here: Situation, member: Member) -> str:
         return f"Pod {name} is starting."
     if pod.deleting:
         return f"Pod {name} is being stopped."
-    return f"Pod {name} takes part from the next checkpoint on."
+    return f"Pod {name} has yet to join."
 
 
 def _recovering(here: Situation, status: TrainingJobStatus, gang: tuple[Member, ...]) -> str:
