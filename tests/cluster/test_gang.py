@@ -182,6 +182,7 @@ def test_the_pod_group_of_an_elastic_job_follows_its_least_number_and_stays_the_
     job.apply()
     check(job)
     wait_placed(job, 3)
+    assert "schedulingGroup" not in job.pods()["resized-prepare-0-1"]["spec"]
     made = pod_group(job)
     assert made is not None
     assert made["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
@@ -231,6 +232,33 @@ def test_a_pod_group_that_was_deleted_or_is_outdated_is_made_anew(
     assert third is not None
     assert len({group["metadata"]["uid"] for group in (first, second, third)}) == 3
     assert third["spec"]["priority"] == 9
+
+
+@pytest.mark.usefixtures("_gang_scheduling")
+def test_a_pod_group_that_is_deleted_while_its_pods_wait_places_them_and_their_successors(
+    operator: Operator, gang: MakeGang, nodes: IdleNodes
+) -> None:
+    """Kubernetes holds it by a finalizer until the last of its pods has gone."""
+    job = gang("held")
+    job.apply()
+    check(job)
+    wait_until("all workers wait", lambda: len(workers(job)) == 3, SECONDS)
+    job.cluster.kubectl("-n", job.namespace, "delete", "podgroups.scheduling.k8s.io", "held-tj", "--wait=false")
+    found = pod_group(job)
+    assert found is not None
+    assert "deletionTimestamp" in found["metadata"]
+    nodes.add(3)
+    wait_placed(job, 3)
+    job.run("train-0-1", "train-1-1", "train-2-1")
+    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
+    job.remove_pod("train-1-1")
+    job.wait_pods("train-1-2")
+    wait_placed(job, 3)
+    suspend(job)
+    wait_until("it goes with its pods", lambda: pod_group(job) is None, SECONDS)
+    job.patch({"runPolicy": {"suspend": False}})
+    check(job, incarnation=2)
+    wait_placed(job, 3)
 
 
 @pytest.mark.usefixtures("_gang_scheduling")

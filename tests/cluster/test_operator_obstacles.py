@@ -104,6 +104,54 @@ def test_a_pod_that_admission_refuses_stalls_the_job_until_the_policy_allows_it(
     assert holding(job.wait_phase("Pending")) == {"Reconciling"}
 
 
+def test_an_admission_webhook_that_does_not_answer_is_said_and_waited_for(
+    operator: Operator, played: MakeJob, dead_webhook: Callable[[], None]
+) -> None:
+    job = played()
+    job.apply()
+    status = blocked(job, "PodNotStarted", 'failed calling webhook "dead.trainingjob.io"')
+    assert (status["phase"], holding(status)) == ("Starting", {"Reconciling"})
+    dead_webhook()
+    job.wait("the pod is created", lambda status: job.uids(), 60)
+    job.run("prepare-0-1")
+    job.wait_phase("Preparing")
+
+
+@pytest.fixture
+def dead_webhook(cluster: LocalCluster, namespace: str) -> Iterator[Callable[[], None]]:
+    """Who must be asked about new pods of the namespace, and does not answer; call it to do without."""
+    hook = {
+        "name": "dead.trainingjob.io",
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+        "timeoutSeconds": 2,
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
+    }
+    kind, name = "ValidatingWebhookConfiguration", f"dead-{namespace}"
+    meta = {"name": name}
+    api = "admissionregistration.k8s.io/v1"
+    cluster.apply({"apiVersion": api, "kind": kind, "metadata": meta, "webhooks": [hook]})
+
+    def remove() -> None:
+        cluster.kubectl("delete", kind, name, "--ignore-not-found")
+
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": namespace}}
+    probe = json.dumps({**pod, "spec": {"containers": [{"name": "c", "image": "i"}]}})
+
+    def asked() -> bool:
+        try:
+            cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=probe)
+        except RuntimeError as refused:
+            return "failed calling webhook" in str(refused)
+        return False
+
+    wait_until("the API server asks", asked, 20)
+    yield remove
+    remove()
+
+
 @pytest.mark.parametrize("missing", ["secret", "configmap"])
 def test_a_missing_secret_or_config_map_is_named_and_waited_for(
     cluster: LocalCluster, operator: Operator, played: MakeJob, missing: str
