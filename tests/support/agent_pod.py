@@ -18,9 +18,11 @@ from support.runs import wait_until
 TOKEN = "t" * 32
 RUN_STAGE = """
 import asyncio, logging, os, sys
+from trainingjob_trainer.agent import agent
 from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.agent.stage import StageAgent
 logging.basicConfig(level=logging.INFO)
+agent.CUT_OFF = 1.0
 stage, port, *program = sys.argv[1:]
 sys.exit(asyncio.run(StageAgent(Pod.of(os.environ), stage, program, int(port)).run()))
 """

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,23 @@ def test_a_follower_waits_for_its_ranks(pod: AgentPod) -> None:
             process.wait(1.5)
         rank.kill()
     assert process.wait(10) == 30
+
+
+def test_a_follower_whose_head_is_there_and_never_answers_is_lost(pod: AgentPod) -> None:
+    """After a second here, five minutes in truth."""
+    with socket.create_server(("127.0.0.2", pod.port)):
+        assert pod.start("Train", index=1).wait(30) == 20
+    assert pod.message()["class"] == "WorkerLost"
+    assert pod.message()["cause"].startswith("The head 127.0.0.2 did not answer for ")
+    assert "NetworkPolicy" in pod.message()["nextStep"]
+
+
+@pytest.mark.parametrize("head", ["127.0.0.2", "train-0.gpt-tj.invalid"])
+def test_a_follower_waits_without_end_for_a_head_that_is_not_there(pod: AgentPod, head: str) -> None:
+    """As behind a quota, or while its image is pulled: its port is closed, or its name has no address."""
+    process = pod.start("Train", index=1, head=head)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
 
 
 async def test_a_follower_ends_when_its_head_says_so(pod: AgentPod) -> None:

@@ -1,6 +1,7 @@
 """Which pods an attempt waits for, with Ray's list of nodes and the pods' agents played."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from trainingjob_trainer import ray_node, ray_pods
 from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.errors import Drained, Hang, TrainerError, WorkerLost
+from trainingjob_trainer.network import nobody_there
 from trainingjob_trainer.ray_pods import JOIN_LIMIT, PATIENCE, Gang, Node, State, wait_for, watch_for_joiners
 
 ALL = frozenset({0, 1, 2})
@@ -114,11 +116,11 @@ class Clock:
 def play(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Node], float]]:
     """`wait_for`, with nodes as a function of the seconds passed; the nodes it gave, and after how many seconds."""
 
-    def play(gang: Gang, seen: Callable[[float], list[Node]], answering: Any = ()) -> tuple[list[Node], float]:
+    def play(gang: Gang, seen: Callable[[float], list[Node]], there: Any = ()) -> tuple[list[Node], float]:
         clock = Clock()
         monkeypatch.setattr(ray_pods, "time", clock)
         monkeypatch.setattr(ray_pods, "look", lambda _: seen(clock.now - 1000))
-        monkeypatch.setattr(ray_pods, "_answers", lambda _, index: index in answering)
+        monkeypatch.setattr(ray_pods, "_is_there", lambda _, index: index in there)
         found = wait_for(gang, pod, lambda message: None)
         return found, clock.now - 1000
 
@@ -150,7 +152,7 @@ def test_pods_that_are_there_and_form_no_gang_end_the_wait(
     play: Any, there: list[Node], error: type[TrainerError], said: str
 ) -> None:
     with pytest.raises(error, match=said) as raised:
-        play(FIXED, lambda now: there, answering={2})
+        play(FIXED, lambda now: there, there={2})
     assert raised.value.next_step
 
 
@@ -234,5 +236,13 @@ def test_a_pod_is_what_its_agent_says(pod: Pod, monkeypatch: pytest.MonkeyPatch,
     assert ray_pods._state("127.0.0.1", pod) == "leaving", "whoever refuses the connection has ended"
 
 
-def test_a_pod_without_a_name_yet_is_not_there(pod: Pod) -> None:
-    assert ray_pods._state("train-7.gpt-tj.invalid", pod) == "silent"
+def test_a_pod_is_there_if_its_name_has_an_address_whose_port_is_not_closed(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is cut off runs, and neither answers nor refuses. To one that is cut off from DNS all are there."""
+    peers = ["127.0.0.1", "train-7.gpt-tj.invalid", "127.0.0.2"]
+    monkeypatch.setattr(Pod, "peer", lambda _, index: peers[index])
+    with socket.create_server(("127.0.0.2", 0)) as silent:
+        monkeypatch.setattr(ray_pods, "AGENT_PORT", silent.getsockname()[1])
+        assert [ray_pods._is_there(pod, index) for index in range(3)] == [False, False, True]
+    assert not nobody_there(socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"))

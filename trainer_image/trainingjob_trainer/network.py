@@ -1,12 +1,23 @@
-"""The pod's network, as gloo and NCCL want to be told of it."""
+"""The pod's network: what gloo and NCCL want to be told of it, and what a failed connection tells."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import socket
 import struct
 
 from .errors import TrainerError
+
+_NOBODY = (errno.ECONNREFUSED, socket.EAI_NONAME, socket.EAI_NODATA)
+
+
+def nobody_there(error: object) -> bool:
+    """Whether a connection failed because no process is there: the name has no address, or its port is closed.
+
+    No answer, no route, no DNS: that is what a pod sees that is cut off, or that speaks to one that is.
+    """
+    return getattr(error, "errno", None) in _NOBODY
 
 
 def interface_of(ip: str) -> str:

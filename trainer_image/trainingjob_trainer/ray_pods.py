@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from .agent.pod import AGENT_PORT, Pod
 from .errors import Drained, Hang, TrainerError, WorkerLost
+from .network import nobody_there
 from .ray_node import INCARNATION_LABEL, INDEX_LABEL, RANK_RESOURCE
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ POLL = 0.25  # seconds
 # Seconds that an elastic run waits for a pod's successor before it goes on without. On two cores under a load of 14 one
 # joined 20 s after it got a node (measured); waiting much longer costs more than the attempt that takes it in later.
 PATIENCE = 20.0
-# Seconds that all pods may be there, and answer, and yet not be a gang. While one is not there, as behind a quota,
-# nothing is counted: what keeps it is in the job's status, and startDeadlineSeconds bounds it.
+# Seconds that all pods may be there and yet not be a gang. While one is not there, as behind a quota, nothing is
+# counted: what keeps it is in the job's status, and startDeadlineSeconds bounds it.
 JOIN_LIMIT = 600.0
 LOOK_AROUND = 2.0  # seconds between two looks for pods that joined, or that are missing
 # Seconds that nothing must have changed about the pods that joined before they are taken in: those of one scale-up come
@@ -103,7 +104,7 @@ def wait_for(gang: Gang, pod: Pod, say: Callable[[str], None], check: Callable[[
             looked = now
             check()
             there = {node.index for node in nodes}
-            stuck = all(index in there or _answers(pod, index) for index in sorted(missing))
+            stuck = all(index in there or _is_there(pod, index) for index in sorted(missing))
             stuck_since = (stuck_since or now) if stuck else None
         if stuck_since is not None and now - stuck_since > JOIN_LIMIT:
             raise _stuck(pod, missing, message)
@@ -177,12 +178,12 @@ def _node(ray_node: dict[str, Any], free: dict[str, dict[str, float]], pod: Pod)
 
 
 def _state(address: str, pod: Pod) -> State:
-    """What the agent at `address` makes of its pod. One that refuses the connection has ended."""
+    """What the agent at `address` makes of its pod. One that refuses the connection has ended, or has not begun."""
     try:
         with urllib.request.urlopen(f"http://{address}:{AGENT_PORT}/progress", timeout=1) as response:
             seen = json.load(response)
     except urllib.error.URLError as error:
-        return "leaving" if isinstance(error.reason, ConnectionRefusedError) else "silent"
+        return "leaving" if nobody_there(error.reason) else "silent"
     except (OSError, ValueError):
         return "silent"
     if seen.get("jobUid") != pod.job_uid:
@@ -190,9 +191,9 @@ def _state(address: str, pod: Pod) -> State:
     return "leaving" if seen.get("state") in ("Draining", "Done") else "ready"
 
 
-def _answers(pod: Pod, index: int) -> bool:
-    """Whether the agent of the pod of `index`, found by its name, is at work."""
-    return _state(pod.peer(index), pod) == "ready"
+def _is_there(pod: Pod, index: int) -> bool:
+    """Whether the pod of `index`, found by its name, runs: one that is cut off does, and says nothing."""
+    return _state(pod.peer(index), pod) != "leaving"
 
 
 def _stuck(pod: Pod, missing: frozenset[int], message: str) -> TrainerError:

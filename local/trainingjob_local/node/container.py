@@ -190,7 +190,8 @@ class ContainerRunner:
             )
             for item in self.spec.get("volumeMounts", [])
         ]
-        provided = {f"/etc/{name}": self._place.etc(name) for name in ("hosts", "hostname", "resolv.conf")}
+        names = ("hosts", "hostname", "nsswitch.conf", "resolv.conf")
+        provided = {f"/etc/{name}": self._place.etc(name) for name in names}
         provided[self.spec["terminationMessagePath"]] = self._place.termination_message(
             self.spec["name"], self.state.restarts
         )

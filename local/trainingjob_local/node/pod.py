@@ -168,7 +168,9 @@ class PodWorker:
         searched = " ".join((f"{namespace}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN))
         self._place.etc("hosts").parent.mkdir(parents=True, exist_ok=True)
         self._place.etc("hostname").write_text(f"{host}\n")
-        # Nobody listens there: a name that /etc/hosts lacks fails at once.
+        # A name that /etc/hosts lacks does not exist, as the cluster's DNS would say; who asks there all the same (gRPC
+        # reads no nsswitch.conf) is refused at once.
+        self._place.etc("nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
         self._place.etc("resolv.conf").write_text(f"search {searched}\nnameserver 127.0.0.1\noptions ndots:5\n")
         self._hosts.add(self._pod, self._address, self._place.etc("hosts"))
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
-from ..errors import TrainerError
+from ..errors import TrainerError, WorkerLost
+from ..network import nobody_there
 from ..outcome import Outcome
 from .pod import Pod
 from .processes import Processes
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 Stage = Literal["Check", "PrepareData", "Train"]
 POLL = 0.5  # seconds between two looks at the head, and at what still runs
 TELL = 5.0  # seconds that a head keeps serving its final state, at most
+# Seconds that the head may be there without an answer. The head waits twice as long for a pod that does not join
+# (`ray_pods.JOIN_LIMIT`): where one pod is cut off that one is replaced, and not the head.
+CUT_OFF = 300.0
 
 
 class Head(NamedTuple):
@@ -33,6 +37,10 @@ class Head(NamedTuple):
     uid: str
     address: str
     state: State
+
+
+Answer = Head | Literal["nobody", "silence"]
+"""Of an address of the head's name: the head, a sign that it is not there, or nothing."""
 
 
 class Agent(ABC):
@@ -46,6 +54,7 @@ class Agent(ABC):
         self.processes = Processes()
         self.server = Server(self.progress, pod.token)
         self._stopping = asyncio.Event()
+        self._silent_since: float | None = None
 
     async def run(self) -> int:
         """Live until the stage is over here; returns the pod's exit code."""
@@ -94,25 +103,36 @@ class Agent(ABC):
         """The head as it answers now; None if it does not. `leaving`: tell it that this pod ends.
 
         While a head is replaced its name may have the addresses of both pods, or of a pod of somebody else.
+
+        Raises `WorkerLost` when the head has been there for `CUT_OFF` seconds and not answered: one of the two is cut
+        off for good, which nobody else may see, and a successor of this pod may do better on another node.
         """
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(self.pod.head, self._port, family=socket.AF_INET, type=socket.SOCK_STREAM)
-        except OSError:
-            return None
-        answers = await asyncio.gather(*(self._ask(str(address[0]), leaving) for *_, address in found))
-        return next((head for head in answers if head is not None), None)
+            answers = await asyncio.gather(*(self._ask(str(address[0]), leaving) for *_, address in found))
+        except OSError as error:  # from the look-up
+            answers = ["nobody" if nobody_there(error) else "silence"]
+        silent = set(answers) == {"silence"}
+        self._silent_since = (self._silent_since or loop.time()) if silent else None
+        if self._silent_since is not None and loop.time() - self._silent_since > CUT_OFF:
+            raise WorkerLost(
+                f"The head {self.pod.head} did not answer for {CUT_OFF / 60:.0f} minutes, though it is there.",
+                "Look at the network of this pod's node and of the head's. A NetworkPolicy must let the pods of a job "
+                "reach each other.",
+            )
+        return next((head for head in answers if isinstance(head, Head)), None)
 
-    async def _ask(self, address: str, leaving: bool) -> Head | None:
+    async def _ask(self, address: str, leaving: bool) -> Answer:
         timeout = aiohttp.ClientTimeout(total=2)
         try:
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 url = f"http://{address}:{self._port}/progress"
                 async with session.get(url, params={"leaving": self.pod.name} if leaving else None) as response:
                     seen: dict[str, Any] = await response.json()
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return None
-        return Head(str(seen["podUid"]), address, seen["state"]) if self._is_head(seen) else None
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            return "nobody" if nobody_there(error) else "silence"
+        return Head(str(seen["podUid"]), address, seen["state"]) if self._is_head(seen) else "nobody"
 
     def _is_head(self, seen: dict[str, Any]) -> bool:
         """Whether this is what the head of this gang answers."""
