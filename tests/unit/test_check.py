@@ -162,6 +162,14 @@ def test_overwrite_deletes_commits_first(tmp_path: Path, monkeypatch: pytest.Mon
         ({"data": {"train": {"uri": "RAW", "format": "parquet"}}}, DataError, "not readable as Parquet"),
         ({"data": {"train": {"uri": "RAW"}, "test": {"uri": "RAW.gone"}}}, DataError, r"There is no data at .*\.gone"),
         ({"ranksPerPod": 6, "globalBatchSize": 5}, UserError, "less than one sample for each of 6 ranks"),
+        (
+            {"checkpoint": {"bestMetric": "accurcay", "bestMode": "max"}},
+            UserError,
+            r"bestMetric is accurcay, which task\.kind language-modeling does not have \(do you mean accuracy\?\)",
+        ),
+        ({"checkpoint": {"bestMetric": "accuracy"}}, UserError, "bestMode is min, but more of accuracy is better"),
+        ({"earlyStopping": {"metric": "f1"}}, UserError, r"earlyStopping\.metric is f1, which task\.kind lang"),
+        ({"earlyStopping": {"mode": "max"}}, UserError, r"earlyStopping\.mode is max, but less of loss is better"),
     ],
 )
 def test_a_job_that_cannot_run_is_refused_and_leaves_no_trace(

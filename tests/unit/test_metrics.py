@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainingjob_trainer.config import METRICS
 from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
 from trainingjob_trainer.tasks import IGNORE
 from trainingjob_trainer.tasks.language_modeling import LanguageModeling
@@ -50,6 +51,7 @@ def test_language_metrics_do_not_depend_on_the_batches(batch: int) -> None:
     for start in range(0, 20, batch):
         metrics.update(logits[start : start + batch], targets[start : start + batch])
     found = metrics.compute()
+    assert found.keys() == METRICS["language-modeling"].keys()
     weighs = targets != IGNORE
     loss = float(-logits.double().log_softmax(-1)[weighs, targets[weighs]].mean())
     assert found["loss"] == pytest.approx(loss, rel=1e-6)

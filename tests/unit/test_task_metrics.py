@@ -10,7 +10,8 @@ from sklearn import metrics as sk
 from support.predictions import SAMPLES, evaluated_tables, put_rows
 from support.ranks import run_ranks
 from support.training import job
-from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.config import METRICS, JobConfig
+from trainingjob_trainer.evaluation.evaluate import scalars
 from trainingjob_trainer.tasks import IGNORE
 
 CLASSES = ["a", "b", "never there", "never predicted", "e"]
@@ -130,3 +131,9 @@ def test_metrics_equal_those_of_scikit_learn(tmp_path: Path, world_size: int) ->
         assert_same_by_class(found["labels"], several, predicted)
 
         assert_same(found["values"], expected_regression(predictions, values))
+        for name, kind in (
+            ("classes", "image-classification"),
+            ("labels", "text-classification"),
+            ("values", "regression"),
+        ):
+            assert scalars(found[name]).keys() == METRICS[kind].keys()

@@ -8,12 +8,12 @@ because the API server's CEL cost budget needs one.
 from trainingjob_trainer.config.architectures import Cnn, HuggingFace, Mlp, Rnn, Timm
 from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, amount, digest
 from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
-from trainingjob_trainer.config.mistakes import mistakes
+from trainingjob_trainer.config.mistakes import mistakes, nearest
 from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, RopeScaling, Transformer
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point, Schedule
 from trainingjob_trainer.config.parallelism import Parallelism
 from trainingjob_trainer.config.spec import JobConfig, JobSpec, PodConfig, TrainerSpec
-from trainingjob_trainer.config.task import LOSSES, OWN_TASK_PARTS, REQUIRED, Custom, Kind, Storage, Task
+from trainingjob_trainer.config.task import LOSSES, METRICS, OWN_TASK_PARTS, REQUIRED, Custom, Kind, Storage, Task
 from trainingjob_trainer.config.training import Checkpoint, Evaluation, Profile, Training
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "JobSpec",
     "Kind",
     "LOSSES",
+    "METRICS",
     "Mlp",
     "Model",
     "Name",
@@ -62,4 +63,5 @@ __all__ = [
     "amount",
     "digest",
     "mistakes",
+    "nearest",
 ]

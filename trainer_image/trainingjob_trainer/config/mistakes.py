@@ -23,19 +23,20 @@ def _mistake(found: Any, model: type[BaseModel]) -> str:
     match found["type"]:
         case "extra_forbidden":
             known = _names(model, place[:-1])
-            return f"{field} is no field{_nearest(place[-1], known)}"
+            return f"{field} is no field{nearest(place[-1], known)}"
         case "missing":
             return f"{field} is required"
         case "literal_error":
             known = re.findall(r"'([^']*)'", found["ctx"]["expected"])
-            return f"{field} is {found['input']!r}, not one of {', '.join(known)}{_nearest(found['input'], known)}"
+            return f"{field} is {found['input']!r}, not one of {', '.join(known)}{nearest(found['input'], known)}"
         case "value_error":
             return f"{field}: {found['ctx']['error']}"
         case _:
             return f"{field} is {_short(found['input'])}: {found['msg'][:1].lower()}{found['msg'][1:]}"
 
 
-def _nearest(name: object, known: Sequence[str]) -> str:
+def nearest(name: object, known: Sequence[str]) -> str:
+    """A question in brackets if one of the known names is like it, else nothing."""
     near = get_close_matches(str(name), known, 1)
     return f" (do you mean {near[0]}?)" if near else ""
 

@@ -54,6 +54,20 @@ LOSSES: dict[Kind, tuple[Loss, ...]] = {
     "regression": ("mse", "mae", "huber"),
     "custom": (),
 }
+# Metrics of each kind, as evaluations have them, and whether less or more of one is better.
+_OF_CLASSES: dict[str, Literal["min", "max"]] = {
+    "loss": "min",
+    **dict.fromkeys(("accuracy", "precision", "recall", "f1", "precisionMicro", "recallMicro", "f1Micro"), "max"),
+}
+METRICS: dict[Kind, dict[str, Literal["min", "max"]]] = {
+    "language-modeling": {
+        "loss": "min", "perplexity": "min", "bitsPerByte": "min", "accuracy": "max", "top5Accuracy": "max",
+    },
+    "text-classification": _OF_CLASSES,
+    "image-classification": _OF_CLASSES,
+    "regression": {"loss": "min", "mse": "min", "mae": "min", "r2": "max"},
+    "custom": {},
+}  # fmt: skip
 # Parts of a spec that describe a task of the trainer's own. A custom command has no use for them, but for an outputUri.
 OWN_TASK_PARTS = ("data", "model", "training")
 REQUIRED: dict[Kind, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from trainingjob_trainer.accounting import (
     host_memory,
     parameters,
 )
-from trainingjob_trainer.config import JobConfig, TrainerSpec, Transformer, amount
+from trainingjob_trainer.config import METRICS, JobConfig, TrainerSpec, Transformer, amount, nearest
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.storage import Store
@@ -32,6 +32,29 @@ def check_ranks(config: JobConfig) -> None:
             f"{ranks} ranks.",
             f"Raise it to {ranks} or more, or ask for fewer ranks.",
         )
+
+
+def check_metrics(config: JobConfig) -> None:
+    """Raises `UserError` if a field names a metric that no evaluation has, or would take the worst for the best."""
+    policy, stopping = config.checkpoint, config.training.early_stopping
+    named = [("checkpoint.bestMetric", policy.best_metric, "checkpoint.bestMode", policy.best_mode)]
+    if stopping is not None:
+        field = "training.earlyStopping"
+        named.append((f"{field}.metric", stopping.metric, f"{field}.mode", stopping.mode))
+    known = METRICS[config.task.kind]
+    for field, metric, mode_field, mode in named:
+        if metric not in known:
+            raise UserError(
+                f"spec.{field} is {metric}, which task.kind {config.task.kind} does not have"
+                f"{nearest(metric, list(known))}.",
+                f"Use one of {', '.join(known)}.",
+            )
+        if mode != known[metric]:
+            better = "less" if known[metric] == "min" else "more"
+            raise UserError(
+                f"spec.{mode_field} is {mode}, but {better} of {metric} is better: the worst would pass for the best.",
+                f"Set it to {known[metric]}.",
+            )
 
 
 def check_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> None:
