@@ -53,8 +53,8 @@ class Case:
 
 # Batches of a quarter to half a million tokens, those of 1.3b an eighth; as many rows at once as 80 GB hold with ease.
 ON_GPU = [
-    Case("gpt-124m", 1024, 64, 8, 45),
-    Case("gpt-124m", 2048, 32, 8, 45),
+    Case("gpt-124m", 1024, 128, 4, 45),
+    Case("gpt-124m", 2048, 64, 4, 45),
     Case("gpt-350m", 1024, 64, 4, 48),
     Case("gpt-350m", 2048, 32, 4, 48),
     Case("gpt-1.3b", 1024, 16, 8, 52),

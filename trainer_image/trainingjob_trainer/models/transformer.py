@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 
 from trainingjob_trainer.config import RopeScaling
@@ -108,15 +109,26 @@ class Attention(nn.Module):
 
         mask: `[batch, 1, length or 1, length]`, whether a position is looked at; in place of `causal`.
         """
-        query, key = self.query_norm(self._split(self.query(x))), self.key_norm(self._split(self.key(x)))
+        query, key, value = (self._split(projected) for projected in self._project(x))
+        query, key = self.query_norm(query), self.key_norm(key)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
-        value = self._split(self.value(x))
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=self.causal and mask is None, enable_gqa=self.grouped
         )
         joined: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return joined
+
+    def _project(self, x: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values `[batch, length, heads * head_width]`, in one product: three small ones keep a GPU
+        less busy, and their gradients by `x` would have to be added up. Split over ranks, each module has its hooks."""
+        layers = (self.query, self.key, self.value)
+        if any(isinstance(layer.weight, DTensor) for layer in layers):
+            return [layer(x) for layer in layers]
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])
+        widths = [layer.out_features for layer in layers]
+        return torch.split(F.linear(x, weight, bias), widths, dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape

@@ -98,14 +98,18 @@ def _losses_and_gradient_in_one(
     logits: Tensor, targets: Tensor, smoothing: float, entries: int
 ) -> tuple[Tensor, Tensor]:
     """The same without a tensor that changes in place, so that a compiler can make one pass of it."""
-    columns = torch.arange(logits.shape[-1], device=logits.device)
-    entry = columns < entries
-    log_chances = precise(logits).where(entry, -torch.inf).log_softmax(-1)
-    hit = columns == targets[:, None]
+    width = logits.shape[-1]
+    columns = torch.arange(width, device=logits.device, dtype=torch.int32)  # half as dear to compare as int64
+    if entries < width:
+        logits = logits.where(columns < entries, -torch.inf)
+    log_chances = precise(logits).log_softmax(-1)
     losses = (smoothing - 1) * log_chances.gather(1, targets[:, None])[:, 0]
+    chances = log_chances.exp()
+    d_logits = chances.where(columns != targets[:, None].int(), chances + (smoothing - 1))
     if smoothing:
+        entry = columns < entries
         losses = losses - smoothing * log_chances.where(entry, 0).sum(-1) / entries
-    d_logits = log_chances.exp() + (smoothing - 1) * hit.to(log_chances.dtype) - smoothing / entries * entry
+        d_logits = d_logits - smoothing / entries * entry
     return losses, d_logits.to(logits.dtype)
 
 
