@@ -247,14 +247,14 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         },
         "model.initFrom",
         FORBIDDEN,
-        "model.initFrom is for task.kind language-modeling or model.huggingface, not image-classification with another "
-        "model: remove it",
+        "model.initFrom is for task.kind language-modeling or models of libraries, not image-classification with "
+        "another model: remove it",
     ),
     (
         {"model": {"preset": None, "rnn": {}, "initFrom": {"uri": "s3://models/gpt2"}}},
         "model.initFrom",
         FORBIDDEN,
-        "initFrom is for preset, transformer and huggingface: remove it",
+        "initFrom is for preset, transformer, huggingface and timm: remove it",
     ),
     (
         {"model": {"preset": None, "huggingface": {}}},

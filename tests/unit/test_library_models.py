@@ -184,14 +184,15 @@ def test_a_wrong_model_is_refused_before_its_data_is_prepared(
         "data": {"train": {"uri": f"{tmp_path}/digits.parquet", "format": "parquet"}},
     }
     if "timm" in model:
-        config = job(tmp_path, model=model, **images, **training)
+        (tmp_path / "digits.parquet").write_bytes(digits())
+        config = job(tmp_path / "run", model=model, **images, **training)
     else:
-        config = job(tmp_path, model={"huggingface": {"config": json.dumps(model)}}, **training)
+        config = job(tmp_path / "run", model={"huggingface": {"config": json.dumps(model)}}, **training)
     with pytest.raises(UserError) as refused:
         check(config, store_of(config))
     assert cause in refused.value.cause
     assert next_step in refused.value.next_step
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_configuration_that_is_no_json_object_is_refused_and_its_spelling_does_not_matter() -> None:

@@ -48,9 +48,12 @@ def source_of(config: TrainerSpec) -> Directory | CommittedRun:
 def settings_to_begin_with(config: TrainerSpec) -> str | None:
     """The config.json of a library's model, where `spec.model` leaves it to the model that the run begins with.
 
-    It is read once, with the tokenizer, and kept in the manifest: what lies there later changes no run.
+    It is read once, with the tokenizer, and kept in the manifest: what lies there later changes no run. (Of timm it
+    says what pixels the weights were trained on.)
     """
-    if config.model.huggingface is None or config.model.huggingface.config is not None:
+    model = config.model
+    by_path = model.huggingface is not None and model.huggingface.config is None
+    if not by_path and (model.timm is None or model.init_from is None):
         return None
     return json.dumps(source_of(config).settings, sort_keys=True)
 
@@ -68,6 +71,15 @@ def begin(model: nn.Module, config: TrainerSpec, manifest: Manifest, world: Worl
     from trainingjob_trainer.huggingface.load import load_weights
     from trainingjob_trainer.models import init_weights
 
+    if config.model.timm is not None:
+        from trainingjob_trainer.models.from_timm import ImageClassifier
+
+        assert isinstance(model, ImageClassifier)
+        source.check(config, manifest)
+        model.begin_with(source.tensors())
+        init_weights(model, config.training.seed)
+        model.begin_with(None)
+        return
     if config.task.kind != "language-modeling":
         init_weights(model, config.training.seed)
     load_weights(model, config, manifest)

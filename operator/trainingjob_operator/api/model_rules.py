@@ -23,8 +23,9 @@ MODEL_RULES: dict[type[config.Config], tuple[Rule, ...]] = {
     config.Model: (
         _ARCHITECTURES,
         Rule(
-            "!has(self.initFrom) || has(self.preset) || has(self.transformer) || has(self.huggingface)",
-            "initFrom is for preset, transformer and huggingface: remove it",
+            "!has(self.initFrom) || has(self.preset) || has(self.transformer) || has(self.huggingface) || "
+            "has(self.timm)",
+            "initFrom is for preset, transformer, huggingface and timm: remove it",
             field=".initFrom",
             reason="FieldValueForbidden",
         ),

@@ -368,8 +368,9 @@ SPEC_RULES = (
     ),
     Rule(
         "self.task.kind == 'language-modeling' || !has(self.model) || !has(self.model.initFrom) || "
-        "has(self.model.huggingface)",
-        "model.initFrom is for task.kind language-modeling or model.huggingface, not %s with another model: remove it",
+        "has(self.model.huggingface) || has(self.model.timm)",
+        "model.initFrom is for task.kind language-modeling or models of libraries, not %s with another model: remove "
+        "it",
         ("self.task.kind",),
         field=".model.initFrom",
         reason="FieldValueForbidden",

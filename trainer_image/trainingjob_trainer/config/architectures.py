@@ -70,7 +70,7 @@ class HuggingFace(Config):
 
 
 class Timm(Config):
-    """An image classifier of the library timm, by name; with random weights."""
+    """An image classifier of the library timm, by name."""
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-z0-9_]+$")] = Field(
         description="Its name there, such as resnet18."

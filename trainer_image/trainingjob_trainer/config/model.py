@@ -160,7 +160,7 @@ class InitFrom(Config):
 
     uri: Uri = Field(
         description="A Hugging Face directory with safetensors (of GPT-2, Llama, Qwen2 or Qwen3, or of what "
-        "model.huggingface is), or the outputUri of a run: what it exported, else its newest checkpoint."
+        "model.huggingface or model.timm is), or the outputUri of a run: what it exported, else its newest checkpoint."
     )
 
 
@@ -180,8 +180,8 @@ class Model(Config):
     timm: Timm | None = Field(None, description="Any model of timm (image-classification).")
     init_from: InitFrom | None = Field(
         None,
-        description="Weights and tokenizer to begin with (language-modeling, and huggingface), instead of random ones "
-        "and one that is trained; data.prepare.tokenizer is not read then. Optimizer and steps begin anew.",
+        description="Weights and tokenizer to begin with (language-modeling, huggingface, timm), instead of random "
+        "ones and one that is trained; data.prepare.tokenizer is not read then. Optimizer and steps begin anew.",
     )
     export: Literal["huggingface", "none"] = Field(
         "huggingface",
@@ -197,8 +197,8 @@ class Model(Config):
 
     @model_validator(mode="after")
     def _only_some_begin_with_another(self) -> Self:
-        if self.init_from is not None and not isinstance(self.architecture, Transformer | HuggingFace):
-            raise ValueError("initFrom is for preset, transformer and huggingface: remove it")
+        if self.init_from is not None and not isinstance(self.architecture, Transformer | HuggingFace | Timm):
+            raise ValueError("initFrom is for preset, transformer, huggingface and timm: remove it")
         return self
 
     @model_validator(mode="after")

@@ -111,9 +111,9 @@ class JobSpec(Config):
         model = self.model
         if self.task.kind == "language-modeling" or model is None or model.init_from is None:
             return self
-        if model.huggingface is None:
+        if model.huggingface is None and model.timm is None:
             raise ValueError(
-                f"model.initFrom is for task.kind language-modeling or model.huggingface, not {self.task.kind} with "
+                f"model.initFrom is for task.kind language-modeling or models of libraries, not {self.task.kind} with "
                 "another model: remove it"
             )
         return self

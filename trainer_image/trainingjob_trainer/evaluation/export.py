@@ -28,6 +28,7 @@ from trainingjob_trainer.huggingface.save import (
     write_tokenizer_config,
 )
 from trainingjob_trainer.models import build_model
+from trainingjob_trainer.models.from_timm import ImageClassifier
 from trainingjob_trainer.models.from_transformers import FromTransformers, TextClassifier
 
 
@@ -74,9 +75,12 @@ def _save_library_model(path: Path, config: JobConfig, manifest: Manifest, weigh
 def _write_program(path: Path, config: JobConfig, manifest: Manifest, weights: Mapping[str, Tensor]) -> None:
     named = {name.removeprefix("inner."): tensor.contiguous() for name, tensor in weights.items()}
     save_file(named, path / "model.safetensors")
-    write_json(path / "config.json", program_config(config, manifest))
     with torch.device("meta"):
         model = build_model(config, manifest)
+    settings = program_config(config, manifest)
+    if isinstance(model, ImageClassifier):
+        settings |= model.described()
+    write_json(path / "config.json", settings)
     model.load_state_dict(dict(weights), assign=True)
     if manifest.scales is not None:
         model = Unscaled(model, manifest.scales)

@@ -14,7 +14,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from trainingjob_trainer.config import HuggingFace, TrainerSpec
+from trainingjob_trainer.config import HuggingFace, Timm, TrainerSpec
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.huggingface.families import Entry, differences, entries, read_config
@@ -52,28 +52,31 @@ class Stored:
 class Directory:
     """Weights and tokenizer to begin with. Raises `UserError` for whatever is not as it must be."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, of_images: bool = False) -> None:
+        self._store, self._of_images = store, of_images
 
     @classmethod
     def of(cls, config: TrainerSpec) -> Directory:
         """What `model.initFrom` names: a Hugging Face directory, or what a finished run of ours exported."""
         assert config.model.init_from is not None
-        store = open_store(config.model.init_from.uri, config.storage)
+        store, of_images = open_store(config.model.init_from.uri, config.storage), config.model.timm is not None
         result = load_result(store)
         if result is None:
-            return cls(store)
+            return cls(store, of_images)
         if result.model_uri is None:
             raise UserError(
                 f"spec.model.initFrom.uri: the run in {store.uri()} exported no model.",
                 "Name a run whose model.export is huggingface.",
             )
         # Below the run directory, wherever it was copied to: `modelUri` says where it was written.
-        return cls(open_store(store.uri(f"model/a{result.attempt}"), config.storage))
+        return cls(open_store(store.uri(f"model/a{result.attempt}"), config.storage), of_images)
 
     def check(self, config: TrainerSpec, manifest: Manifest | None = None) -> None:
         """Whether a run may begin with it: the same shape, every weight there, and the tokenizer of the data."""
         size = config.model.architecture
+        if isinstance(size, Timm):
+            self._check_images(config, size, manifest)
+            return
         if isinstance(size, HuggingFace):
             wanted, others = self._wanted_of_library(config, size, manifest)
         else:
@@ -92,8 +95,8 @@ class Directory:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config.json of its model."""
-        return self._json("config.json")
+        """The config.json of its model. Where weights of timm lie there may be none."""
+        return self._json("config.json", optional=self._of_images)
 
     @property
     def keys(self) -> Iterable[str]:
@@ -120,6 +123,25 @@ class Directory:
         classes = (manifest and manifest.classes) or ("a", "b")  # of the data, which is yet to be prepared
         _, vocab_size, eos_id = self.tokenizer
         return library_model(config, text, vocab_size, eos_id, classes).entries(self.keys)
+
+    def _check_images(self, config: TrainerSpec, size: Timm, manifest: Manifest | None) -> None:
+        """Names are timm's. The head is not looked at: the run has one of its own."""
+        from trainingjob_trainer.models.adapted_check import library_model_of
+
+        kind = self.settings.get("architecture", size.name)
+        if kind != size.name:
+            raise self._wrong(
+                f"its model is a {kind}, and spec.model.timm.name {size.name}", f"Set spec.model.timm.name to {kind}."
+            )
+        model = library_model_of(config, manifest)
+        different = model.differences({key: tensor.shape for key, tensor in self._tensors.items()})
+        if different:
+            raise self._wrong(f"its weights are not those of a {size.name}: {_some(different)}")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them that are numbers with a fraction, whole."""
+        shapes = {key: tensor.shape for key, tensor in self._tensors.items() if tensor.dtype in _SIZES and tensor.shape}
+        return {key: self.read(Entry(key, (key,), False, shape)) for key, shape in shapes.items()}
 
     def _check_shape(self, config: TrainerSpec) -> None:
         try:

@@ -45,5 +45,5 @@ def build_model(config: TrainerSpec, manifest: Manifest) -> nn.Module:
         case "images", shapes.Timm() as size:
             from trainingjob_trainer.models.from_timm import ImageClassifier
 
-            return ImageClassifier(size, shape, classes)
+            return ImageClassifier(size, manifest.model_settings, shape, classes)
     raise ValueError(f"no model of {manifest.kind} for {config.model}")

@@ -24,7 +24,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
     recurrent layers have rules of their own. A rank holds at most one whole parameter at a time, on the CPU, and keeps
     its shard. Models of libraries are initialised as the library does it.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, initial in model.initial(seed) if isinstance(model, Adapted) else _own(model, seed):
         parameter = parameters.get(name)  # none for a parameter that is tied to another one
         if isinstance(parameter, DTensor):

@@ -90,7 +90,7 @@ def _check_model(config: JobConfig, store: Store, manifest: Manifest | None) -> 
 
     source = source_of(config)
     source.check(config, manifest)
-    return source.tokenizer[1]
+    return vocab_size if config.model.timm is not None else source.tokenizer[1]
 
 
 def _check_raw_data(config: JobConfig) -> str:

@@ -60,6 +60,12 @@ def raw_objects(config: TrainerSpec) -> list[tuple[SplitName, RawObject]]:
     return found
 
 
+def first_shape(config: TrainerSpec) -> tuple[int, ...]:
+    """That of the first image: all must have the same."""
+    shapes = (e.shape for split, raw in raw_objects(config) for e in read_examples(config, split, raw))
+    return next(shapes, (3, 224, 224))  # that there is none is said elsewhere
+
+
 def read_examples(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:
     """The examples of one raw object, in its order. Raises `DataError` or `UserError` naming object and field."""
     if config.task.kind == "image-classification":
