@@ -321,6 +321,23 @@ def test_a_driver_and_kubernetes_speak_of_one_incident(training: Play) -> None:
     assert (incident.class_, incident.pod, incident.rank, incident.steps_lost) == ("Killed", "gpt-train-1-1", 1, 11)
 
 
+@pytest.mark.parametrize(("node", "failures"), [("node-1", 1), ("node-2", 2)])
+def test_a_pod_that_ends_long_after_its_rank_was_lost_is_the_same_failure_if_its_node_is(
+    training: Play, node: str, failures: int
+) -> None:
+    training.change("gpt-train-1-1", node="node-1")
+    training.train(20, attempt=1, committed=10, incidents=[rank_incident(training)])
+    training.step(1)
+    training.change("gpt-train-1-1", node=node)
+    training.step(300)
+    training.end("gpt-train-1-1", 20, {"class": "WorkerLost", "cause": "The head did not answer"})
+    training.step(1)
+    assert training.status.restarts.total == len(training.status.history) == failures
+    assert training.status.history[-1].cause == "The head did not answer"
+    assert training.status.resolved is not None
+    assert training.status.resolved.avoided_nodes == (), "one cut is no second blow"
+
+
 def test_a_rank_that_died_alone_is_told_once_and_its_pod_stays(training: Play) -> None:
     said = rank_incident(training)
     for _ in range(3):

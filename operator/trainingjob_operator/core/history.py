@@ -28,14 +28,17 @@ def record(history: History, incident: Incident) -> History:
 
 
 def told_by_driver(history: History, incident: Incident) -> Incident | None:
-    """What the driver said of the interruption that a pod's end is part of; None: nothing, or of another pod."""
+    """What the driver said of the interruption that a pod's end is part of; None: nothing, or of another pod.
+
+    A pod that was cut off ends minutes after its rank was lost: no attempt has begun since, and the node is the same.
+    """
     told = (
         known
         for known in history
         if known.pod is None
         and known.attempt is not None
         and known.attempt == incident.attempt
-        and abs(incident.time - known.time) <= SAME_EVENT
+        and (abs(incident.time - known.time) <= SAME_EVENT or (known.node is not None and known.node == incident.node))
     )
     return next(told, None)
 
