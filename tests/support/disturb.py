@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kubernetes import client
+from pyroute2 import IPRoute
+from trainingjob_local.node.podnet import link_of
 
 from support.played import Object, PlayedJob
 from support.runs import wait_until
@@ -158,6 +160,13 @@ def _pipes_to(pid: int) -> list[int]:
         if str(link.readlink()).startswith("pipe:") and flags & os.O_ACCMODE == os.O_RDONLY:
             found.append(os.open(link, os.O_RDONLY | os.O_NONBLOCK))
     return found
+
+
+def cut_off(address: str) -> None:
+    """Nobody reaches the pod with this address any more, nor it anybody. Its processes go on, and its node knows."""
+    with IPRoute() as ip:
+        (index,) = ip.link_lookup(ifname=link_of(address))
+        ip.link("set", index=index, state="down")
 
 
 @contextmanager

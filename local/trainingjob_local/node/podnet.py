@@ -38,6 +38,11 @@ class PodNetwork:
                 ip.link("del", index=index)
 
 
+def link_of(address: str) -> str:
+    """Name of the host-side interface of the pod with this address."""
+    return "tj" + "".join(f"{int(part):02x}" for part in address.split("."))
+
+
 async def create(
     bridge: str, address: str, prefix: int, gateway: str, host: str, sysctls: dict[str, str]
 ) -> PodNetwork:
@@ -46,7 +51,7 @@ async def create(
 
 
 def _create(bridge: str, address: str, prefix: int, gateway: str, host: str, sysctls: dict[str, str]) -> PodNetwork:
-    link = "tj" + "".join(f"{int(part):02x}" for part in address.split("."))
+    link = link_of(address)
     maker = _Maker(address, prefix, gateway, host, sysctls)
     maker.start()
     maker.made.wait()
