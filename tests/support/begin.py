@@ -44,7 +44,7 @@ def begun(config: JobConfig, manifest: Manifest) -> tuple[dict[str, np.ndarray[A
     with torch.device("meta"):
         model = build_model(config, manifest)
     world = world.arranged(layout_of(config, model, world.size, world.device))
-    model = parallelize(model, world, config.training, torch.float32).to_empty(device=world.device)
+    model = parallelize(model, world, config.training, torch.float32, compiled=False).to_empty(device=world.device)
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, torch.nan)
     original, read = LocalStore._read, [0]

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from trainingjob_trainer import loop, watchdog
+from trainingjob_trainer import learner, watchdog
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
@@ -32,10 +33,9 @@ from trainingjob_trainer.data.reader import Batch, Reader
 from trainingjob_trainer.errors import StorageError
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
-from trainingjob_trainer.optim import WeightAverage, build_optimizer
-from trainingjob_trainer.parallel import StepSums, World, compiles, layout_of, parallelize, pass_dtype, statistics
+from trainingjob_trainer.parallel import StepSums, World
 from trainingjob_trainer.seeding import make_deterministic
-from trainingjob_trainer.step import Dealing, Stepper
+from trainingjob_trainer.step import Stepper
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import LocalStore, Store
 from trainingjob_trainer.tasks import IGNORE, build_task
@@ -46,22 +46,22 @@ from support.training import VOCABULARY, Hooks, put_tokens, store_of
 def build(config: JobConfig, exact: bool = False) -> Stepper:
     """Model and optimizer at their first step, as the loop builds them; `exact`: all of it in float64."""
     make_deterministic()
-    world = World.join()
     manifest = Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY))
-    with torch.device("meta"):
-        model = build_model(config, manifest)
-    dtype = torch.float64 if exact else pass_dtype(config.training.precision, world.device)
-    model = model.to(torch.float64 if exact else torch.float32)
-    world = world.arranged(world.on_first(lambda: layout_of(config, model, world.size, world.device)))
-    model = parallelize(model, world, config.training, dtype).to_empty(device=world.device)
-    init_weights(model, config.training.seed)
-    optimizer = build_optimizer(model, config.training.optimizer)
-    average = WeightAverage(model, config.training.ema_decay) if config.training.ema_decay else None
-    if average is not None:
-        average.restart()
-    dealing = Dealing.of(config.training, world)
-    task, buffers = build_task(config, manifest, compiles(config.training, world.device)), statistics(model)
-    return Stepper(model, optimizer, task, config.training, world, dealing, dtype, average, buffers)
+    with in_float64() if exact else nullcontext():
+        built = learner.Learner.of(config, manifest, World.join())
+    init_weights(built.model, config.training.seed)
+    if built.stepper.average is not None:
+        built.stepper.average.restart()
+    return built.stepper
+
+
+def in_float64() -> AbstractContextManager[Any]:
+    """In which a learner computes in float64, which no configuration asks for."""
+
+    def build(config: JobConfig, manifest: Manifest) -> torch.nn.Module:
+        return build_model(config, manifest).to(torch.float64)
+
+    return mock.patch.multiple(learner, build_model=build, pass_dtype=lambda *_: torch.float64)
 
 
 def masked_batch(step: int, rows: int, length: int) -> Batch:
@@ -249,12 +249,8 @@ def train_run(
 def train_exactly(
     config: JobConfig, attempt: int, stop_after: int | None = None, kill_after: int | None = None, stop: Stop = Stop.NOW
 ) -> Any:
-    """`train_run`, all of it computed in float64, which no configuration asks for."""
-
-    def build(config: JobConfig, manifest: Manifest) -> torch.nn.Module:
-        return build_model(config, manifest).to(torch.float64)
-
-    with mock.patch.multiple(loop, build_model=build, pass_dtype=lambda *_: torch.float64):
+    """`train_run`, all of it computed in float64."""
+    with in_float64():
         return train_run(config, attempt, stop_after, kill_after, stop)
 
 
@@ -383,6 +379,29 @@ def train_until_a_rank_dozes_off(config: JobConfig, logs: str, after: int) -> No
 
     with mock.patch.object(World, "sum", doze):
         train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Hooks())
+
+
+def train_compiling_slowly(config: JobConfig, part: str, limit: int, seconds: int) -> Any:
+    """The whole loop, in which a pass may take `limit` seconds, and the first one of `part` takes `seconds`.
+
+    It stands for compiling, which takes as long as it likes: nothing is compiled.
+    """
+    watchdog.GRACE = 0.1
+    impatient = config.training.model_copy(update={"hang_seconds": limit})
+    slept = False
+
+    def compile_slowly(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            nonlocal slept
+            if not slept and torch.is_grad_enabled() == (part == "training"):
+                slept = True
+                time.sleep(seconds)
+            return function(*args, **more)
+
+        return call
+
+    with mock.patch.object(torch, "compile", compile_slowly):
+        return train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Hooks())
 
 
 def peak_of_a_step(config: JobConfig, vocabulary: int, rows: int) -> list[int]:

@@ -1,23 +1,23 @@
 """A rank that comes to a stand ends the attempt, and the logs say where each rank was."""
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from support.rank_functions import train_until_a_rank_dozes_off
+from support.rank_functions import train_compiling_slowly, train_until_a_rank_dozes_off
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of
+from support.training import prepared, store_of
+from trainingjob_trainer import watchdog as watchdog_module
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import Hang
-from trainingjob_trainer.watchdog import Watchdog
+from trainingjob_trainer.watchdog import PATIENCE, Watchdog
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> JobConfig:
-    config = job(tmp_path, checkpoint={"everySteps": 2})
-    put_tokens(store_of(config))
-    return config
+    return prepared(tmp_path, checkpoint={"everySteps": 2})
 
 
 def test_all_ranks_end_with_their_stacks_in_the_log_when_one_sleeps_in_a_reduction(
@@ -44,3 +44,21 @@ def test_what_is_slow_but_goes_on_is_left_alone() -> None:
             watchdog._ended.wait(0.8)
         watchdog._ended.wait(0.2)
     assert hangs == []
+
+
+def test_what_is_compiled_may_take_longer_and_leaves_a_later_hang_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog_module, "GRACE", 0.1)
+    model, hung = torch.nn.Linear(1, 1), threading.Event()
+    with Watchdog(model, 0.5, lambda: 0, lambda _: hung.set()) as watchdog:  # type: ignore[arg-type,return-value]
+        with watchdog.patient():
+            for _ in range(2):
+                model(torch.zeros(1))
+                assert not hung.wait(0.5 * (PATIENCE - 1))
+        assert hung.wait(1.5), "half a second, a tenth, and what it takes to notice"
+
+
+@pytest.mark.parametrize("part", ["training", "evaluation"])
+def test_a_run_that_compiles_for_longer_than_other_passes_may_take_goes_on(tmp_path: Path, part: str) -> None:
+    config = prepared(tmp_path / part, steps=2, compile="always")
+    [result] = run_ranks(1, train_compiling_slowly, config, part, 2, 4)
+    assert result.step == 2

@@ -31,6 +31,7 @@ class CompileCache:
 
     store: Store
     prefix: str
+    writes: bool  # this rank, for all of them
     _kept: dict[Part, bytes] = field(default_factory=dict)
     _done: set[Part] = field(default_factory=set)
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "compile-cache"))
@@ -40,7 +41,7 @@ class CompileCache:
         """The one for this version of torch, this device and this model."""
         device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
         parts = {"torch": torch.__version__, "device": device, "model": config.model.architecture.wire()}
-        return cls(store, f"{PREFIX}{digest(parts)}/")
+        return cls(store, f"{PREFIX}{digest(parts)}/", writes=world.rank == 0)
 
     def restore(self) -> None:
         """Have torch find what an earlier attempt has kept. Every rank does, before its first pass."""
@@ -55,13 +56,16 @@ class CompileCache:
             if torch.compiler.load_cache_artifacts(self._kept[part]) is None:
                 log.warning("%s holds no kernels that this torch can read", self.store.uri(self._key(part)))
 
+    def is_first(self, part: Part) -> bool:
+        """Whether `part` is about to run for the first time, so that it may be compiled."""
+        return part not in self._done
+
     def keep(self, part: Part) -> None:
-        """Keep what is compiled for `part`, when it was run for the first time. Returns at once."""
-        if part not in self._done:
-            self._done.add(part)
-            found = torch.compiler.save_cache_artifacts()
-            if found is not None and found[0] != self._kept.get(part):
-                self._writer.submit(self._put, part, found[0])
+        """`part` was run for the first time: keep what was compiled for it. Returns at once."""
+        self._done.add(part)
+        found = torch.compiler.save_cache_artifacts() if self.writes else None
+        if found is not None and found[0] != self._kept.get(part):
+            self._writer.submit(self._put, part, found[0])
 
     def _put(self, part: Part, data: bytes) -> None:
         try:

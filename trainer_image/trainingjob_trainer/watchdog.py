@@ -18,6 +18,8 @@ from trainingjob_trainer.errors import Hang
 
 GRACE = 10.0
 """Seconds that the other ranks have at least to notice it by themselves, before this one ends and takes them along."""
+PATIENCE = 4
+"""Times as long as other passes may take one that is compiled first: 24 s when idle, six minutes on a busy CPU."""
 NEXT_STEP = "Compare the stacks of all ranks in the pods' logs: the one that differs holds up the others."
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ class Watchdog:
         self._main = threading.get_ident()
         self._last = time.monotonic()
         self._longest = 0.0  # between two passes
-        self._paused = False
+        self._paused = self._patient = False
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
@@ -57,7 +59,8 @@ class Watchdog:
     def beat(self) -> None:
         """It goes on."""
         now = time.monotonic()
-        self._longest = max(self._longest, now - self._last)
+        if not self._patient:
+            self._longest = max(self._longest, now - self._last)
         self._last = now
 
     @contextmanager
@@ -69,18 +72,28 @@ class Watchdog:
         finally:
             self._last, self._paused = time.monotonic(), False
 
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """While what the rank does for the first time is compiled: it may take `PATIENCE` times as long."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._last, self._patient = time.monotonic(), False
+
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds / 10)):
-            if not self._paused and time.monotonic() - self._last > self._seconds:
-                self._tell_and_end()
+            limit = self._seconds * (PATIENCE if self._patient else 1)
+            if not self._paused and time.monotonic() - self._last > limit:
+                self._tell_and_end(limit)
 
-    def _tell_and_end(self) -> None:
+    def _tell_and_end(self, limit: float) -> None:
         step, last = self._step(), self._last
         where = traceback.extract_stack(sys._current_frames()[self._main])[-1].name
-        log.error("No pass for %g s. The stacks of all threads:\n%s", self._seconds, stacks())
+        log.error("No pass for %g s. The stacks of all threads:\n%s", limit, stacks())
         self._ended.wait(max(GRACE, 2 * self._longest))
         if self._last == last:
-            cause = f"No pass began for {self._seconds:g} s after step {step}; this rank is in {where}."
+            cause = f"No pass began for {limit:g} s after step {step}; this rank is in {where}."
             self._hung(Hang(cause, NEXT_STEP, step=step))
 
 

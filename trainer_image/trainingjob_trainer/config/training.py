@@ -67,7 +67,8 @@ class Training(Config):
     hang_seconds: Annotated[int, Field(ge=10, le=86_400)] = Field(
         300,
         description="Seconds in which no rank begins a pass through the model after which the attempt ends with class "
-        "Hang, the stacks of all ranks in their logs. Checkpoints and the export do not count.",
+        "Hang, the stacks of all ranks in their logs. Checkpoints and the export do not count; four times as long for "
+        "the first step and the first evaluation of an attempt that compiles.",
     )
     profile: Profile | None = Field(
         None,

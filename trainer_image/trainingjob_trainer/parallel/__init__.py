@@ -4,7 +4,8 @@ from trainingjob_trainer.parallel.compiling import compiles
 from trainingjob_trainer.parallel.gradients import StepSums, scale_and_clip
 from trainingjob_trainer.parallel.layout import Layout, layout_of
 from trainingjob_trainer.parallel.parallelize import parallelize
-from trainingjob_trainer.parallel.sharding import full_state, pass_dtype, pass_precision, reshard, sync_gradients
+from trainingjob_trainer.parallel.precision import pass_dtype, pass_precision
+from trainingjob_trainer.parallel.sharding import full_state, reshard, sync_gradients
 from trainingjob_trainer.parallel.statistics import check_batch_norm, keep_where, statistics
 from trainingjob_trainer.parallel.stragglers import Straggler, Stragglers
 from trainingjob_trainer.parallel.tensor import loss_over_parts

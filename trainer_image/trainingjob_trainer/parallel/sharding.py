@@ -5,8 +5,6 @@ A group of one rank holds all of its copy: over such groups the same machinery i
 
 from __future__ import annotations
 
-import warnings
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import TypeVar
 
@@ -22,29 +20,12 @@ from trainingjob_trainer.parallel.world import World
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def pass_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of forward and backward passes. Weights, moments and reductions are float32 in any case.
-
-    auto: bfloat16 on CUDA, and on a CPU that has instructions for its products; on others they take longer.
-    """
-    if precision == "auto":
-        able = torch.cpu.get_capabilities()
-        fast = device.type == "cuda" or able.get("avx512_bf16", False) or able.get("amx_bf16", False)
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype, reshard_after_forward: bool = True) -> Model:
-    """Shard `model` (with its `blocks`) in place, a group for each block; without a mesh, leave it whole.
+def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forward: bool = True) -> Model:
+    """Shard `model` (with its `blocks`) in place, a group for each block.
 
     Gradients are summed over ranks, not averaged: the loss is a sum, divided once by the step's global count. While a
     block computes, the weights of the next one are gathered. reshard_after_forward: and not kept for its backward pass.
     """
-    if mesh is None:
-        warnings.filterwarnings(
-            "ignore", "Mismatch dtype between input and weight", UserWarning
-        )  # autocast's, of norms
-        return model
     shards = mesh["shards"]
     mesh = mesh["copies", "shards"] if mesh["copies"].size() > 1 else shards
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
@@ -65,13 +46,6 @@ def shard(model: Model, mesh: DeviceMesh | None, dtype: torch.dtype, reshard_aft
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     return model
-
-
-def pass_precision(world: World, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """The context of a pass: autocast for a whole model; a sharded one casts by itself."""
-    if world.mesh is not None or dtype != torch.bfloat16:
-        return nullcontext()
-    return torch.autocast(world.device.type, dtype)
 
 
 def sync_gradients(model: nn.Module, wanted: bool) -> None:
