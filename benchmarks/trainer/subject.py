@@ -3,15 +3,12 @@
 from typing import Any
 
 import numpy as np
-import torch
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
-from trainingjob_trainer.models import build_model, init_weights
-from trainingjob_trainer.optim import build_optimizer
+from trainingjob_trainer.learner import Learner
 from trainingjob_trainer.parallel import World
-from trainingjob_trainer.step import Dealing, Stepper
+from trainingjob_trainer.step import Stepper
 from trainingjob_trainer.storage import Store
-from trainingjob_trainer.tasks import build_task
 
 LONG = 1_000_000  # steps
 
@@ -63,9 +60,6 @@ def tokens(vocabulary: int, shards: list[Shard], size: int) -> Manifest:
 
 def stepper(config: JobConfig, manifest: Manifest) -> Stepper:
     """The model and its optimizer at their first step."""
-    world = World.join()
-    model = build_model(config, manifest)
-    init_weights(model, config.training.seed)
-    optimizer = build_optimizer(model, config.training.optimizer)
-    dealing = Dealing.of(config.training, world)
-    return Stepper(model, optimizer, build_task(config, manifest), config.training, world, dealing, torch.float32)
+    learner = Learner.of(config, manifest, World.join())
+    learner.begin()
+    return learner.stepper
