@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from support.rank_functions import load_and_go_on, save_and_go_on
+from support.ranks import run_ranks
 from support.runs import wait_until
+from support.spread import in_turn_on_s3
+from support.training import OPTIMIZERS, job, put_tokens, store_of
 from trainingjob_local.cluster import LocalCluster
 
 PYTHON = [sys.executable, "-m", "trainingjob_trainer.train"]
@@ -112,6 +116,27 @@ def test_a_killed_run_resumes_from_s3_bit_for_bit(
     assert result["attempt"] == 2
     assert result["evaluation"] == expected["evaluation"]
     assert trainer.final_state("disturbed") == trainer.final_state("baseline")
+
+
+def test_every_optimizer_resumes_from_s3_bit_for_bit(
+    cluster: LocalCluster, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards of two ranks, and an average: three steps, a checkpoint, two more, by the same and by new processes."""
+    storage = {"endpointUrl": cluster.s3.endpoint, "region": "us-east-1"}
+    keys = {"AWS_ACCESS_KEY_ID": cluster.s3.access_key, "AWS_SECRET_ACCESS_KEY": cluster.s3.secret_key}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    runs = {
+        name: job(f"s3://{bucket}/{name}", storage=storage, optimizer=optimizer, emaDecay=0.9)
+        for name, optimizer in OPTIMIZERS.items()
+    }
+    for config in runs.values():
+        put_tokens(store_of(config))
+    gone_on = run_ranks(2, in_turn_on_s3, keys, [(save_and_go_on, (config, 3, 5)) for config in runs.values()])
+    resumed = run_ranks(2, in_turn_on_s3, keys, [(load_and_go_on, (config, 5)) for config in runs.values()])
+    assert gone_on[0] == gone_on[1]
+    assert resumed == gone_on
+    assert all(saved != after for saved, after in gone_on[0])
 
 
 def test_sigterm_commits_a_checkpoint_and_a_finished_run_answers_at_once(

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from trainingjob_trainer import learner, watchdog
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence
@@ -79,14 +81,23 @@ def own_rows(stepper: Stepper, batch: Batch) -> Batch:
     return Batch(batch.inputs[rows], batch.targets[rows])
 
 
-def dtypes(config: JobConfig) -> tuple[set[torch.dtype], float]:
-    """Types of gradients, weights and moments around a step, and its loss."""
+def dtypes(config: JobConfig) -> tuple[set[torch.dtype], set[torch.dtype], float]:
+    """Types of gradients, weights and moments around a step; of what ranks summed to gradients; and its loss."""
     stepper = build(config)
     batch = own_rows(stepper, masked_batch(0, config.training.global_batch_size, config.training.sequence_length))
-    loss = stepper.backward(0, batch).loss.item()
+    summed: set[torch.dtype] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "c10d" in str(func) and "reduce_scatter" in str(func):
+                summed.update(tensor.dtype for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        loss = stepper.backward(0, batch).loss.item()
     found = {parameter.grad.dtype for parameter in stepper.model.parameters() if parameter.grad is not None}
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
-    return found | {tensor.dtype for tensor in tensors.values()}, loss
+    return found | {tensor.dtype for tensor in tensors.values()}, summed, loss
 
 
 def save_state(config: JobConfig, attempt: int, steps: int, metrics: dict[str, float] | None = None) -> str:
@@ -319,15 +330,28 @@ def hash_steps(config: JobConfig, steps: int) -> str:
     return hash_whole(stepper)
 
 
-def resume_state(config: JobConfig, attempt: int, steps: int) -> str:
-    """The hash of the whole state when the newest checkpoint was carried on to step `steps`."""
+def save_and_go_on(config: JobConfig, at: int, steps: int) -> tuple[str, str]:
+    """Hashes of the whole state after `at` steps, where it is committed, and after `steps`."""
+    stepper = build(config)
+    take(stepper, range(at))
+    checkpointer = checkpointer_of(config, 1, stepper.world)
+    checkpointer.save(state_tensors(stepper.model, stepper.optimizer, stepper.average), Progress(step=at))
+    checkpointer.wait()
+    saved = hash_whole(stepper)
+    take(stepper, range(at, steps))
+    return saved, hash_whole(stepper)
+
+
+def load_and_go_on(config: JobConfig, steps: int) -> tuple[str, str]:
+    """Hashes of the whole state as the newest checkpoint has it, and carried on to step `steps`."""
     stepper = build(config)
     commit = latest(store_of(config))
     assert commit is not None
     tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
-    progress = checkpointer_of(config, attempt, stepper.world).load(commit, tensors)
+    progress = checkpointer_of(config, 2, stepper.world).load(commit, tensors)
+    loaded = hash_whole(stepper)
     take(stepper, range(progress.step, steps))
-    return hash_whole(stepper)
+    return loaded, hash_whole(stepper)
 
 
 def poisoned_step(config: JobConfig) -> tuple[str, str]:
@@ -343,6 +367,23 @@ def poisoned_step(config: JobConfig) -> tuple[str, str]:
         stepper.model.get_submodule("norm").register_forward_hook(_poison)
     take(stepper, range(2, 3))
     return before, state()
+
+
+def train_with_a_bad_step(config: JobConfig, attempt: int, bad: int) -> Any:
+    """The whole loop, in which the last rank has one NaN gradient at step `bad`, counted from 0."""
+    world, step_on = World.join(), Stepper.__call__
+
+    def call(self: Stepper, step: int, batch: Batch) -> StepSums:
+        if step != bad or world.rank != world.size - 1:
+            return step_on(self, step, batch)
+        handle = self.model.get_submodule("norm").register_forward_hook(_poison)
+        try:
+            return step_on(self, step, batch)
+        finally:
+            handle.remove()
+
+    with mock.patch.object(Stepper, "__call__", call):
+        return train(config, Attempt(attempt, store_of(config)), Hooks())
 
 
 def _poison(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:

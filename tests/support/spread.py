@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,12 @@ class Series(NamedTuple):
 def in_turn(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
     """Many functions in the same ranks, whose start takes longer than they do."""
     return [function(*args) for function, args in calls]
+
+
+def in_turn_on_s3(environment: dict[str, str], calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """The same, with the storage's keys in the environment."""
+    os.environ.update(environment)
+    return in_turn(calls)
 
 
 def series_of(config: JobConfig, exact: bool) -> Series:

@@ -25,6 +25,16 @@ from support.runs import wait_until
 
 VOCABULARY = 32
 SEQUENCE = 16
+# Of each kind, with something that is not its default.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"name": "adamw", "lr": 0.01},
+    "adam": {"name": "adam", "lr": 0.01, "weightDecay": 0.1},
+    "sgd": {"name": "sgd", "lr": 0.05},
+    "nesterov": {"name": "sgd", "lr": 0.05, "nesterov": True, "weightDecay": 0.1},
+    "rmsprop": {"name": "rmsprop", "lr": 0.01, "momentum": 0.5},
+    "adagrad": {"name": "adagrad", "lr": 0.05},
+    "muon": {"name": "muon", "lr": 0.01},
+}
 
 
 def job(directory: Path | str, **changes: Any) -> JobConfig:

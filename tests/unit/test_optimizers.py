@@ -6,27 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.rank_functions import hash_steps, load_state, poisoned_step, resume_state, save_state, weights_after
+from support.rank_functions import poisoned_step, weights_after
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of, without_dropout
+from support.training import OPTIMIZERS, job, put_tokens, store_of, without_dropout
 from torch import Tensor, nn
 from trainingjob_trainer.config import Optimizer
 from trainingjob_trainer.optim import OptimizerGroup, WeightAverage, add_penalties, build_optimizer
 
 YES = torch.tensor(True)
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adamw": {},
-    "adam": {"weightDecay": 0.1},
-    "sgd": {"lr": 0.05},
-    "nesterov": {"name": "sgd", "lr": 0.05, "nesterov": True, "weightDecay": 0.1},
-    "rmsprop": {"momentum": 0.5},
-    "adagrad": {"lr": 0.05},
-    "muon": {"lr": 0.01},
-}
-
-
-def settings(name: str) -> dict[str, Any]:
-    return {"name": name, "lr": 0.01, **OPTIMIZERS[name]}
 
 
 def plain(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
@@ -87,7 +74,7 @@ def take(model: nn.Module, optimizer: OptimizerGroup, rate: float, finite: Tenso
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"nesterov"}))
 def test_ten_steps_equal_those_of_a_plain_torch_loop(name: str) -> None:
     ours, theirs = net(), net()
-    config = Optimizer.model_validate(settings(name))
+    config = Optimizer.model_validate(OPTIMIZERS[name])
     optimizer, references = build_optimizer(ours, config), plain(theirs, name)
     for step in range(10):
         take(ours, optimizer, config.lr, YES, step)
@@ -103,7 +90,7 @@ def test_nesterov_looks_ahead() -> None:
     model = net()
     leave_gradients(model, 0)
     before = [(p.detach().clone(), p.grad.clone()) for p in model.parameters() if p.grad is not None]
-    build_optimizer(model, Optimizer.model_validate(settings("nesterov"))).step(0.05, YES)
+    build_optimizer(model, Optimizer.model_validate(OPTIMIZERS["nesterov"])).step(0.05, YES)
     for weight, (old, gradient) in zip(model.parameters(), before, strict=True):
         decayed = old * (1 - 0.05 * 0.1) if old.ndim == 2 else old
         torch.testing.assert_close(weight.detach(), decayed - 0.05 * 1.9 * gradient)
@@ -113,7 +100,7 @@ def test_nesterov_looks_ahead() -> None:
 def test_a_step_that_is_not_finite_changes_nothing(name: str) -> None:
     """Weights, moments and the optimizer's own count of steps stay bit for bit, whatever is in the gradients."""
     model = net()
-    optimizer = build_optimizer(model, Optimizer.model_validate(settings(name)))
+    optimizer = build_optimizer(model, Optimizer.model_validate(OPTIMIZERS[name]))
     take(model, optimizer, 0.01, YES)
 
     def state() -> list[Tensor]:
@@ -133,7 +120,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name: str) -> None:
 def test_materialized_state_changes_nothing_in_what_follows(name: str) -> None:
     def run(early: bool) -> list[Tensor]:
         model = net()
-        optimizer = build_optimizer(model, Optimizer.model_validate(settings(name)))
+        optimizer = build_optimizer(model, Optimizer.model_validate(OPTIMIZERS[name]))
         if early:
             optimizer.materialize()
         for step in range(3):
@@ -173,7 +160,7 @@ def test_the_average_follows_the_weights_and_stands_in_for_them() -> None:
 def test_on_two_ranks_the_steps_are_those_of_one(tmp_path: Path, name: str) -> None:
     """With L1, where the optimizer allows it: each shard gets its own part. Muon orthogonalises in bfloat16."""
     penalty = {} if name == "muon" else {"l1": 1e-3}
-    optimizer = settings(name) | penalty | {"lr": 1e-3}
+    optimizer = OPTIMIZERS[name] | penalty | {"lr": 1e-3}
     config = job(tmp_path, steps=5, model=without_dropout(), optimizer=optimizer)
     put_tokens(store_of(config))
     [alone] = run_ranks(1, weights_after, config)
@@ -181,17 +168,6 @@ def test_on_two_ranks_the_steps_are_those_of_one(tmp_path: Path, name: str) -> N
     for rank in run_ranks(2, weights_after, config):
         for label, weight in alone.items():
             np.testing.assert_allclose(rank[label], weight, rtol=0, atol=bound, err_msg=label)
-
-
-@pytest.mark.parametrize("name", ["adam", "nesterov", "rmsprop", "adagrad", "muon"])
-def test_state_and_average_survive_a_checkpoint_bit_for_bit(tmp_path: Path, name: str) -> None:
-    """Three steps, a checkpoint, two more in new processes: as five steps without a break."""
-    config = job(tmp_path, optimizer=settings(name), emaDecay=0.9)
-    put_tokens(store_of(config))
-    [unbroken] = run_ranks(1, hash_steps, config, 5)
-    saved = run_ranks(1, save_state, config, 1, 3)
-    assert run_ranks(1, load_state, config, 2) == saved
-    assert run_ranks(1, resume_state, config, 2, 5) == [unbroken]
 
 
 def test_one_nan_on_one_of_two_ranks_is_a_step_that_neither_takes(tmp_path: Path) -> None:
