@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.rank_functions import train_by_the_clock, train_exactly, train_run
+from support.rank_functions import train_by_the_clock, train_exactly, train_run, train_with_a_bad_step
 from support.ranks import run_ranks
 from support.training import VOCABULARY, contents, job, newest, put_tokens, store_of, without_dropout
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
@@ -180,6 +180,24 @@ def test_a_loss_that_is_not_finite_names_step_and_learning_rate_and_is_never_com
     assert "of step" in error.cause
     assert "learning rate was" in error.cause
     assert latest(store_of(config)) is None
+
+
+def test_a_step_that_is_not_finite_is_one_at_which_the_run_stands_still(tmp_path: Path) -> None:
+    """Data and schedule go on: as if the learning rate had been nothing for this step, bit for bit."""
+    points = [{"step": step, "ratio": ratio} for step, ratio in ((6, 1.0), (7, 0.0), (8, 1.0))]
+    schedule, optimizer = (
+        {"name": "points", "warmupSteps": 0, "points": points},
+        {"name": "sgd", "momentum": 0, "lr": 0.1},
+    )
+    still, skipped = (
+        prepared(tmp_path / name, steps=12, schedule=schedule, optimizer=optimizer) for name in ("still", "skipped")
+    )
+    run_ranks(2, train_run, still, 1)
+    run_ranks(2, train_with_a_bad_step, skipped, 1, 7)
+    expected = history_of(still)
+    assert expected[7].learning_rate == 0
+    assert history_of(skipped) == [logged for logged in expected if logged.step != 8]
+    assert read_progress(store_of(skipped), newest(skipped)).skipped == 1
 
 
 def test_two_attempts_that_write_at_the_same_time_never_mix(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The objects that a job gets."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,17 @@ def test_the_template_is_merged_in() -> None:
     assert container["volumeMounts"][-1] == {"name": "cache", "mountPath": "/cache", "readOnly": False}
     assert env(manifest)["HOME"] == "/elsewhere"
     assert env(manifest)["TOKEN"] == {"secretKeyRef": {"name": "s", "key": "k"}}
+
+
+def test_what_a_pod_writes_to_lies_on_an_emptydir_though_its_root_is_read_only() -> None:
+    """The caches of Inductor and Triton among it."""
+    manifest = built(WORKER)
+    container, variables = manifest["spec"]["containers"][0], env(manifest)
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    empty = {volume["name"] for volume in manifest["spec"]["volumes"] if "emptyDir" in volume}
+    mounts = [m for m in container["volumeMounts"] if m["name"] in empty and not m.get("readOnly", False)]
+    for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR", "RAY_TMPDIR"):
+        assert any(Path(variables[name]).is_relative_to(mount["mountPath"]) for mount in mounts), name
 
 
 def test_prepare_pods_are_not_sent_to_the_nodes_of_workers() -> None:

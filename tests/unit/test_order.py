@@ -10,7 +10,7 @@ from trainingjob_trainer.data.order import BLOCK_BYTES, BLOCKS_PER_GROUP, Blocks
 
 MEBIBYTE = 2**20
 
-sizes = st.integers(1, 5000) | st.integers(1, 16).map(lambda bits: 2**bits) | st.just(100_000)
+sizes = st.integers(1, 5000) | st.integers(1, 100_000) | st.integers(1, 16).map(lambda bits: 2**bits)
 # Bytes a sample: from data of one small group to samples that fill a block.
 sample_bytes = st.sampled_from([1, 100, 100_000, BLOCK_BYTES // 3, 2 * BLOCK_BYTES])
 

@@ -69,13 +69,13 @@ def test_a_block_keeps_its_gathered_weights_for_the_backward_pass_on_request(
 
 
 def test_bfloat16_is_of_the_passes_only(tmp_path: Path) -> None:
-    """Whole (autocast) and sharded (FSDP's policy): gradients, weights and moments stay float32."""
+    """Whole (autocast) and sharded (FSDP's policy): gradients, their sums, weights and moments are float32."""
     config = job(tmp_path, precision="bfloat16", model=without_dropout(), parallelism=SHARDED)
     put_tokens(store_of(config))
-    [(alone, loss)] = run_ranks(1, dtypes, config)
+    [(alone, _, loss)] = run_ranks(1, dtypes, config)
     assert alone == {torch.float32}
-    for found, sharded_loss in run_ranks(2, dtypes, config):
-        assert found == {torch.float32}
+    for found, summed, sharded_loss in run_ranks(2, dtypes, config):
+        assert found == summed == {torch.float32}
         assert sharded_loss == pytest.approx(loss, rel=1e-2)
         assert sharded_loss != loss
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.runs import wait_until
 from trainingjob_trainer.config import Storage
 from trainingjob_trainer.data import order
 from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
@@ -76,6 +77,14 @@ def test_reading_ahead_is_bounded_by_its_memory(reader: Counting) -> None:
         for _ in range(10 * samples_a_block):
             next(read)
         assert max(reader.loads) <= 10 + 2 + 4  # handed out, ready or being put together, read ahead
+
+
+def test_the_next_blocks_are_read_while_a_batch_is_used(reader: Counting) -> None:
+    """Nobody asks for the second batch; its block is there all the same, and more than those of the batches ready."""
+    of_each_block = [[reader.blocks.bounds(block)[0]] for block in range(reader.blocks.count)]
+    with prefetch(reader, of_each_block, memory=8 * reader.block_bytes) as read:
+        next(read)
+        wait_until("blocks that are read ahead", lambda: len(reader.loads) >= READY + 8, seconds=20, every=0.01)
 
 
 def test_the_first_batch_does_not_wait_for_those_far_ahead(reader: Counting) -> None:
