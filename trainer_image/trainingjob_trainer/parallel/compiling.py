@@ -39,10 +39,11 @@ def compiler(device: torch.device, environment: Mapping[str, str]) -> str | None
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Have each of the model's blocks run as compiled kernels, which are made at its first pass.
+    """Have each of the model's blocks, and the norm after them, run as compiled kernels, made at its first pass.
 
     Only what is inside of a block: the hooks on it, which gather and release weights, stay outside of the graph. Names
     of parameters stay as they are.
     """
-    for block in model.get_submodule("blocks").children():
-        block.forward = torch.compile(block.forward)
+    last = (model.norm,) if isinstance(getattr(model, "norm", None), nn.Module) else ()
+    for part in (*model.get_submodule("blocks").children(), *last):
+        part.forward = torch.compile(part.forward)

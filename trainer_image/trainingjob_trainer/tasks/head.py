@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from trainingjob_trainer.tasks.base import IGNORE, precise
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB in float32; with a vocabulary of 50,000, those of 333 tokens
-ON_CUDA = 32  # times as many (1 GiB in bfloat16): large products are what a GPU is fast at
+ON_CUDA = 64  # times as many (2 GiB in bfloat16): large products are what a GPU is fast at
 # By device: to a multiple of this the head is filled up, for products that are slow with odd numbers of columns. The
 # rows exist for a pass only: weights, checkpoints and exports have as many as there are entries.
 MULTIPLE = {"cuda": 64}
@@ -43,7 +43,8 @@ def head_cross_entropy(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
     with torch.autocast(kind, enabled=False):
         flat = features.flatten(0, -2).to(dtype)
-        differentiate = _compiled() if compiled else _losses_and_gradient
+        exact = torch.are_deterministic_algorithms_enabled()
+        differentiate = _compiled(not exact) if compiled else _losses_and_gradient
         loss: Tensor = _HeadCrossEntropy.apply(flat, weight.to(dtype), targets.flatten(), smoothing, differentiate)
         return loss
 
@@ -114,8 +115,11 @@ def _losses_and_gradient_in_one(
 
 
 @cache
-def _compiled() -> Differentiate:
-    return torch.compile(_losses_and_gradient_in_one, dynamic=False)  # there are pieces of two sizes
+def _compiled(searched: bool) -> Differentiate:
+    """searched: the fastest shape of the kernel is looked for, which takes seconds, once a run; as it decides about the
+    order of sums, not where runs have to be equal bit for bit."""
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"coordinate_descent_tuning": searched}
+    return torch.compile(_losses_and_gradient_in_one, dynamic=False, options=options)  # there are pieces of two sizes
 
 
 def _padded(weight: Tensor) -> Tensor:
@@ -126,5 +130,6 @@ def _padded(weight: Tensor) -> Tensor:
 
 def _parts(flat: Tensor, vocabulary: int) -> Iterator[slice]:
     at_once = LOGITS_AT_ONCE * (ON_CUDA if flat.is_cuda else 1)
-    size = max(1, at_once // vocabulary)
+    count = -(-len(flat) // max(1, at_once // vocabulary))
+    size = -(-len(flat) // count)  # the last piece is about as large as the others
     return (slice(start, start + size) for start in range(0, len(flat), size))
