@@ -62,9 +62,9 @@ MUTANTS = (
     Mutant(
         "moments are not restored",
         "checkpoint/checkpointer.py",
-        "                dict(tensors),\n                storage_reader",
-        "                {name: t for name, t in tensors.items() if not name.startswith('optimizer.')},\n"
-        "                storage_reader",
+        "            dict(tensors),\n            storage_reader",
+        "            {name: t for name, t in tensors.items() if not name.startswith('optimizer.')},\n"
+        "            storage_reader",
         ("tests/unit/test_checkpoint_state.py",),
     ),
     Mutant(
