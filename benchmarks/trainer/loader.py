@@ -1,9 +1,9 @@
 """Data: how fast batches come out of S3, and how long training waits for them.
 
 - *bare reads*: boto3's own ranged GETs of all shards, 8 MiB each, with as many threads; the bytes are thrown away.
-- *loader*: shuffled batches from the same shards: read, verified, put together. Counted are the bytes of its samples,
-  from four to seven tenths of an epoch: before, memory for blocks is filled, and later less is read than is handed out.
-  The two take turns.
+- *loader*: shuffled batches from the same shards: read, verified, put together. Counted are the samples of the third to
+  the sixth of eight groups of blocks: before, memory for blocks is filled, and afterwards less is read than is handed
+  out. As many groups are read meanwhile. The two take turns.
 - *wait*: the share of the time of steps on this machine's CPU that goes to waiting for the next batch, the first one
   left out: it comes when the first blocks have been read.
 """
@@ -26,7 +26,7 @@ from benchmarks.trainer import subject
 from benchmarks.trainer.figures import Figure, Lab
 
 ROUNDS = 5
-SHARDS, SHARD_BYTES, PART_BYTES = 24, 64 * 2**20, 8 * 2**20
+SHARDS, SHARD_BYTES, PART_BYTES = 32, 64 * 2**20, 8 * 2**20
 BATCH, LENGTH = 256, 1024  # of the loader's epochs: half a MiB
 STEPS = 40
 BUCKET = "data"
@@ -71,7 +71,7 @@ def _timed(read: Callable[[], int]) -> _Timed:
 
 
 class _Bench:
-    """1.5 GiB of random tokens in shards of 64 MiB: eleven groups of blocks, three times what prefetching may hold."""
+    """2 GiB of random tokens in shards of 64 MiB: eight groups of blocks, four times what prefetching may hold."""
 
     def __init__(self, lab: Lab) -> None:
         lab.s3.ensure_bucket(BUCKET)
@@ -99,12 +99,13 @@ class _Bench:
         """How fast the loader gives samples, in the middle of an epoch."""
         reader = Reader(self._store, self._manifest, "train", LENGTH)
         steps = len(reader) // BATCH
+        of_group = steps // reader.blocks.groups
         rows = training_rows(range(steps), BATCH, reader.order(seed=1), world_size=1, rank=0)
         row_bytes = LENGTH * self._manifest.item_bytes
         with prefetch(reader, rows) as read:
-            for _ in islice(read, steps * 4 // 10):
+            for _ in islice(read, 2 * of_group):
                 pass
-            return _timed(lambda: sum(len(batch.inputs) * row_bytes for batch in islice(read, steps * 3 // 10)))
+            return _timed(lambda: sum(len(batch.inputs) * row_bytes for batch in islice(read, 4 * of_group)))
 
     def train(self) -> tuple[float, float, float]:
         """Seconds until the first batch, the share of the others' time that is waiting, and seconds of a step."""

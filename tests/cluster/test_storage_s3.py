@@ -60,6 +60,20 @@ def test_replace_needs_what_was_read(store: Store) -> None:
     assert store.get("run.json") == b"2"
 
 
+def test_bytes_are_read_into_memory_that_is_there(store: Store) -> None:
+    data = os.urandom(3 * 2**20)
+    store.put("shard", data)
+    memory = bytearray(5 * 2**19)
+    for start in (7, 2**20):
+        count, etag = store.read_into("shard", start, memoryview(memory))
+        assert memory[:count] == data[start : start + len(memory)]
+    assert count == 2 * 2**20, "the object ends there"
+    assert store.read_into("shard", len(data), memoryview(memory)) == (0, "")
+    store.put("shard", data[::-1])
+    with pytest.raises(PreconditionFailed):
+        store.read_into("shard", 0, memoryview(memory), if_match=etag)
+
+
 def test_big_objects_go_in_parts(store: Store, tmp_path: Path) -> None:
     data = os.urandom(70 * 2**20)
     (tmp_path / "big").write_bytes(data)

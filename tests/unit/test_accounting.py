@@ -123,6 +123,6 @@ def test_a_pod_needs_less_the_more_there_are_and_much_less_with_gpus() -> None:
     assert "for weights, gradients and moments" not in gpus.parts
     assert gpus.parts["for the copy of a checkpoint that is being uploaded"] == 6 * 124_439_808
     assert gpus.parts["for activations, and later for the whole model"] == 4 * 124_439_808
-    assert gpus.parts["for data that is read ahead"] == 8 * 512 * 2**20
+    assert gpus.parts["for data that is read ahead"] == 8 * 576 * 2**20
     copies = host_memory(a_pod(pods=4, parallelism={"fsdp": "none"}), 50_257, 0)
     assert copies.parts["for weights, gradients and moments"] == alone.parts["for weights, gradients and moments"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainingjob_trainer.data.order import BLOCK_BYTES, BLOCKS_PER_GROUP, Blocks, Order
+from support.order import blocks_of
+from trainingjob_trainer.data.order import BLOCK_BYTES, BLOCKS_PER_GROUP, LARGE, Blocks, Order
 
 MEBIBYTE = 2**20
 
@@ -16,13 +17,13 @@ sample_bytes = st.sampled_from([1, 100, 100_000, BLOCK_BYTES // 3, 2 * BLOCK_BYT
 
 
 def epoch_of(order: Order, epoch: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.asarray(order.indices(range(epoch * len(order), (epoch + 1) * len(order))))
+    return order.indices(np.arange(epoch * len(order), (epoch + 1) * len(order)))
 
 
 @settings(deadline=None)
 @given(sizes, sample_bytes, st.integers(0, 2**31 - 1), st.integers(0, 50))
 def test_every_epoch_visits_every_sample_once(size: int, each: int, seed: int, epoch: int) -> None:
-    visited = epoch_of(Order(Blocks.of(size, each), seed), epoch)
+    visited = epoch_of(Order(blocks_of(size, each), seed), epoch)
     assert np.array_equal(np.sort(visited), np.arange(size))
 
 
@@ -31,8 +32,8 @@ def test_every_epoch_visits_every_sample_once(size: int, each: int, seed: int, e
 def test_a_position_means_the_same_sample_alone_and_among_others(
     size: int, each: int, seed: int, positions: list[int]
 ) -> None:
-    order = Order(Blocks.of(size, each), seed)
-    assert [order.index(position) for position in positions] == order.indices(positions)
+    order = Order(blocks_of(size, each), seed)
+    assert [order.index(position) for position in positions] == order.indices(np.asarray(positions)).tolist()
 
 
 @settings(deadline=None)
@@ -40,7 +41,7 @@ def test_a_position_means_the_same_sample_alone_and_among_others(
 def test_blocks_are_small_and_a_sample_is_found_in_its_own(total: int, each: int) -> None:
     """Up to ten terabytes."""
     size = -(-total // each)
-    blocks = Blocks.of(size, each)
+    blocks = blocks_of(size, each)
     assert blocks.count <= size
     if blocks.groups > 1:
         assert blocks.count >= 64
@@ -54,7 +55,7 @@ def test_blocks_are_small_and_a_sample_is_found_in_its_own(total: int, each: int
 
 @pytest.mark.parametrize("each", [1, BLOCK_BYTES])
 def test_epochs_and_seeds_differ(each: int) -> None:
-    blocks = Blocks.of(1000, each)
+    blocks = blocks_of(1000, each)
     epochs = [tuple(epoch_of(Order(blocks, seed=1), epoch)) for epoch in range(5)]
     assert len({*epochs, tuple(epoch_of(Order(blocks, seed=2)))}) == 6
 
@@ -63,23 +64,48 @@ def test_epochs_and_seeds_differ(each: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_has_nothing_of_the_stored_order(size: int, each: int, seed: int) -> None:
     """Spearman's rank correlation: positions and samples are their own ranks. Documents of ten samples."""
-    indices = epoch_of(Order(Blocks.of(size, each), seed))
+    indices = epoch_of(Order(blocks_of(size, each), seed))
     assert abs(np.corrcoef(np.arange(size), indices)[0, 1]) < 0.05
     assert np.mean(np.diff(indices // 10) == 0) < 0.05
 
 
 def test_a_group_takes_few_blocks_and_from_everywhere() -> None:
     """What a reader has to hold, and that no part of an epoch is of one part of the data."""
-    blocks = Blocks.of(10**9 // 2048, 2048)
+    blocks = blocks_of(2 * LARGE * BLOCK_BYTES // 2048, 2048)
     read = blocks.block_of(epoch_of(Order(blocks, 7)))
     for group in np.array_split(read, blocks.groups):
-        own = np.unique(group[10:-10])  # groups differ by a few samples in size
-        assert BLOCKS_PER_GROUP <= len(own) == blocks.strata < 2 * BLOCKS_PER_GROUP
+        own = np.unique(group)
+        assert len(own) == blocks.strata == BLOCKS_PER_GROUP
         assert np.array_equal(own // blocks.groups, np.arange(blocks.strata))
+
+
+shards = st.lists(st.integers(0, 200) | st.integers(0, 5000), min_size=1, max_size=60).filter(lambda all: sum(all) > 1)
+
+
+@settings(deadline=None)
+@given(shards, st.integers(1, 300), st.integers(1, 200), st.integers(0, 1000))
+def test_blocks_begin_where_windows_of_their_shards_do(sizes: list[int], tokens: int, window: int, seed: int) -> None:
+    """Shards of any size in tokens, samples of `tokens` and one more, which is the first one of the next sample."""
+    samples = (sum(sizes) - 1) // tokens
+    if samples == 0:
+        return
+    blocks = Blocks.of([2 * size for size in sizes], samples, 2 * tokens, 2, block_bytes=4 * window)
+    half = 2 * window * (1 + (samples * 2 * tokens >= LARGE * 4 * window))
+    ends = np.cumsum(sizes) * 2
+    shard = np.searchsorted(ends, blocks.offsets[:-1], side="right")
+    assert not ((blocks.offsets[:-1] - ends[shard] + 2 * np.asarray(sizes)[shard]) % half).any()
+    begins = np.arange(samples) * 2 * tokens
+    of = blocks.block_of(np.arange(samples))
+    assert (blocks.offsets[of] <= begins).all()
+    assert (begins < blocks.offsets[of + 1]).all()
+    assert len(np.unique(of)) == blocks.count
+    assert blocks.offsets[-1] == 2 * (samples * tokens + 1)
+    assert np.array_equal(np.sort(epoch_of(Order(blocks, seed), 3)), np.arange(samples))
 
 
 def test_the_order_is_the_one_that_stored_runs_were_trained_in() -> None:
     """Resuming rests on it: where these numbers change, config.data.ORDER_VERSION must."""
-    assert Order(Blocks.of(1000, 1), seed=1).indices([0, 1, 2, 999, 1000, 123_456]) == [750, 879, 950, 679, 529, 103]
-    grouped = Order(Blocks.of(1000, MEBIBYTE), seed=1)
-    assert grouped.indices([0, 1, 2, 999, 1000, 123_456]) == [794, 477, 901, 806, 266, 986]
+    positions = np.asarray([0, 1, 2, 999, 1000, 123_456])
+    assert Order(blocks_of(1000, 1), seed=1).indices(positions).tolist() == [750, 879, 950, 679, 529, 103]
+    grouped = Order(blocks_of(1000, MEBIBYTE), seed=1)
+    assert grouped.indices(positions).tolist() == [800, 480, 883, 458, 269, 765]

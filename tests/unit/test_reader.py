@@ -54,6 +54,21 @@ def test_samples_are_windows_at_stride_sequence_length(store: LocalStore, tokens
             reader.read([outside])
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("block_bytes", [8, 36, 60, 1000])
+def test_blocks_give_the_samples_that_begin_in_them_whichever_is_read_first(
+    store: LocalStore, tokens: Manifest, backwards: bool, block_bytes: int
+) -> None:
+    """Windows of 2, 9, 15 and 250 tokens: samples end in the next window, in the next shard, or span several."""
+    reader = Reader(store, tokens, "train", LENGTH, block_bytes=block_bytes)
+    for _ in range(2):
+        blocks = [reader.load_all([n]) for n in sorted(range(reader.blocks.count), reverse=backwards)]
+        loaded = {number: block for one in blocks for number, block in one.items()}
+        batch = reader.assemble(range(len(reader)), loaded)
+        assert torch.equal(batch.inputs.int(), torch.arange(len(reader))[:, None] * LENGTH + torch.arange(LENGTH))
+        assert torch.equal(batch.targets.int(), batch.inputs.int() + 1)
+
+
 def test_images_are_scaled_to_one_and_keep_their_label(store: LocalStore) -> None:
     pixels = np.arange(3 * 2 * 4, dtype=np.uint8).reshape(3, 2, 4)
     rows = b"".join((pixels + 100 * i).astype(np.uint8).tobytes() + np.int32(i).tobytes() for i in range(2))
@@ -126,15 +141,53 @@ def test_what_went_wrong_on_the_way_is_read_again(store: LocalStore, pieces: Man
     class Noisy(LocalStore):
         reads = 0
 
-        def get_part(self, key: str, start: int, end: int, *, if_match: str | None = None) -> tuple[bytes, str]:
-            data, etag = super().get_part(key, start, end, if_match=if_match)
+        def read_into(self, key: str, start: int, into: memoryview, *, if_match: str | None = None) -> tuple[int, str]:
+            found = super().read_into(key, start, into, if_match=if_match)
             Noisy.reads += 1
-            return (data if Noisy.reads > 1 else bytes(len(data))), etag
+            if Noisy.reads == 1:
+                into[:] = bytes(len(into))
+            return found
 
     expected = Reader(store, pieces, "train", 1024).read([3])
     noisy = Reader(Noisy(store.root, store.storage), pieces, "train", 1024)
     assert torch.equal(noisy.read([3]).inputs, expected.inputs)
     assert Noisy.reads == 2
+
+
+def test_a_block_is_read_as_its_window_alone_where_the_beginning_of_the_next_is_known(
+    store: LocalStore, pieces: Manifest
+) -> None:
+    class Recording(LocalStore):
+        def read_into(self, key: str, start: int, into: memoryview, *, if_match: str | None = None) -> tuple[int, str]:
+            reads.append((start, start + len(into)))
+            return super().read_into(key, start, into, if_match=if_match)
+
+    reads: list[tuple[int, int]] = []
+    reader = Reader(Recording(store.root, store.storage), pieces, "train", 1024, block_bytes=2 * PIECE_BYTES)
+    assert reader.blocks.offsets[:3].tolist() == [0, PIECE_BYTES, 2 * PIECE_BYTES]
+    reader.load_all([1])
+    reader.load_all([0])
+    assert reads == [(PIECE_BYTES, 3 * PIECE_BYTES), (0, PIECE_BYTES)]
+
+
+def test_corrupt_tokens_that_are_skipped_are_in_no_vocabulary(store: LocalStore, tokens: Manifest) -> None:
+    data = bytearray(store.get("data/3.bin"))
+    data[1] = 0xFF
+    store.put("data/3.bin", bytes(data))
+    batch = Reader(store, tokens, "train", LENGTH, skip_corrupt=True).read([0, 5])
+    assert batch.skipped == 1
+    assert (batch.targets[1] == IGNORE).all()
+
+
+def test_a_corrupt_beginning_of_a_window_spoils_the_sample_that_ends_there(store: LocalStore, pieces: Manifest) -> None:
+    """Also when what is read first is the window, or the block before it."""
+    flip_a_bit(store, "data/0.bin", PIECE_BYTES)
+    for first in (0, 1):
+        reader = Reader(store, pieces, "train", 1024, skip_corrupt=True, block_bytes=2 * PIECE_BYTES)
+        blocks = reader.load_all([first]) | reader.load_all([1 - first])
+        ends = PIECE_BYTES // 2048
+        batch = reader.assemble([ends - 2, ends - 1, ends], blocks)
+        assert (batch.targets == IGNORE).all(dim=1).tolist() == [False, True, True]
 
 
 def test_corrupt_samples_are_skipped_and_counted_where_that_is_asked_for(

@@ -67,6 +67,19 @@ def test_replace_needs_what_was_read(store: Store) -> None:
     assert store.get("run.json") == b"2"
 
 
+def test_bytes_are_read_into_memory_that_is_there(store: Store) -> None:
+    store.put("shard", b"0123456789")
+    memory = bytearray(4)
+    count, etag = store.read_into("shard", 3, memoryview(memory))
+    assert (count, bytes(memory)) == (4, b"3456")
+    assert store.read_into("shard", 8, memoryview(memory), if_match=etag) == (2, etag)
+    assert bytes(memory) == b"8956"
+    assert store.read_into("shard", 10, memoryview(memory))[0] == 0
+    store.put("shard", b"9876543210")
+    with pytest.raises(PreconditionFailed, match="changed by somebody else"):
+        store.read_into("shard", 0, memoryview(memory), if_match=etag)
+
+
 def test_replacing_what_is_missing_fails(store: Store) -> None:
     with pytest.raises(PreconditionFailed):
         store.put("run.json", b"3", if_match="anything")

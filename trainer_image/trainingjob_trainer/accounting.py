@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 MOMENTS = {"adamw": 2, "adam": 2, "muon": 2, "sgd": 1, "rmsprop": 2, "adagrad": 1}  # float32 a parameter, at most
 PROCESS = 430_000_000  # bytes that a rank takes before it has a model; measured, torch 2.15 on Linux
-PREFETCH = 512 * 2**20  # bytes of data that a rank reads ahead, at most
+PREFETCH = 576 * 2**20  # `data.prefetch.MEMORY`: bytes of data that a rank reads ahead, at most
 
 
 def decoder_shapes(size: Transformer, vocab_size: int, context: int) -> Shapes:

@@ -124,7 +124,7 @@ class _Run:
         order = reader.order(training.seed)
         steps = range(start, training.total_steps)
         rows = training_rows(steps, training.global_batch_size, order, self.world.data_size, self.world.data_rank)
-        own_rows = (own or [0] for own in rows)
+        own_rows = (own if len(own) else [0] for own in rows)
         self.telemetry.stopwatch.read()  # from here on it counts
         with AgreedCollections() as garbage, prefetch(reader, own_rows, pin=self.world.device.type == "cuda") as read:
             for step, batch in enumerate(self.telemetry.stopwatch.waits("data", read), start=start):

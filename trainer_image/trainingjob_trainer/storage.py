@@ -73,13 +73,6 @@ class Store(ABC):
         """The whole object, and the tag that `put(if_match=...)` takes. Raises `NotFound`."""
         return self._read(key, 0, None)
 
-    def get_part(self, key: str, start: int, end: int, *, if_match: str | None = None) -> tuple[bytes, str]:
-        """Bytes `[start, end)` of an object, if it still has the etag `if_match`; and its etag.
-
-        Raises `NotFound` and `PreconditionFailed`.
-        """
-        return self._read(key, start, end, if_match)
-
     @abstractmethod
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         """Write an object and return its etag. Raises `PreconditionFailed`."""
@@ -101,7 +94,15 @@ class Store(ABC):
         """Drop the objects below `prefix` that were begun and never finished, where `is_left(key, begun)`."""
 
     @abstractmethod
-    def _read(self, key: str, start: int, end: int | None, if_match: str | None = None) -> tuple[bytes, str]: ...
+    def read_into(self, key: str, start: int, into: memoryview, *, if_match: str | None = None) -> tuple[int, str]:
+        """Fill `into` with an object's bytes from `start` on, if it still has the etag `if_match`: how many there were,
+        fewer where the object ends earlier, and its etag.
+
+        Raises `NotFound` and `PreconditionFailed`.
+        """
+
+    @abstractmethod
+    def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]: ...
 
 
 def open_store(uri: str, storage: Storage) -> Store:
@@ -163,13 +164,18 @@ class LocalStore(Store):
             if is_left(found.key, found.modified):
                 self.delete([found.key])
 
-    def _read(self, key: str, start: int, end: int | None, if_match: str | None = None) -> tuple[bytes, str]:
+    def read_into(self, key: str, start: int, into: memoryview, *, if_match: str | None = None) -> tuple[int, str]:
         with self._errors(key), self._path(key).open("rb") as file:
             etag = _etag(os.fstat(file.fileno()))
             if if_match not in (None, etag):
                 raise PreconditionFailed(f"{self.uri(key)} was changed by somebody else.")
             file.seek(start)
-            return file.read(-1 if end is None else max(0, end - start)), etag
+            return file.readinto(into), etag
+
+    def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]:
+        with self._errors(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if end is None else max(0, end - start)), _etag(os.fstat(file.fileno()))
 
     def _walk(self, prefix: str, *, unfinished: bool = False) -> Iterator[ObjectInfo]:
         top = self._path(prefix.rpartition("/")[0])

@@ -49,8 +49,11 @@ class PatientStore(Store):
     def abort_uploads(self, prefix: str, is_left: Callable[[str, datetime], bool]) -> None:
         self._insist(lambda: self._store.abort_uploads(prefix, is_left))
 
-    def _read(self, key: str, start: int, end: int | None, if_match: str | None = None) -> tuple[bytes, str]:
-        return self._insist(lambda: self._store._read(key, start, end, if_match))
+    def read_into(self, key: str, start: int, into: memoryview, *, if_match: str | None = None) -> tuple[int, str]:
+        return self._insist(lambda: self._store.read_into(key, start, into, if_match=if_match))
+
+    def _read(self, key: str, start: int, end: int | None) -> tuple[bytes, str]:
+        return self._insist(lambda: self._store._read(key, start, end))
 
     def _insist(self, request: Callable[[], T]) -> T:
         pause, deadline = 1.0, time.monotonic() + self._seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zlib
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +11,11 @@ from pydantic import Field, model_validator
 from trainingjob_trainer.config import Config
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.storage import NotFound, Store
+
+try:
+    from zlib_ng.zlib_ng import crc32  # eight times as fast as zlib's: 0.02 s of CPU for 1 GiB
+except ImportError:  # a machine that has nothing but PyTorch, NumPy and pydantic (`make bench-gpu`)
+    from zlib import crc32
 
 MANIFEST_KEY = "data/manifest.json"
 TOKENIZER_KEY = "data/tokenizer.json"
@@ -61,7 +65,7 @@ class Shard(Config):
 def checksums(data: bytes | memoryview) -> str:
     """CRC-32 of each piece of a shard, as the manifest has them."""
     starts = range(0, len(data), PIECE_BYTES)
-    return "".join(f"{zlib.crc32(data[start : start + PIECE_BYTES]):08x}" for start in starts)
+    return "".join(f"{crc32(data[start : start + PIECE_BYTES]):08x}" for start in starts)
 
 
 class SplitData(Config):

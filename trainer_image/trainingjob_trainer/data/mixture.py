@@ -19,12 +19,9 @@ import torch
 from torch import Tensor
 
 from trainingjob_trainer.data.manifest import PIECE_BYTES, Manifest
-from trainingjob_trainer.data.order import BLOCK_BYTES, Order
-from trainingjob_trainer.data.reader import Batch, Reader
-from trainingjob_trainer.data.stream import Span
+from trainingjob_trainer.data.order import BLOCK_BYTES, Ints, Order
+from trainingjob_trainer.data.reader import Batch, Indices, Loaded, Reader
 from trainingjob_trainer.storage import Store
-
-Ints = npt.NDArray[np.int64]
 
 
 class MixedOrder:
@@ -35,16 +32,15 @@ class MixedOrder:
         self._first = np.asarray([0, *accumulate(map(len, orders))])
         self._source, self._turn = _window(weights)
 
-    def indices(self, positions: Sequence[int]) -> list[int]:
+    def indices(self, positions: Ints) -> Ints:
         """The samples at many positions, in their order."""
-        windows, slots = np.divmod(np.asarray(positions, dtype=np.int64), len(self._source))
-        source, result = self._source[slots], np.empty(len(positions), dtype=np.int64)
+        windows, slots = np.divmod(positions, len(self._source))
+        source, result = self._source[slots], np.empty_like(positions)
         own = windows * self._weights[source] + self._turn[slots]
         for number in np.unique(source):
             chosen = source == number
-            result[chosen] = self._first[number] + np.asarray(self._orders[number].indices(own[chosen]))
-        indices: list[int] = result.tolist()
-        return indices
+            result[chosen] = self._first[number] + self._orders[number].indices(own[chosen])
+        return result
 
 
 def _window(weights: Sequence[int]) -> tuple[Ints, Ints]:
@@ -80,7 +76,8 @@ class MixedReader:
         skip_corrupt: bool = False,
     ) -> None:
         # The blocks of all sources' groups are in memory at once.
-        block_bytes = max(PIECE_BYTES, BLOCK_BYTES // len(weights))
+        # Half of it is a multiple of a piece, too.
+        block_bytes = max(1, BLOCK_BYTES // len(weights) // (2 * PIECE_BYTES)) * 2 * PIECE_BYTES
         self._weights = weights
         self._readers = [
             Reader(store, manifest, "train", sequence_length, packing, skip_corrupt, source, block_bytes)
@@ -94,43 +91,43 @@ class MixedReader:
 
     @property
     def block_bytes(self) -> int:
-        """Memory of a block, at most."""
+        """Memory that a block needs, at most."""
         return max(reader.block_bytes for reader in self._readers)
 
     def order(self, seed: int) -> MixedOrder:
         """The order that training reads in."""
         return MixedOrder([reader.order(seed) for reader in self._readers], self._weights)
 
-    def blocks_of(self, indices: Sequence[int]) -> list[int]:
+    def blocks_of(self, indices: Indices) -> set[int]:
         """The blocks that samples lie in, numbered over all sources."""
-        return [
+        return {
             self._first_block[source] + block
             for source, rows in self._by_source(indices).items()
             for block in self._readers[source].blocks_of(self._own(source, indices, rows))
-        ]
+        }
 
-    def load(self, block: int) -> Span:
-        """The bytes of a block."""
+    def load(self, block: int, memory: memoryview) -> Loaded:
+        """The samples of a block, in a memory of `block_bytes`."""
         source = int(np.searchsorted(self._first_block, block, side="right")) - 1
-        return self._readers[source].load(block - self._first_block[source])
+        return self._readers[source].load(block - self._first_block[source], memory)
 
-    def assemble(self, indices: Sequence[int], spans: Mapping[int, Span]) -> Batch:
+    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded]) -> Batch:
         """The samples, in this order, from the blocks that they lie in."""
         parts, rows = [], self._by_source(indices)
         for source, chosen in rows.items():
-            own = {block - self._first_block[source]: span for block, span in spans.items()}
+            own = {number - self._first_block[source]: block for number, block in blocks.items()}
             parts.append(self._readers[source].assemble(self._own(source, indices, chosen), own))
         order = np.argsort(np.concatenate([*rows.values()]))
         inputs, targets = _joined([p.inputs for p in parts], order), _joined([p.targets for p in parts], order)
         return Batch(inputs, targets, sum(part.skipped for part in parts))
 
-    def _by_source(self, indices: Sequence[int]) -> dict[int, Ints]:
+    def _by_source(self, indices: Indices) -> dict[int, Ints]:
         """Which of `indices` are of each source that has any."""
         source = np.searchsorted(self._first, np.asarray(indices), side="right") - 1
         return {int(number): np.flatnonzero(source == number) for number in np.unique(source)}
 
-    def _own(self, source: int, indices: Sequence[int], rows: Ints) -> list[int]:
-        return [indices[row] - self._first[source] for row in rows]
+    def _own(self, source: int, indices: Indices, rows: Ints) -> Ints:
+        return np.asarray(indices)[rows] - self._first[source]
 
 
 def training_reader(

@@ -5,6 +5,10 @@ deals the blocks into groups: a group takes one block of each stratum (a run of 
 of the whole data, and which one it takes is a permutation over the groups. Then the samples of a group are permuted. A
 reader holds the blocks of one group; data of less than two groups is one permutation of its samples.
 
+Blocks follow the shards: a block is the samples that begin in one window of a shard, and windows are of one size from
+the shard's beginning on. So what a reader asks for lies where a storage has put its own chunks, or the parts that the
+shard was uploaded in: a range of 8 MiB across two of SeaweedFS's chunks costs the server a quarter more CPU.
+
 Permutations are Feistel networks over the next power of two, cycle-walked into [0, n) (Black & Rogaway, "Ciphers with
 Arbitrary Finite Domains", 2002), keyed by seed and epoch: bijections by construction.
 """
@@ -12,15 +16,16 @@ Arbitrary Finite Domains", 2002), keyed by seed and epoch: bijections by constru
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 8 * 2**20
+LARGE = 128  # blocks: smaller data is cut into blocks of half the size, so that one is never more than 1/64 of it
 BLOCKS_PER_GROUP = 32  # a group's samples of one block are one in 32: neighbours seldom come from one document
 ROUNDS = 6
 
@@ -28,35 +33,51 @@ Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
 class Blocks:
-    """`samples` samples, cut into `groups * strata` blocks whose sizes differ by one at most."""
+    """Samples cut into `count` blocks, which are dealt into `groups` with one of each of the `strata`, or none.
 
-    samples: int
-    groups: int
-    strata: int
+    Block b has the samples from `firsts[b]` to before `firsts[b + 1]`, which begin in the stream's bytes from
+    `offsets[b]` to before `offsets[b + 1]`.
+    """
+
+    def __init__(self, firsts: Ints, offsets: Ints, groups: int) -> None:
+        self.firsts, self.offsets, self.groups = firsts, offsets, groups
+        self.count = len(firsts) - 1
+        self.strata = -(-self.count // groups)
 
     @classmethod
-    def of(cls, samples: int, sample_bytes: int, block_bytes: int = BLOCK_BYTES) -> Blocks:
-        """Blocks of about `block_bytes`, at least one sample; of several groups, each is at most 1/64 of the data."""
+    def of(
+        cls, shards: Sequence[int], samples: int, stride: int, item_bytes: int, block_bytes: int = BLOCK_BYTES
+    ) -> Blocks:
+        """Of shards of these sizes, one after another, the blocks of samples that begin every `stride` bytes.
+
+        A block is about `block_bytes`, but at least one sample; of several groups, each is at most 1/64 of the data.
+        """
         if samples < 1:
             raise ValueError("an order needs at least one sample")
-        size = samples * sample_bytes
-        groups = max(1, min(size // (BLOCKS_PER_GROUP * block_bytes), samples // BLOCKS_PER_GROUP))
-        blocks = min(-(-size // block_bytes), samples)
-        return cls(samples, groups, max(1, min(-(-blocks // groups), samples // groups)))
+        size = samples * stride
+        whole = block_bytes if size >= LARGE * block_bytes else block_bytes // 2
+        window = max(1, whole // item_bytes) * item_bytes
+        starts = itertools.accumulate(shards, initial=0)
+        offsets = np.concatenate([np.arange(at, at + one, window) for at, one in zip(starts, shards, strict=False)])
+        firsts = np.minimum(-(-offsets // stride), samples)
+        begins = firsts < np.append(firsts[1:], samples)  # some sample begins there
+        firsts, offsets = firsts[begins], offsets[begins]
+        groups = max(1, min(size // (BLOCKS_PER_GROUP * whole), len(firsts) // BLOCKS_PER_GROUP))
+        end = min(size + item_bytes, sum(shards))  # the last token of a sample is the first of the next one
+        return cls(np.append(firsts, samples), np.append(offsets, end), groups)
 
     @property
-    def count(self) -> int:
-        return self.groups * self.strata
+    def samples(self) -> int:
+        return int(self.firsts[-1])
 
     def bounds(self, block: int) -> tuple[int, int]:
         """First sample of a block, and of the next one."""
-        return block * self.samples // self.count, (block + 1) * self.samples // self.count
+        return int(self.firsts[block]), int(self.firsts[block + 1])
 
     def block_of(self, samples: Ints) -> Ints:
         """The block of each sample."""
-        return ((samples + 1) * self.count - 1) // self.samples
+        return np.searchsorted(self.firsts, samples, side="right") - 1
 
 
 class Order:
@@ -73,33 +94,35 @@ class Order:
 
     def index(self, position: int) -> int:
         """The sample at a position."""
-        return self.indices([position])[0]
+        return int(self.indices(np.asarray([position]))[0])
 
-    def indices(self, positions: Sequence[int]) -> list[int]:
+    def indices(self, positions: Ints) -> Ints:
         """The samples at many positions, in their order."""
-        epochs, offsets = np.divmod(np.asarray(positions, dtype=np.int64), len(self))
-        result = np.empty(len(positions), dtype=np.int64)
+        epochs, offsets = np.divmod(positions, len(self))
+        result = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             result[chosen] = self._of_epoch(offsets[chosen], int(epoch))
-        indices: list[int] = result.tolist()
-        return indices
+        return result
 
     def _of_epoch(self, offsets: Ints, epoch: int) -> Ints:
         starts, samples = self._dealt(epoch)
-        group_starts = starts[:: self.blocks.strata]
-        group = np.searchsorted(group_starts, offsets, side="right") - 1
-        start = group_starts[group]
-        places = start + permute(offsets - start, group_starts[group + 1] - start, self._key("samples", epoch), group)
+        key, group_starts = self._key("samples", epoch), starts[:: self.blocks.strata]
+        groups, places = np.searchsorted(group_starts, offsets, side="right") - 1, np.empty_like(offsets)
+        for group in np.unique(groups).tolist():
+            first, end = group_starts[group : group + 2].tolist()
+            own = groups == group
+            places[own] = first + permute(offsets[own] - first, end - first, key, group)
         slot = np.searchsorted(starts, places, side="right") - 1
         return samples[slot] + places - starts[slot]
 
     def _deal(self, epoch: int) -> _Dealt:
-        """Deal the blocks of an epoch into groups: 16 bytes a block, for a terabyte 4 MiB."""
+        """Deal the blocks of an epoch into groups: 16 bytes a block, for a terabyte 2 MiB."""
         groups, strata = self.blocks.groups, self.blocks.strata
-        group, stratum = np.divmod(np.arange(groups * strata), strata)
-        chosen = stratum * groups + permute(group, np.full_like(group, groups), self._key("blocks", epoch), stratum)
-        first, end = (which * self.blocks.samples // self.blocks.count for which in (chosen, chosen + 1))
+        key, every = self._key("blocks", epoch), np.arange(groups)
+        chosen = np.stack([n * groups + permute(every, groups, key, n) for n in range(strata)], axis=1).ravel()
+        firsts = np.pad(self.blocks.firsts, (0, groups * strata - self.blocks.count), mode="edge")  # empty blocks
+        first, end = firsts[chosen], firsts[chosen + 1]
         return _Dealt(np.concatenate([[0], np.cumsum(end - first)]), first)
 
     def _key(self, what: str, epoch: int) -> Words:
@@ -114,25 +137,23 @@ class _Dealt(NamedTuple):
     samples: Ints  # first sample of each
 
 
-def permute(values: Ints, sizes: Ints, key: Words, tweaks: Ints) -> Ints:
+def permute(values: Ints, size: int, key: Words, tweak: int) -> Ints:
     """Each value in a permutation of `range(size)`, one for every (key, tweak)."""
-    bits = np.frexp((sizes - 1).astype(np.float64))[1].astype(np.uint64)
-    keys = [_mix(word + tweaks.astype(np.uint64)) for word in key]
+    bits, keys = (size - 1).bit_length(), _mix(key + np.uint64(tweak))
     found = _feistel(values.astype(np.uint64), bits, keys)
-    outside = np.flatnonzero(found >= sizes.astype(np.uint64))
+    outside = np.flatnonzero(found >= np.uint64(size))
     while len(outside):
-        found[outside] = _feistel(found[outside], bits[outside], [word[outside] for word in keys])
-        outside = outside[found[outside] >= sizes[outside].astype(np.uint64)]
+        found[outside] = _feistel(found[outside], bits, keys)
+        outside = outside[found[outside] >= np.uint64(size)]
     return found.astype(np.int64)
 
 
-def _feistel(values: Words, bits: Words, keys: Sequence[Words]) -> Words:
+def _feistel(values: Words, bits: int, keys: Words) -> Words:
     """A permutation of the numbers of `bits` bits: each half in turn is changed by what the other one says."""
-    one = np.uint64(1)
-    low = (bits + one) >> one
-    left, right = values >> low, values & ((one << low) - one)
-    left_mask, right_mask = (one << (bits - low)) - one, (one << low) - one
-    for left_key, right_key in zip(keys[::2], keys[1::2], strict=True):
+    low = np.uint64((bits + 1) // 2)
+    left_mask, right_mask = np.uint64((1 << (bits // 2)) - 1), np.uint64((1 << ((bits + 1) // 2)) - 1)
+    left, right = values >> low, values & right_mask
+    for left_key, right_key in keys.reshape(-1, 2):
         left = left ^ (_mix(right + left_key) & left_mask)
         right = right ^ (_mix(left + right_key) & right_mask)
     joined: Words = (left << low) | right

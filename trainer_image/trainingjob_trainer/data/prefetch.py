@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
 
-from trainingjob_trainer.data.reader import Batch
-from trainingjob_trainer.data.stream import Span
+import numpy as np
 
-MEMORY = 512 * 2**20  # bytes of blocks: those of the batches to come, and as many used ones as fit beside them
+from trainingjob_trainer.data.reader import Batch, Indices, Loaded
+
+# Bytes of blocks, two groups of them: those of the batches to come, and as many used ones as fit beside them.
+# `accounting.PREFETCH` counts as much.
+MEMORY = 576 * 2**20
 READS_AT_ONCE = 8
 READY = 2  # batches
 AHEAD = 1024  # batches whose blocks are asked for
@@ -26,16 +29,16 @@ class Reads(Protocol):
     @property
     def block_bytes(self) -> int: ...
 
-    def blocks_of(self, indices: Sequence[int]) -> list[int]: ...
+    def blocks_of(self, indices: Indices) -> Set[int]: ...
 
-    def load(self, block: int) -> Span: ...
+    def load(self, block: int, memory: memoryview) -> Loaded: ...
 
-    def assemble(self, indices: Sequence[int], spans: Mapping[int, Span]) -> Batch: ...
+    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded]) -> Batch: ...
 
 
 @contextmanager
 def prefetch(
-    reader: Reads, batches: Iterable[Sequence[int]], *, memory: int = MEMORY, pin: bool = False
+    reader: Reads, batches: Iterable[Indices], *, memory: int = MEMORY, pin: bool = False
 ) -> Iterator[Iterator[Batch]]:
     """An iterator over what `reader` puts together of each batch's samples, read ahead within `memory` bytes.
 
@@ -80,12 +83,10 @@ def prefetch(
         pool.shutdown()
 
 
-def _read_ahead(
-    reader: Reads, batches: Iterable[Sequence[int]], pool: ThreadPoolExecutor, memory: int
-) -> Iterator[Batch]:
+def _read_ahead(reader: Reads, batches: Iterable[Indices], pool: ThreadPoolExecutor, memory: int) -> Iterator[Batch]:
     blocks = _Blocks(reader, pool, memory)
     coming = ((indices, reader.blocks_of(indices)) for indices in batches)
-    ahead: deque[tuple[Sequence[int], list[int]]] = deque()
+    ahead: deque[tuple[Indices, Set[int]]] = deque()
     next_one = next(coming, None)
     while next_one is not None or ahead:
         for _ in range(GROWTH):
@@ -104,35 +105,39 @@ class _Blocks:
     def __init__(self, reader: Reads, pool: ThreadPoolExecutor, memory: int) -> None:
         self._reader, self._pool = reader, pool
         self._most = max(1, memory // reader.block_bytes)
-        self._held: OrderedDict[int, Future[Span] | Span] = OrderedDict()  # the last used one last
-        self._wanted: Counter[int] = Counter()  # batches ahead that want it
+        self._read: dict[int, Loaded] = {}
+        self._reading: dict[int, Future[Loaded]] = {}
+        self._last: dict[int, int] = {}  # of each of both, the last batch that wants it
+        self._wanted, self._taken = 0, 0  # batches
+        self._spare: list[memoryview] = []  # of blocks that were dropped
 
-    def have_room(self, blocks: Sequence[int]) -> bool:
+    def have_room(self, blocks: Set[int]) -> bool:
         """Whether these can be wanted beside what is wanted."""
-        return len(self._wanted) + sum(block not in self._wanted for block in blocks) <= self._most
+        if blocks <= self._last.keys():
+            return True
+        return len(blocks | {block for block, last in self._last.items() if last >= self._taken}) <= self._most
 
-    def want(self, blocks: Sequence[int]) -> None:
+    def want(self, blocks: Set[int]) -> None:
         """Have blocks read that are not there, in place of others that nobody wants."""
-        for block in blocks:
-            self._wanted[block] += 1
-            if block not in self._held:
+        new = sorted(blocks - self._last.keys())
+        self._last.update(dict.fromkeys(blocks, self._wanted))
+        self._wanted += 1
+        for block in new:
+            if len(self._last) > self._most:
                 self._drop_one()
-                self._held[block] = self._pool.submit(self._reader.load, block)
+            memory = self._spare.pop() if self._spare else np.empty(self._reader.block_bytes, np.uint8).data
+            self._reading[block] = self._pool.submit(self._reader.load, block, memory)
 
-    def take(self, blocks: Sequence[int]) -> dict[int, Span]:
-        """Blocks that a batch wanted: waits for them. Raises what reading them raised."""
-        spans = {}
-        for block in blocks:
-            held = self._held[block]
-            spans[block] = self._held[block] = held.result() if isinstance(held, Future) else held
-            self._held.move_to_end(block)
-            self._wanted[block] -= 1
-            if not self._wanted[block]:
-                del self._wanted[block]
-        return spans
+    def take(self, blocks: Set[int]) -> dict[int, Loaded]:
+        """Blocks that the next batch wanted: waits for them. Raises what reading them raised."""
+        for block in blocks & self._reading.keys():
+            self._read[block] = self._reading[block].result()
+            del self._reading[block]
+        self._taken += 1
+        return {block: self._read[block] for block in blocks}
 
     def _drop_one(self) -> None:
-        if len(self._held) >= self._most:
-            unwanted = next((block for block in self._held if block not in self._wanted), None)
-            if unwanted is not None:
-                del self._held[unwanted]
+        block = min(self._read, key=self._last.__getitem__, default=None)
+        if block is not None and self._last[block] < self._taken:
+            del self._last[block]
+            self._spare.append(self._read.pop(block).memory)

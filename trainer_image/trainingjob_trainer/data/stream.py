@@ -28,15 +28,15 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a stream from `start` on; zeros where `unreadable` says so."""
+    """Bytes of a stream; zeros where `unreadable` says so."""
 
-    start: int
-    data: bytes | memoryview
+    data: memoryview
     unreadable: tuple[Unreadable, ...] = ()
 
-    def trouble(self, start: int, end: int) -> DataError | None:
-        """What is wrong with bytes `[start, end)` of the stream, if anything is."""
-        return next((bad.error for bad in self.unreadable if bad.start < end and start < bad.end), None)
+
+def trouble(unreadable: Sequence[Unreadable], start: int, end: int) -> DataError | None:
+    """What is wrong with bytes `[start, end)` of a stream, if anything is."""
+    return next((bad.error for bad in unreadable if bad.start < end and start < bad.end), None)
 
 
 class Stream:
@@ -44,52 +44,58 @@ class Stream:
 
     def __init__(self, store: Store, shards: Sequence[Shard]) -> None:
         self._store, self._shards = store, shards
-        self._starts = [0, *itertools.accumulate(shard.size for shard in shards)]
+        self.sizes = [shard.size for shard in shards]
+        self._starts = [0, *itertools.accumulate(self.sizes)]
         self._etags: dict[str, str] = {}
 
-    def read(self, start: int, end: int) -> Span:
-        """Bytes `[start, end)`, by one ranged read of each shard that they lie in. Raises `StorageError`."""
-        parts: list[Span] = []
+    def read(self, start: int, end: int, into: memoryview) -> Span:
+        """Bytes `[start, end)`, by one ranged read of each shard that they lie in. Raises `StorageError`.
+
+        They are in `into`, which has room for two pieces more.
+        """
         at, position = start, bisect.bisect_right(self._starts, start) - 1
+        filled, before, bad = 0, 0, list[Unreadable]()
         while at < end:
-            base, until = self._starts[position], min(end, self._starts[position + 1])
-            parts.append(self._read(self._shards[position], base, at - base, until - base))
-            at, position = until, position + 1
-        if len(parts) == 1:
-            return parts[0]
-        bad = tuple(bad for part in parts for bad in part.unreadable)
-        return Span(start, b"".join(part.data for part in parts), bad)
+            shard, base = self._shards[position], self._starts[position]
+            until = min(end, base + shard.size)
+            low = (at - base) // PIECE_BYTES * PIECE_BYTES
+            high = min(-(-(until - base) // PIECE_BYTES) * PIECE_BYTES, shard.size)
+            bad += self._fill(shard, base, low, into[filled : filled + high - low])
+            before = before or at - base - low  # of the first shard's part: the others' are from their beginning on
+            filled, at, position = filled + high - low, until, position + 1
+        return Span(into[before : before + end - start], tuple(bad))
 
-    def _read(self, shard: Shard, base: int, start: int, end: int) -> Span:
-        """Bytes `[start, end)` of a shard that begins at `base` of the stream."""
-        low, high = start // PIECE_BYTES * PIECE_BYTES, min(-(-end // PIECE_BYTES) * PIECE_BYTES, shard.size)
+    def _fill(self, shard: Shard, base: int, low: int, part: memoryview) -> list[Unreadable]:
+        """Read and verify the pieces from `low` on of a shard that begins at `base`; zeros where that fails."""
         try:
-            data = self._get(shard, low, high)
-            wrong = self._wrong(shard, low, data) and self._wrong(shard, low, data := self._get(shard, low, high))
+            self._get(shard, low, part)
+            if self._wrong(shard, low, part):
+                self._get(shard, low, part)
+            wrong = {at: self._corrupt(shard) for at in self._wrong(shard, low, part)}
         except DataError as error:
-            return Span(base + start, bytes(end - start), (Unreadable(base + start, base + end, error),))
-        ends = [min(piece + PIECE_BYTES, shard.size) for piece in wrong]
-        bad = tuple(Unreadable(base + a, base + b, self._corrupt(shard)) for a, b in zip(wrong, ends, strict=True))
-        return Span(base + start, memoryview(data)[start - low : end - low], bad)
+            wrong = dict.fromkeys(range(low, low + len(part), PIECE_BYTES), error)
+        for at in wrong:
+            piece = part[at - low :][:PIECE_BYTES]
+            piece[:] = bytes(len(piece))
+        return [Unreadable(base + at, base + at + PIECE_BYTES, error) for at, error in wrong.items()]
 
-    def _wrong(self, shard: Shard, low: int, data: bytes) -> list[int]:
+    def _wrong(self, shard: Shard, low: int, data: memoryview) -> list[int]:
         """Where the pieces begin whose bytes are not those that were written."""
         found, expected = checksums(data), shard.pieces[8 * (low // PIECE_BYTES) :]
         return [low + i // 8 * PIECE_BYTES for i in range(0, len(found), 8) if found[i : i + 8] != expected[i : i + 8]]
 
-    def _get(self, shard: Shard, start: int, end: int) -> bytes:
+    def _get(self, shard: Shard, start: int, into: memoryview) -> None:
         uri = self._store.uri(shard.key)
         try:
             # The shard of the first read, to the end: a pod that prepares the data again must not mix in another.
-            data, etag = self._store.get_part(shard.key, start, end, if_match=self._etags.get(shard.key))
+            count, etag = self._store.read_into(shard.key, start, into, if_match=self._etags.get(shard.key))
         except NotFound as error:
             raise DataError(f"The data shard {uri} is missing.", REPAIR) from error
         except PreconditionFailed as error:
             raise DataError(f"The data shard {uri} was replaced while it was read.", REPAIR) from error
         self._etags.setdefault(shard.key, etag)
-        if len(data) != end - start:
+        if count != len(into):
             raise DataError(f"The data shard {uri} is shorter than the manifest says ({shard.size} bytes).", REPAIR)
-        return data
 
     def _corrupt(self, shard: Shard) -> DataError:
         uri = self._store.uri(shard.key)
