@@ -82,13 +82,17 @@ def activation_bytes(size: Transformer, rows: int, length: int, recomputed: bool
     of each block only its input.
     """
     norm = size.dim * (3 if size.norm == "rmsnorm" else 2)  # an input, its mean square by the input, the output
-    attention = 2 * (size.heads + size.num_kv_heads) * size.head_width + size.heads  # with the log of each sum
+    q_and_k = (size.heads + size.num_kv_heads) * size.head_width
+    attention = 2 * q_and_k + size.heads  # with the log of each sum
     if size.qk_norm:
-        attention += 3 * (size.heads + size.num_kv_heads) * size.head_width
+        attention += 3 * q_and_k
+    elif size.positions == "rotary":  # the values are a part of one product, which also has what is turned
+        attention += q_and_k
     hidden = size.hidden_dim * (4 if size.ffn == "swiglu" else 2)
     dropout = 2 * size.dim if size.dropout else 0
     block = size.dim if recomputed else 2 * norm + attention + hidden + dropout
-    return 4 * rows * length * (size.layers * block + norm)
+    joined = 0 if recomputed else (q_and_k + size.num_kv_heads * size.head_width) * size.dim  # weights of that product
+    return 4 * (rows * length * (size.layers * block + norm) + size.layers * joined)
 
 
 @dataclass(frozen=True)
