@@ -15,11 +15,13 @@ from trainingjob_trainer.accounting import (
     decoder_shapes,
     flops_per_token,
     host_memory,
+    known_parameters,
     parameters,
 )
 from trainingjob_trainer.checkpoint.state import state_tensors
 from trainingjob_trainer.config import PRESETS, JobConfig, Transformer
-from trainingjob_trainer.models import Decoder, init_weights
+from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.models import Decoder, build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
 from trainingjob_trainer.tasks.head import head_cross_entropy
 
@@ -104,6 +106,27 @@ def test_a_parameter_takes_what_the_training_state_holds(tmp_path: Path, name: s
     weights = parameters(decoder_shapes(SMALL["llama"], 300, 64))
     assert held == weights * checkpointed_bytes_per_parameter(training)
     assert bytes_per_parameter(training) == checkpointed_bytes_per_parameter(training) + 4
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_of_a_classifier_all_is_known_but_what_its_data_decides(tmp_path: Path, positions: str) -> None:
+    """The head over its classes, and what patches become."""
+    shape = {"layers": 2, "dim": 32, "heads": 4, "tieEmbeddings": False, "positions": positions}
+    sources = {"text-classification": "jsonl", "image-classification": "parquet"}
+    texts, images = (
+        job(
+            tmp_path, task={"kind": kind}, data={"train": {"uri": "/raw", "format": form}}, model={"transformer": shape}
+        )
+        for kind, form in sources.items()
+    )
+    facts: dict[str, Any] = {"splits": {}, "dtype": "uint16", "classes": ["a", "b", "c"]}
+    tokens = {"kind": "texts", "vocab_size": 300, "tokenizer_digest": "", "eos_id": 0, "shape": (16,)}
+    pixels = {"kind": "images", "dtype": "uint8", "shape": (1, 4, 4)}
+    head, patches = 3 * 32 + 3, 4 * 32 + 32 + (4 * 32 if positions == "learned" else 0)
+    for config, data, decided in ((texts, tokens, head), (images, pixels, head + patches)):
+        model = build_model(config, Manifest.model_validate(facts | data))
+        assert sum(p.numel() for p in model.parameters()) == known_parameters(config, 300) + decided
+        assert host_memory(config, 300, 0).total > 0
 
 
 def a_pod(pods: int = 1, ranks: int = 1, gpus: bool = False, **changes: Any) -> JobConfig:

@@ -248,6 +248,16 @@ def test_a_pod_that_is_too_small_is_refused_with_the_figures(tmp_path: Path) -> 
     assert check(enough, store).outcome == "PrepareData"
 
 
+def test_a_pod_that_is_too_small_for_an_encoder_is_refused_too(tmp_path: Path) -> None:
+    spec(tmp_path)
+    data = {"train": {"uri": str(tmp_path / "raw.jsonl"), "labelField": "text"}}
+    config = spec(tmp_path, task={"kind": "text-classification"}, data=data, model={"preset": "llama-1b"})
+    with pytest.raises(UserError, match=r"memory is 8Gi \(8\.59 GB\), less than the \d+ GB that a worker pod needs"):
+        check(config.model_copy(update={"pod_memory": "8Gi"}), store_of(config))
+    roomy = config.model_copy(update={"pod_memory": "64Gi"})
+    assert check(roomy, store_of(roomy)).outcome == "PrepareData"
+
+
 def test_a_checkpoint_that_a_drain_has_no_time_for_is_told_of(tmp_path: Path) -> None:
     """Judged by an upload that is really made: no disk takes 84 GB in 5 s, and each takes 1.5 GB in a day."""
     big = spec(tmp_path, model={"preset": "llama-8b"}, checkpoint={"drainSeconds": 5})

@@ -3,6 +3,7 @@
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trainingjob_trainer.checkpoint.attempt import Attempt
@@ -105,6 +106,24 @@ def test_retention_keeps_the_last_and_the_best(store: Store) -> None:
     retain(attempt, Checkpoint(keep_last=2, keep_best=1))
     assert [commit.step for commit in commits(store)] == [40, 100, 120]
     assert {key.split("/")[1] for key in keys(store)} == {"step-00000040", "step-00000100", "step-00000120"}
+
+
+def test_a_checkpoint_goes_commit_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two deletions: what is left of it is no checkpoint."""
+    attempt = Attempt.take(store, 0)
+    for step in (20, 40, 60):
+        publish(write(attempt, step), attempt)
+    delete = type(store).delete
+
+    def killed(self: Store, keys: Any) -> None:
+        delete(self, keys)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(store), "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        retain(attempt, Checkpoint(keep_last=2, keep_best=0))
+    assert [commit.step for commit in commits(store)] == [40, 60]
+    assert any("step-00000020" in key for key in keys(store))
 
 
 def test_retention_goes_by_any_metric_and_keeps_milestones(store: Store) -> None:

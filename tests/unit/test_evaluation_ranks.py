@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.evaluated import evaluated
 from support.rank_functions import train_run
 from support.ranks import run_ranks
@@ -22,6 +23,14 @@ def test_metrics_are_the_same_at_every_world_size(tmp_path: Path, world_size: in
     for metrics, passes, _ in ranks:
         assert metrics == pytest.approx(alone, rel=1e-6)
         assert len(passes) == len(ranks[0][1]), "FSDP needs as many passes on every rank"
+
+
+def test_in_bfloat16_they_are_the_same_to_a_thousandth(tmp_path: Path) -> None:
+    put_tokens(store_of(job(tmp_path)), tokens=1000)
+    [(alone, *_)] = run_ranks(1, evaluated, str(tmp_path), None, torch.bfloat16)
+    assert alone["loss"] != evaluated(str(tmp_path), None)[0]["loss"]
+    for metrics, *_ in run_ranks(4, evaluated, str(tmp_path), None, torch.bfloat16):
+        assert metrics == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.parametrize("fsdp", ["full", pytest.param("none", marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """The shape of the repository: what would silently break things that a linter doesn't look at."""
 
+import ast
 import json
 import re
 import subprocess
@@ -24,6 +25,16 @@ def test_nothing_shadows_the_standard_librarys_operator() -> None:
 def test_no_module_is_longer_than_500_lines() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES + TESTS}
     assert {name: length for name, length in lengths.items() if length > 500} == {}
+
+
+def test_no_function_of_the_trainer_is_longer_than_60_lines() -> None:
+    lengths = {
+        f"{path.relative_to(ROOT)}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in (ROOT / "trainer_image").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
 
 
 def test_test_files_have_names_of_their_own() -> None:

@@ -1,4 +1,4 @@
-"""What a language model takes, by arithmetic: parameters, FLOPs, and memory of ranks and pods.
+"""What a Transformer takes, by arithmetic: parameters, FLOPs, and memory of ranks and pods.
 
 Nothing is built for it, and no torch imported: the Check stage asks before a GPU is asked for.
 """
@@ -51,6 +51,17 @@ def block_shapes(size: Transformer) -> Shapes:
 def parameters(shapes: Shapes) -> int:
     """Numbers in all of them."""
     return sum(prod(shape) for shape in shapes.values())
+
+
+def known_parameters(config: JobConfig, vocab_size: int) -> int:
+    """Numbers in a job's Transformer, as far as its data need not be known for them: of a classifier all but its head,
+    and what its patches of images become."""
+    size, kind = config.model.size, config.task.kind
+    if kind == "language-modeling":
+        return parameters(decoder_shapes(size, vocab_size, config.context))
+    trunk = size.model_copy(update={"tie_embeddings": True})
+    texts = kind == "text-classification"
+    return parameters(decoder_shapes(trunk, vocab_size if texts else 0, config.context if texts else 0))
 
 
 def flops_per_token(size: Transformer, vocab_size: int, length: int) -> int:
@@ -117,7 +128,7 @@ def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemo
     the memory of Ray and of the page cache not at all. On GPUs the training state is in their memory.
     """
     size, training, here = config.model.size, config.training, config.ranks_per_pod
-    weights = parameters(decoder_shapes(size, vocab_size, config.context))
+    weights = known_parameters(config, vocab_size)
     ranks = config.fewest_pods * here
     spread = training.parallelism
     shards = spread.group if spread.fsdp_ranks or spread.fsdp == "none" else ranks  # a matrix is split over them all
@@ -132,7 +143,8 @@ def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemo
         rows = training.rows_a_pass(-(-training.global_batch_size * spread.tensor // ranks))
         parts["for weights, gradients and moments"] = held * bytes_per_parameter(training)
         recomputed = spread.activation_checkpointing != "none"
-        activation = activation_bytes(size, rows, training.sequence_length, recomputed)
+        length = 0 if config.task.kind == "image-classification" else training.sequence_length  # patches: not known
+        activation = activation_bytes(size, rows, length, recomputed)
         halved = 1 if training.precision == "float32" else 2  # in bfloat16, which auto takes where the CPU has it
         activations = here * activation // spread.tensor // halved
     # The model is gathered for its export when no activations are left.

@@ -8,10 +8,9 @@ import time
 
 from trainingjob_trainer.accounting import (
     checkpointed_bytes_per_parameter,
-    decoder_shapes,
     gigabytes,
     host_memory,
-    parameters,
+    known_parameters,
 )
 from trainingjob_trainer.config import METRICS, JobConfig, TrainerSpec, Transformer, amount, nearest
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
@@ -58,11 +57,11 @@ def check_metrics(config: JobConfig) -> None:
 
 
 def check_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> None:
-    """Raises `UserError` if a worker pod of a language model cannot hold what its ranks certainly need.
+    """Raises `UserError` if a worker pod of a Transformer cannot hold what its ranks certainly need.
 
     data_bytes: of the training split, as far as it is known.
     """
-    if config.pod_memory is None or not _is_decoder(config):
+    if config.pod_memory is None or not isinstance(config.model.architecture, Transformer):
         return
     needed, limit = host_memory(config, vocab_size, data_bytes), round(amount(config.pod_memory))
     if needed.total > limit:
@@ -75,12 +74,9 @@ def check_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> None:
 
 def drain_warning(config: JobConfig, store: Store, vocab_size: int) -> str:
     """What to say if a checkpoint cannot be uploaded within the grace period of the pods, judged by a small upload."""
-    if not _is_decoder(config):
+    if not isinstance(config.model.architecture, Transformer):
         return ""
-    weights, seconds = (
-        parameters(decoder_shapes(config.model.size, vocab_size, config.context)),
-        config.checkpoint.drain_seconds,
-    )
+    weights, seconds = known_parameters(config, vocab_size), config.checkpoint.drain_seconds
     share = weights * checkpointed_bytes_per_parameter(config.training) // config.fewest_pods
     if share <= SLOWEST * seconds:
         return ""
@@ -92,10 +88,6 @@ def drain_warning(config: JobConfig, store: Store, vocab_size: int) -> str:
         f"{store.uri()}: that may take longer than spec.checkpoint.drainSeconds ({seconds}), and then what was trained "
         f"since the last checkpoint is lost when a pod is evicted. Raise it to {round(2 * share / rate)}."
     )
-
-
-def _is_decoder(config: JobConfig) -> bool:
-    return config.task.kind == "language-modeling" and isinstance(config.model.architecture, Transformer)
 
 
 def upload_rate(store: Store) -> float:
