@@ -141,7 +141,9 @@ def test_two_gangs_that_do_not_fit_together_are_placed_one_after_the_other(
 
 
 @pytest.mark.usefixtures("_gang_scheduling")
-def test_a_replacement_joins_its_gang(operator: Operator, gang: MakeGang, nodes: IdleNodes) -> None:
+def test_a_replacement_joins_its_gang_which_goes_with_its_job(
+    operator: Operator, gang: MakeGang, nodes: IdleNodes
+) -> None:
     nodes.add(3)
     job = gang("hurt")
     job.apply()
@@ -152,6 +154,10 @@ def test_a_replacement_joins_its_gang(operator: Operator, gang: MakeGang, nodes:
     job.remove_pod("train-1-1")
     job.wait_pods("train-1-2")
     wait_placed(job, 3)
+    operator.kill()
+    # Kubernetes' finalizer on the group, and the pods' grace, must not wait for each other.
+    job.cluster.kubectl("-n", job.namespace, "delete", "tj", "hurt", "--cascade=foreground", "--timeout=30s")
+    assert (pod_group(job), job.leftovers()) == (None, set())
 
 
 @pytest.mark.usefixtures("_gang_scheduling")
