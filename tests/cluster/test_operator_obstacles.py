@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -223,6 +224,8 @@ def test_workers_that_no_node_can_take_are_queued_until_one_can(
     status = blocked(job, "Unschedulable", "2 Insufficient nvidia.com/gpu")
     assert status["phase"] == "Queued"
     assert "preemption" not in status["message"]
+    since = datetime.fromisoformat(status["phaseTime"])
+    wait_until("it has waited for a second", lambda: datetime.now(UTC) - since >= timedelta(seconds=1), 10)
     give_gpus(job.cluster, nodes[0], 16)
     job.wait("one has a place", lambda status: status["phase"] == "Starting" and "no node" in status["message"])
     give_gpus(job.cluster, nodes[1], 16)
