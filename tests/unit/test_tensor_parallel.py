@@ -26,8 +26,8 @@ def config_of(directory: Path, variant: str, **parallelism: Any) -> JobConfig:
 
 
 def test_gradients_are_those_of_whole_matrices(tmp_path: Path) -> None:
-    """Two tensor-parallel groups, the parts sharded over two ranks."""
-    put_tokens(store_of(config_of(tmp_path, "gpt")))
+    """Two tensor-parallel groups, the parts sharded over two ranks; a vocabulary that does not divide."""
+    put_tokens(store_of(config_of(tmp_path, "gpt")), vocabulary=33)
     [alone] = run_ranks(1, in_turn, [(gradients_of, (config_of(tmp_path, variant),)) for variant in VARIANTS])
     calls = [(gradients_of, (config_of(tmp_path, variant, fsdp="full", tensor=2),)) for variant in VARIANTS]
     for rank in run_ranks(4, in_turn, calls, seconds=300):
@@ -61,7 +61,7 @@ def test_a_run_of_split_matrices_evaluates_as_a_whole_one(tmp_path: Path) -> Non
         for name, tensor in (("alone", 1), ("split", 2))
     )
     for config in (alone, split):
-        put_tokens(store_of(config))
+        put_tokens(store_of(config), vocabulary=33)
     [(expected, _)] = run_ranks(1, train_run, alone, 1)
     (result, reports), _ = run_ranks(2, train_run, split, 1)
     assert result.evaluation.metrics == pytest.approx(expected.evaluation.metrics, rel=1e-5)
