@@ -10,7 +10,11 @@ from pydoc_data import topics
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from support.begin import write_source
+from support.merge_patch import merged
 from support.rank_functions import load_and_go_on, save_and_go_on
 from support.ranks import run_ranks
 from support.runs import wait_until
@@ -40,8 +44,8 @@ class Trainer:
         lines = "".join(json.dumps({"text": text}) + "\n" for text in paragraphs)
         self.s3.put_object(Bucket=bucket, Key="raw/manual.jsonl", Body=lines.encode())
 
-    def start(self, run: str) -> "subprocess.Popen[bytes]":
-        """Train `run`, its log in a file."""
+    def start(self, run: str, changes: Object | None = None) -> "subprocess.Popen[bytes]":
+        """Train `run`, its log in a file. changes: merged into its spec."""
         spec = {
             "outputUri": f"s3://{self.bucket}/runs/{run}",
             "storage": {"endpointUrl": self._endpoint, "region": "us-east-1"},
@@ -65,14 +69,14 @@ class Trainer:
             "evaluation": {"everySteps": 50},
         }
         job = self._directory / f"{run}.yaml"
-        job.write_text(yaml.safe_dump({"metadata": {"name": run}, "spec": spec}))
+        job.write_text(yaml.safe_dump({"metadata": {"name": run}, "spec": merged(spec, changes or {})}))
         command = [*self._command, str(job)]
         with (self._directory / f"{run}.log").open("ab") as log:
             return subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
 
-    def finish(self, run: str) -> Object:
+    def finish(self, run: str, changes: Object | None = None) -> Object:
         """Train to the end; the run's result."""
-        with self.start(run) as process:
+        with self.start(run, changes) as process:
             code = process.wait(timeout=300)
         assert code == 0, (self._directory / f"{run}.log").read_text()[-3000:]
         return self.read(run, "result.json")
@@ -153,3 +157,21 @@ def test_sigterm_commits_a_checkpoint_and_a_finished_run_answers_at_once(
     assert trainer.read("drained", "attempts/2.json")["resumesFromStep"] == drained
     assert trainer.finish("drained") == result
     assert "attempts/3.json" not in trainer.keys("drained", "attempts/")
+
+
+@pytest.mark.slow  # half a minute; directories are tried in the unit tests
+def test_a_model_of_transformers_begins_with_its_path_in_s3(cluster: LocalCluster, bucket: str, tmp_path: Path) -> None:
+    """On two ranks; a learning rate of nothing leaves it as it was."""
+    trainer = Trainer(cluster, bucket, tmp_path, TORCHRUN)
+    theirs = write_source(tmp_path / "source")
+    for file in (tmp_path / "source").iterdir():
+        trainer.s3.upload_file(str(file), bucket, f"models/neox/{file.name}")
+    model = {"transformer": None, "huggingface": {}, "initFrom": {"uri": f"s3://{bucket}/models/neox"}}
+    trainer.finish("by-path", {"model": model, "training": {"steps": 2, "optimizer": {"lr": 1e-12, "weightDecay": 0}}})
+    exported = "model/a1/model.safetensors"
+    trainer.s3.download_file(bucket, f"runs/by-path/{exported}", str(tmp_path / "exported"))
+    ours, source = load_file(tmp_path / "exported"), load_file(tmp_path / "source" / "model.safetensors")
+    assert ours.keys() == source.keys()
+    assert len(source) == len(dict(theirs.named_parameters()))
+    assert all(torch.allclose(ours[name], weight, atol=1e-6) for name, weight in source.items())
+    assert trainer.read("by-path", "model/a1/config.json")["vocab_size"] == 288
