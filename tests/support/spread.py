@@ -143,6 +143,22 @@ def gathers_and_blocks(config: JobConfig) -> list[str]:
     return happened
 
 
+def largest_kept(config: JobConfig) -> int:
+    """Bytes of the largest tensor that a forward pass leaves for the backward pass and FSDP does not gather anew."""
+    stepper = build(config)
+    batch = masked_batch(0, config.training.global_batch_size, config.training.sequence_length)
+    kept: list[torch.UntypedStorage] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(local_part(tensor).untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = stepper.model(own_rows(stepper, batch).inputs)
+    assert logits.requires_grad
+    return max(storage.nbytes() for storage in kept)
+
+
 def kept_by_forward(config: JobConfig) -> int:
     """Bytes that a forward pass allocates and does not free."""
     stepper = build(config)

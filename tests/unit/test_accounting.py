@@ -23,6 +23,7 @@ from trainingjob_trainer.config import PRESETS, JobConfig, Transformer
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.models import Decoder, build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
+from trainingjob_trainer.parallel.sharding import keep_no_copies
 from trainingjob_trainer.tasks.head import head_cross_entropy
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -65,9 +66,11 @@ def test_flops_without_attention_are_twice_the_matrices() -> None:
     assert flops_per_token(size, 128_256, 0) == 2 * matrices
 
 
-def saved_bytes(size: Transformer, rows: int, length: int) -> int:
+def saved_bytes(size: Transformer, rows: int, length: int, sharded: bool) -> int:
     """What a forward pass and its loss really leave for the backward pass, apart from the weights."""
     model = Decoder(size, 300, context=64)
+    if sharded:
+        keep_no_copies(model)
     init_weights(model, 1)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -86,11 +89,13 @@ def saved_bytes(size: Transformer, rows: int, length: int) -> int:
     return gradient + sum(storage.nbytes() for storage in storages.values())
 
 
+@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("size", SMALL.values(), ids=list(SMALL))
-def test_activations_are_what_a_pass_keeps(size: Transformer, dropout: float) -> None:
+def test_activations_are_what_a_pass_keeps(size: Transformer, dropout: float, sharded: bool) -> None:
     size = size.model_copy(update={"dropout": dropout})
-    assert activation_bytes(size, 4, 48) == pytest.approx(saved_bytes(size, 4, 48), rel=0.05)
+    expected = saved_bytes(size, 4, 48, sharded)
+    assert activation_bytes(size, 4, 48, sharded=sharded) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop", "adagrad"])

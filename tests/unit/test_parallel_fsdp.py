@@ -7,7 +7,15 @@ import pytest
 import torch
 from support.rank_functions import dtypes, train_on_unlike_cpus
 from support.ranks import run_ranks
-from support.spread import gathers, gathers_and_blocks, growth_by_initialisation, held, in_turn, reductions
+from support.spread import (
+    gathers,
+    gathers_and_blocks,
+    growth_by_initialisation,
+    held,
+    in_turn,
+    largest_kept,
+    reductions,
+)
 from support.training import job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.parallel import pass_dtype
 
@@ -66,6 +74,15 @@ def test_a_block_keeps_its_gathered_weights_for_the_backward_pass_on_request(
     config = job(tmp_path, microBatchSize=5, parallelism={**SHARDED, "reshardAfterForward": reshard})
     put_tokens(store_of(config))
     assert run_ranks(2, gathers, config) == [2 * times + 1] * 2
+
+
+def test_no_gathered_weight_outlives_its_block_for_the_backward_pass(tmp_path: Path) -> None:
+    """Few tokens, wide matrices: a copy of weights would be the largest of what is kept."""
+    size = {"layers": 2, "dim": 512, "heads": 8, "ffnDim": 1024}
+    config = job(tmp_path, model={"transformer": size}, globalBatchSize=2, sequenceLength=8, microBatchSize=1)
+    put_tokens(store_of(config))
+    for kept in run_ranks(2, largest_kept, config):
+        assert 0 < kept < 4 * 512 * 512
 
 
 def test_bfloat16_is_of_the_passes_only(tmp_path: Path) -> None:

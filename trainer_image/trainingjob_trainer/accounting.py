@@ -86,23 +86,24 @@ def checkpointed_bytes_per_parameter(training: Training) -> int:
     return 4 * (1 + MOMENTS[training.optimizer.name] + bool(training.ema_decay))
 
 
-def activation_bytes(size: Transformer, rows: int, length: int, recomputed: bool = False) -> int:
+def activation_bytes(size: Transformer, rows: int, length: int, recomputed: bool = False, sharded: bool = False) -> int:
     """What a forward pass in float32 leaves behind for the backward pass, on the CPU's kernels.
 
     Logits are not among it: of the loss there is the gradient by what goes into the head (`tasks.head`). recomputed:
-    of each block only its input.
+    of each block only its input. sharded: attention has three products instead of one.
     """
     norm = size.dim * (3 if size.norm == "rmsnorm" else 2)  # an input, its mean square by the input, the output
     q_and_k = (size.heads + size.num_kv_heads) * size.head_width
     attention = 2 * q_and_k + size.heads  # with the log of each sum
     if size.qk_norm:
         attention += 3 * q_and_k
-    elif size.positions == "rotary":  # the values are a part of one product, which also has what is turned
+    elif size.positions == "rotary" and not sharded:  # the values are a part of the product, with what is turned
         attention += q_and_k
     hidden = size.hidden_dim * (4 if size.ffn == "swiglu" else 2)
     dropout = 2 * size.dim if size.dropout else 0
     block = size.dim if recomputed else 2 * norm + attention + hidden + dropout
-    joined = 0 if recomputed else (q_and_k + size.num_kv_heads * size.head_width) * size.dim  # weights of that product
+    qkv_weights = (q_and_k + size.num_kv_heads * size.head_width) * size.dim
+    joined = 0 if recomputed or sharded else qkv_weights  # side by side
     return 4 * (rows * length * (size.layers * block + norm) + size.layers * joined)
 
 
@@ -144,7 +145,7 @@ def host_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> HostMemo
         parts["for weights, gradients and moments"] = held * bytes_per_parameter(training)
         recomputed = spread.activation_checkpointing != "none"
         length = 0 if config.task.kind == "image-classification" else training.sequence_length  # patches: not known
-        activation = activation_bytes(size, rows, length, recomputed)
+        activation = activation_bytes(size, rows, length, recomputed, sharded=shards > 1)
         halved = 1 if training.precision == "float32" else 2  # in bfloat16, which auto takes where the CPU has it
         activations = here * activation // spread.tensor // halved
     # The model is gathered for its export when no activations are left.

@@ -91,7 +91,13 @@ def norm(size: Size) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention, causal or over everything."""
+    """Grouped-query attention, causal or over everything.
+
+    joint: queries, keys and values are projected in one product. Its weights, side by side, are a copy that is there
+    until the backward pass, so not where a block's weights are gathered for its passes only.
+    """
+
+    joint = True
 
     def __init__(self, size: Size, causal: bool) -> None:
         super().__init__()
@@ -123,7 +129,7 @@ class Attention(nn.Module):
         """Queries, keys and values `[batch, length, heads * head_width]`, in one product: three small ones keep a GPU
         less busy, and their gradients by `x` would have to be added up. Split over ranks, each module has its hooks."""
         layers = (self.query, self.key, self.value)
-        if any(isinstance(layer.weight, DTensor) for layer in layers):
+        if not self.joint or any(isinstance(layer.weight, DTensor) for layer in layers):
             return [layer(x) for layer in layers]
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])

@@ -27,6 +27,8 @@ def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forw
     block computes, the weights of the next one are gathered. reshard_after_forward: and not kept for its backward pass.
     """
     shards = mesh["shards"]
+    if shards.size() > 1:
+        keep_no_copies(model)
     mesh = mesh["copies", "shards"] if mesh["copies"].size() > 1 else shards
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
     norms = batch_norms(model) if dtype == torch.bfloat16 else []
@@ -46,6 +48,13 @@ def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forw
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+def keep_no_copies(model: nn.Module) -> None:
+    """Have no block put gathered weights together to others, which would outlive them."""
+    for module in model.modules():
+        if hasattr(module, "joint"):
+            module.joint = False  # type: ignore[assignment]
 
 
 def sync_gradients(model: nn.Module, wanted: bool) -> None:
