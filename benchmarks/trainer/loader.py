@@ -22,6 +22,7 @@ from trainingjob_trainer.data.prefetch import READS_AT_ONCE, prefetch
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.storage import open_store
 
+from benchmarks.operator_scale.processes import cpu_seconds
 from benchmarks.trainer import subject
 from benchmarks.trainer.figures import Figure, Lab
 
@@ -40,7 +41,7 @@ def measure(lab: Lab) -> list[Figure]:
     bench.load()
     bare, loaded = [], []
     for number in range(ROUNDS):
-        bare.append(_timed(bench.read_bare))
+        bare.append(bench.timed(bench.read_bare))
         loaded.append(bench.load())
         lab.say(f"loader, round {number + 1} of {ROUNDS}: {loaded[-1].rate:.0f} of {bare[-1].rate:.0f} MiB/s")
     lab.say("loader, steps")
@@ -52,6 +53,8 @@ def measure(lab: Lab) -> list[Figure]:
         Figure.of("loader_vs_boto3", "loader: batches / bare reads", ratio, "", ">= 0.9"),
         Figure.of("boto3_cpu_s_per_gib", "loader: CPU of bare reads", [timed.cpu for timed in bare], "s/GiB"),
         Figure.of("loader_cpu_s_per_gib", "loader: CPU of batches", [timed.cpu for timed in loaded], "s/GiB"),
+        Figure.of("boto3_server_s_per_gib", "loader: the server's, of bare reads", [t.server for t in bare], "s/GiB"),
+        Figure.of("loader_server_s_per_gib", "loader: the server's, of batches", [t.server for t in loaded], "s/GiB"),
         Figure("first_batch_s", "loader: the first batch takes", first, "s"),
         Figure("data_step_s", "loader: a step that waits for none", step, "s"),
         Figure("data_wait_share", "loader: share of a step that waits for data", wait, "", "< 0.01"),
@@ -61,13 +64,7 @@ def measure(lab: Lab) -> list[Figure]:
 class _Timed(NamedTuple):
     rate: float  # MiB/s
     cpu: float  # seconds of all of this process's threads, a GiB
-
-
-def _timed(read: Callable[[], int]) -> _Timed:
-    """How fast something reads that tells how many bytes it got, and at what cost; the server's is not counted."""
-    begun, cpu = time.perf_counter(), time.process_time()
-    got = read()
-    return _Timed(got / 2**20 / (time.perf_counter() - begun), (time.process_time() - cpu) / (got / 2**30))
+    server: float  # seconds of the S3 server, a GiB
 
 
 class _Bench:
@@ -76,11 +73,21 @@ class _Bench:
     def __init__(self, lab: Lab) -> None:
         lab.s3.ensure_bucket(BUCKET)
         self._client = lab.s3.client()
+        self._server = lab.s3.pid
         os.environ |= {"AWS_ACCESS_KEY_ID": lab.s3.access_key, "AWS_SECRET_ACCESS_KEY": lab.s3.secret_key}
         model = {"layers": 2, "dim": 64, "heads": 4}
         self._config = subject.job(lab.s3.endpoint, BUCKET, model, globalBatchSize=8, sequenceLength=256)
         self._store = open_store(self._config.output_uri, self._config.storage)
         self._manifest = self._put_shards()
+
+    def timed(self, read: Callable[[], int]) -> _Timed:
+        """How fast something reads that tells how many bytes it got, and at what cost."""
+        begun, cpu, server = time.perf_counter(), time.process_time(), cpu_seconds(self._server)
+        gib = read() / 2**30
+        seconds = time.perf_counter() - begun
+        return _Timed(
+            gib * 1024 / seconds, (time.process_time() - cpu) / gib, (cpu_seconds(self._server) - server) / gib
+        )
 
     def read_bare(self) -> int:
         """Bytes that boto3's ranged reads got."""
@@ -105,7 +112,7 @@ class _Bench:
         with prefetch(reader, rows) as read:
             for _ in islice(read, 2 * of_group):
                 pass
-            return _timed(lambda: sum(len(batch.inputs) * row_bytes for batch in islice(read, 4 * of_group)))
+            return self.timed(lambda: sum(len(batch.inputs) * row_bytes for batch in islice(read, 4 * of_group)))
 
     def train(self) -> tuple[float, float, float]:
         """Seconds until the first batch, the share of the others' time that is waiting, and seconds of a step."""

@@ -104,7 +104,8 @@ def test_the_first_batch_does_not_wait_for_those_far_ahead(reader: Counting) -> 
 
 def test_a_batch_larger_than_the_memory_is_read_all_the_same(reader: Counting) -> None:
     everything = list(range(len(reader)))
-    with prefetch(reader, [everything, everything[::-1]], memory=1) as read:
+    with prefetch(reader, [[0], everything, everything[::-1]], memory=1) as read:
+        assert next(read).inputs[:, 0].tolist() == [0]
         assert next(read).inputs[:, 0].tolist() == firsts(everything)
         assert next(read).inputs[:, 0].tolist() == firsts(everything[::-1])
 
