@@ -10,6 +10,7 @@ import pytest
 from support.training import job, store_of
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.config.data import ORDER_VERSION
 from trainingjob_trainer.errors import DataError, Fenced, UserError
 from trainingjob_trainer.prepare.check import check
 from trainingjob_trainer.prepare.local import prepare_data
@@ -168,6 +169,7 @@ def test_overwrite_deletes_commits_first(tmp_path: Path, monkeypatch: pytest.Mon
             r"bestMetric is accurcay, which task\.kind language-modeling does not have \(do you mean accuracy\?\)",
         ),
         ({"checkpoint": {"bestMetric": "accuracy"}}, UserError, "bestMode is min, but more of accuracy is better"),
+        ({"profile": {"fromStep": 41}}, UserError, r"profile\.fromStep is 41, but the last step is 40: nothing would"),
         ({"earlyStopping": {"metric": "f1"}}, UserError, r"earlyStopping\.metric is f1, which task\.kind lang"),
         ({"earlyStopping": {"mode": "max"}}, UserError, r"earlyStopping\.mode is max, but less of loss is better"),
     ],
@@ -202,7 +204,7 @@ def test_a_run_that_began_in_another_data_order_is_refused(tmp_path: Path) -> No
     old = record(store)
     del old["identity"]["data.order"]
     store.put("run.json", json.dumps({**old, "identityHash": "of the old order"}).encode())
-    with pytest.raises(UserError, match=r"holds another run; it differs in data\.order: null -> 3"):
+    with pytest.raises(UserError, match=rf"holds another run; it differs in data\.order: null -> {ORDER_VERSION}\."):
         check(config, store)
 
 

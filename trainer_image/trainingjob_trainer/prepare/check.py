@@ -16,7 +16,14 @@ from trainingjob_trainer.config import HuggingFace, JobConfig, Timm
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, read_tokenizer
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
-from trainingjob_trainer.prepare.limits import check_limits, check_memory, check_metrics, check_ranks, drain_warning
+from trainingjob_trainer.prepare.limits import (
+    check_limits,
+    check_memory,
+    check_metrics,
+    check_profile,
+    check_ranks,
+    drain_warning,
+)
 from trainingjob_trainer.prepare.run_record import RUN_KEY, RunRecord
 from trainingjob_trainer.records import load_result
 from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store
@@ -43,6 +50,7 @@ def check(config: JobConfig, store: Store) -> CheckOutcome:
     """
     check_ranks(config)
     check_metrics(config)
+    check_profile(config)
     for _ in range(ROUNDS):
         found = RunRecord.load(store)
         if found and found[0].identity_hash != config.identity_hash():

@@ -56,6 +56,17 @@ def check_metrics(config: JobConfig) -> None:
             )
 
 
+def check_profile(config: JobConfig) -> None:
+    """Raises `UserError` if the steps to record never come."""
+    profile, steps = config.training.profile, config.training.steps
+    if profile is not None and steps is not None and profile.from_step > steps:
+        raise UserError(
+            f"spec.training.profile.fromStep is {profile.from_step}, but the last step is {steps}: nothing would be "
+            "recorded.",
+            f"Set it to {steps} or less.",
+        )
+
+
 def check_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> None:
     """Raises `UserError` if a worker pod of a Transformer cannot hold what its ranks certainly need.
 
