@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from trainingjob_trainer.config import Storage
-from trainingjob_trainer.data.manifest import PIECE_BYTES, SPLITS, Manifest, Shard, SplitData
+from trainingjob_trainer.data import stream
+from trainingjob_trainer.data.manifest import PIECE_BYTES, SPLITS, Manifest, Shard, SplitData, checksums
 from trainingjob_trainer.data.reader import IGNORE, Reader
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.storage import LocalStore
@@ -168,6 +169,18 @@ def test_a_block_is_read_as_its_window_alone_where_the_beginning_of_the_next_is_
     reader.load_all([1])
     reader.load_all([0])
     assert reads == [(PIECE_BYTES, 3 * PIECE_BYTES), (0, PIECE_BYTES)]
+
+
+def test_every_byte_is_checked_once(store: LocalStore, pieces: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+
+    def counted(data: memoryview) -> str:
+        checked.append(len(data))
+        return checksums(data)
+
+    monkeypatch.setattr(stream, "checksums", counted)
+    Reader(store, pieces, "train", 1024).load_all([0])
+    assert sum(checked) == pieces.splits["train"].shards[0].size
 
 
 def test_corrupt_tokens_that_are_skipped_are_in_no_vocabulary(store: LocalStore, tokens: Manifest) -> None:

@@ -69,9 +69,11 @@ class Stream:
         """Read and verify the pieces from `low` on of a shard that begins at `base`; zeros where that fails."""
         try:
             self._get(shard, low, part)
-            if self._wrong(shard, low, part):
+            places = self._wrong(shard, low, part)
+            if places:  # on the way, perhaps
                 self._get(shard, low, part)
-            wrong = {at: self._corrupt(shard) for at in self._wrong(shard, low, part)}
+                places = self._wrong(shard, low, part)
+            wrong = dict.fromkeys(places, self._corrupt(shard))
         except DataError as error:
             wrong = dict.fromkeys(range(low, low + len(part), PIECE_BYTES), error)
         for at in wrong:
