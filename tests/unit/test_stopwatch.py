@@ -71,7 +71,7 @@ def test_a_thread_runs_while_it_works_and_not_while_it_waits() -> None:
     watch = Stopwatch()
     threading.Event().wait(0.3)
     reading = watch.read()
-    assert reading.ran <= reading.seconds - 0.29
+    assert reading.ran <= reading.seconds - 0.15  # it may have been preempted on its way to sleep
     work(0.2)
     with watch.during("evaluation"):
         work(0.2)
