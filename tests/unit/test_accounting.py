@@ -21,6 +21,7 @@ from trainingjob_trainer.accounting import (
 from trainingjob_trainer.checkpoint.state import state_tensors
 from trainingjob_trainer.config import PRESETS, JobConfig, Transformer
 from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.data.prefetch import MEMORY
 from trainingjob_trainer.models import Decoder, build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
 from trainingjob_trainer.parallel.sharding import keep_no_copies
@@ -151,6 +152,6 @@ def test_a_pod_needs_less_the_more_there_are_and_much_less_with_gpus() -> None:
     assert "for weights, gradients and moments" not in gpus.parts
     assert gpus.parts["for the copy of a checkpoint that is being uploaded"] == 6 * 124_439_808
     assert gpus.parts["for activations, and later for the whole model"] == 4 * 124_439_808
-    assert gpus.parts["for data that is read ahead"] == 8 * 576 * 2**20
+    assert gpus.parts["for data that is read ahead"] == 8 * MEMORY == 8 * 576 * 2**20
     copies = host_memory(a_pod(pods=4, parallelism={"fsdp": "none"}), 50_257, 0)
     assert copies.parts["for weights, gradients and moments"] == alone.parts["for weights, gradients and moments"]
