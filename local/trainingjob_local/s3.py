@@ -85,7 +85,8 @@ class S3Server:
             f"-ip.bind={HOST_IP}",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=512",
-            "-volume.max=0",
+            # A bucket takes seven. By itself the server would allow as many as fill the free disk at their full size.
+            "-volume.max=10000",
             "-volume.preStopSeconds=0",
             "-filer",
             "-s3",

@@ -86,7 +86,8 @@ def writes(job: PlayedJob) -> list[tuple[str, str, str, int]]:
     """The operator's writes in the job's namespace, from the audit log: verb, resource, name and the answer's code."""
     log = job.cluster.control_plane.audit_log
     assert log is not None
-    entries = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    lines = (line for line in log.read_text().splitlines() if line.endswith("}") and job.namespace in line)
+    entries = [json.loads(line) for line in lines]
     return [_written(entry) for entry in entries if _is_write(entry, job.namespace)]
 
 

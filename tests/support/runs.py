@@ -30,17 +30,20 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float, every: f
         time.sleep(every)
 
 
-def settled(read: Callable[[], T], seconds: float = 20) -> T:
+def settled(read: Callable[[], T], seconds: float = 30) -> T:
     """What `read` gives once it has given the same for two seconds: what is no news the operator may write a progress
     interval (of a second, here) later."""
-    seen: list[T] = []
+    last, since = read(), time.monotonic()
 
     def quiet() -> bool:
-        seen.append(read())
-        return len(seen) > 20 and all(value == seen[-1] for value in seen[-20:])
+        nonlocal last, since
+        value = read()
+        if value != last:
+            last, since = value, time.monotonic()
+        return time.monotonic() - since >= 2
 
     wait_until("nothing changes any more", quiet, seconds)
-    return seen[-1]
+    return last
 
 
 @dataclass(frozen=True)
