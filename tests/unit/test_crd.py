@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
+from trainingjob_operator.api.change_rules import FIXED, OPTIONAL, WHILE_SUSPENDED
 from trainingjob_operator.api.crd import crd, schema_of
-from trainingjob_operator.api.rules import FIXED, OPTIONAL, RULES, WHILE_SUSPENDED
+from trainingjob_operator.api.rules import RULES
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_trainer.config import TrainerSpec

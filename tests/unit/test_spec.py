@@ -7,7 +7,7 @@ import pytest
 from support import bad_specs
 from support.bad_specs import BY_RULE, BY_SCHEMA, merged
 from support.play import spec
-from trainingjob_operator.api import rules
+from trainingjob_operator.api import change_rules
 from trainingjob_operator.api.rules import RULES
 from trainingjob_operator.core.facts import InvalidSpec, Job
 
@@ -44,8 +44,8 @@ def test_every_rule_is_tried() -> None:
 
 
 def test_every_field_that_may_not_change_is_tried() -> None:
-    assert set(bad_specs.FIXED) == set(rules.FIXED)
-    assert set(bad_specs.WHILE_SUSPENDED) == set(rules.WHILE_SUSPENDED) - {
+    assert set(bad_specs.FIXED) == set(change_rules.FIXED)
+    assert set(bad_specs.WHILE_SUSPENDED) == set(change_rules.WHILE_SUSPENDED) - {
         "task.custom"
     }  # of another kind of task: tested there
 

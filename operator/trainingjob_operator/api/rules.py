@@ -1,16 +1,15 @@
-"""Rules that a schema can't say, in CEL: what the models' validators say in Python, and what an update may change.
+"""Rules that a schema can't say, in CEL: what the models' validators say in Python. (`change_rules`: of updates.)
 
 Kubernetes checks them at the API server, so a wrong spec is refused by `kubectl apply` and not found out later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic.alias_generators import to_camel
 from trainingjob_trainer import config
 
 from trainingjob_operator.api.cel import Rule
+from trainingjob_operator.api.change_rules import CHANGE_RULES, ONLY_SUSPENDED, SUSPEND_FIRST, SUSPENDED
 from trainingjob_operator.api.data_rules import DATA_RULES, TASK_DATA_RULES
 from trainingjob_operator.api.model_rules import IN_A_FAMILY, MODEL_RULES
 from trainingjob_operator.api.spec import RunPolicy, TrainingJobSpec
@@ -34,84 +33,6 @@ ROOT_RULES = (
         field=".metadata.name",
     ),
 )
-
-
-# Of the fields below and what they lie in: those that may be absent even after defaulting; a test compares.
-OPTIONAL = (
-    "image",
-    "outputUri",
-    "task.custom",
-    "task.loss",
-    "task.huberDelta",
-    "data",
-    "model",
-    "training",
-    "training.steps",
-    "training.epochs",
-    "training.tokens",
-    "runPolicy.queueName",
-    "training.earlyStopping",
-    "training.profile",
-)
-
-
-def _same(path: str, known: str = "") -> str:
-    """Whether the field did not change; absent before and after is the same, too. known: what is there, above it.
-
-    `has`, because the API server cannot bound the cost of comparing CEL's optional values.
-    """
-    same = f"self.{path} == oldSelf.{path}"
-    maybe = [field for field in OPTIONAL if field != known and f"{path}.".startswith(f"{field}.")]
-    if not maybe:
-        return same
-    now, before = (" && ".join(f"has({whole}.{field})" for field in maybe) for whole in ("self", "oldSelf"))
-    return f"({now} ? {before} && {same} : !({before}))"
-
-
-def _unchanged(paths: Sequence[str]) -> str:
-    """Whether none of the fields did, as `_same` says of each; an optional field above them is looked at once.
-
-    That matters: for every lookup the API server copies the schemas of all fields beside the one that it looks up.
-    """
-    below: dict[str, list[str]] = {}
-    for path in paths:
-        head = path.partition(".")[0]
-        below.setdefault(head if head in OPTIONAL else path, []).append(path)
-    return " && ".join(_unchanged_below(head, found) for head, found in below.items())
-
-
-def _unchanged_below(head: str, paths: Sequence[str]) -> str:
-    if paths == [head]:
-        return _same(head)
-    same = " && ".join(_same(path, known=head) for path in paths)
-    return f"(has(self.{head}) ? has(oldSelf.{head}) && {same} : !has(oldSelf.{head}))"
-
-
-SUSPENDED = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
-SUSPEND_FIRST = "set runPolicy.suspend to true, change it in a second step, then set suspend to false"
-ONLY_SUSPENDED = f"can change only while the job is suspended: {SUSPEND_FIRST}"
-
-
-def _immutable(fixed: Sequence[str], while_suspended: Sequence[str]) -> tuple[Rule, Rule]:
-    """What an update may not change: the first fields never, because they make the run what it is; the others, which
-    a resumed run takes up, unless the job is suspended before and after.
-
-    Two rules for all fields, as the API server evaluates each rule at each write, of the status as well.
-    """
-    return (
-        _changes(
-            fixed,
-            _unchanged(fixed),
-            "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri",
-        ),
-        _changes(while_suspended, f"({_unchanged(while_suspended)}) || ({SUSPENDED})", ONLY_SUSPENDED),
-    )
-
-
-def _changes(paths: Sequence[str], rule: str, message: str) -> Rule:
-    """A rule about many fields, whose message begins with the names of those that changed."""
-    names = tuple(f"{_same(path)} ? '' : '{path} '" for path in paths)
-    return Rule(rule, f"{'%s' * len(paths)}{message}", names, reason="FieldValueForbidden")
 
 
 def _required(part: str) -> Rule:
@@ -183,57 +104,6 @@ NOT_SPLIT = f"!has(self.training) || !has(self.model) || {TENSOR} == 1"
 
 LENGTHS = "[has(self.steps), has(self.epochs), has(self.tokens)].filter(given, given).size()"
 
-# With TrainerSpec.identity(): these and no others are fixed; a test compares.
-FIXED = (
-    "outputUri",
-    "task.kind",
-    "task.loss",
-    "task.huberDelta",
-    "data.train",
-    "data.validation",
-    "data.test",
-    "data.packing",
-    "data.prepare.tokenizer",
-    "data.prepare.clean",
-    "model",
-    "training.seed",
-    "training.globalBatchSize",
-    "training.sequenceLength",
-    "training.optimizer.name",
-    "training.emaDecay",
-)
-WHILE_SUSPENDED = (
-    "image",
-    "storage",
-    "task.custom",
-    "workers.resources",
-    "workers.template",
-    "data.prepare.replicas",
-    "data.prepare.cpu",
-    "data.prepare.memory",
-    "data.onCorrupt",
-    "checkpoint",
-    "evaluation",
-    "training.steps",
-    "training.epochs",
-    "training.tokens",
-    "training.optimizer",
-    "training.schedule",
-    "training.microBatchSize",
-    "training.clipNorm",
-    "training.labelSmoothing",
-    "training.earlyStopping",
-    "training.precision",
-    "training.compile",
-    "training.parallelism",
-    "training.deterministic",
-    "training.hangSeconds",
-    "training.logEvery",
-    "training.profile",
-    "runPolicy.onExistingRun",
-    "runPolicy.queueName",
-)
-
 OWN_KINDS: list[config.Kind] = [kind for kind, parts in config.REQUIRED.items() if "training" in parts]
 REQUIRED_BY_SOME = tuple(dict.fromkeys(part for parts in config.REQUIRED.values() for part in parts))
 
@@ -283,7 +153,7 @@ ELASTICITY = (
 )
 
 SPEC_RULES = (
-    *_immutable(FIXED, WHILE_SUSPENDED),
+    *CHANGE_RULES,
     *(_required(part) for part in REQUIRED_BY_SOME),
     *(_only(part) for part in config.OWN_TASK_PARTS),
     *ELASTICITY,

@@ -1,0 +1,131 @@
+"""Rules about updates of the spec in CEL: what never changes, and what changes only while the job is suspended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainingjob_operator.api.cel import Rule
+
+# With TrainerSpec.identity(): these and no others are fixed; a test compares.
+FIXED = (
+    "outputUri",
+    "task.kind",
+    "task.loss",
+    "task.huberDelta",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "data.packing",
+    "data.prepare.tokenizer",
+    "data.prepare.clean",
+    "model",
+    "training.seed",
+    "training.globalBatchSize",
+    "training.sequenceLength",
+    "training.optimizer.name",
+    "training.emaDecay",
+)
+WHILE_SUSPENDED = (
+    "image",
+    "storage",
+    "task.custom",
+    "workers.resources",
+    "workers.template",
+    "data.prepare.replicas",
+    "data.prepare.cpu",
+    "data.prepare.memory",
+    "data.onCorrupt",
+    "checkpoint",
+    "evaluation",
+    "training.steps",
+    "training.epochs",
+    "training.tokens",
+    "training.optimizer",
+    "training.schedule",
+    "training.microBatchSize",
+    "training.clipNorm",
+    "training.labelSmoothing",
+    "training.earlyStopping",
+    "training.precision",
+    "training.compile",
+    "training.parallelism",
+    "training.deterministic",
+    "training.hangSeconds",
+    "training.logEvery",
+    "training.profile",
+    "runPolicy.onExistingRun",
+    "runPolicy.queueName",
+)
+
+# Of these and what they lie in: those that may be absent even after defaulting; a test compares.
+OPTIONAL = (
+    "image",
+    "outputUri",
+    "task.custom",
+    "task.loss",
+    "task.huberDelta",
+    "data",
+    "model",
+    "training",
+    "training.steps",
+    "training.epochs",
+    "training.tokens",
+    "runPolicy.queueName",
+    "training.earlyStopping",
+    "training.profile",
+)
+
+
+def _same(path: str, known: str = "") -> str:
+    """Whether the field did not change; absent before and after is the same, too. known: what is there, above it.
+
+    `has`, because the API server cannot bound the cost of comparing CEL's optional values.
+    """
+    same = f"self.{path} == oldSelf.{path}"
+    maybe = [field for field in OPTIONAL if field != known and f"{path}.".startswith(f"{field}.")]
+    if not maybe:
+        return same
+    now, before = (" && ".join(f"has({whole}.{field})" for field in maybe) for whole in ("self", "oldSelf"))
+    return f"({now} ? {before} && {same} : !({before}))"
+
+
+def _unchanged(paths: Sequence[str]) -> str:
+    """Whether none of the fields did, as `_same` says of each; an optional field above them is looked at once.
+
+    That matters: for every lookup the API server copies the schemas of all fields beside the one that it looks up.
+    """
+    below: dict[str, list[str]] = {}
+    for path in paths:
+        head = path.partition(".")[0]
+        below.setdefault(head if head in OPTIONAL else path, []).append(path)
+    return " && ".join(_unchanged_below(head, found) for head, found in below.items())
+
+
+def _unchanged_below(head: str, paths: Sequence[str]) -> str:
+    if paths == [head]:
+        return _same(head)
+    same = " && ".join(_same(path, known=head) for path in paths)
+    return f"(has(self.{head}) ? has(oldSelf.{head}) && {same} : !has(oldSelf.{head}))"
+
+
+SUSPENDED = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
+SUSPEND_FIRST = "set runPolicy.suspend to true, change it in a second step, then set suspend to false"
+ONLY_SUSPENDED = f"can change only while the job is suspended: {SUSPEND_FIRST}"
+
+
+def _changes(paths: Sequence[str], rule: str, message: str) -> Rule:
+    """A rule about many fields, whose message begins with the names of those that changed."""
+    names = tuple(f"{_same(path)} ? '' : '{path} '" for path in paths)
+    return Rule(rule, f"{'%s' * len(paths)}{message}", names, reason="FieldValueForbidden")
+
+
+# Two rules for all fields, as the API server evaluates each rule at each write, of the status as well. The first fields
+# make the run what it is; the others are taken up by a resumed run.
+CHANGE_RULES = (
+    _changes(
+        FIXED,
+        _unchanged(FIXED),
+        "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri",
+    ),
+    _changes(WHILE_SUSPENDED, f"({_unchanged(WHILE_SUSPENDED)}) || ({SUSPENDED})", ONLY_SUSPENDED),
+)
