@@ -25,7 +25,7 @@ from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import build_optimizer
 from trainingjob_trainer.parallel import World
-from trainingjob_trainer.parallel.sharding import keep_no_copies
+from trainingjob_trainer.parallel.sharding import project_apart
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import open_store
 from trainingjob_trainer.tasks import build_task
@@ -76,7 +76,7 @@ class Work:
         with torch.device("meta"):
             model = build_model(self.config, self.manifest)
         if self.world.size > 1:
-            keep_no_copies(model)
+            project_apart(model)
             for block in model.get_submodule("blocks").children():
                 fully_shard(block)
             fully_shard(model)

@@ -24,7 +24,7 @@ from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.data.prefetch import MEMORY
 from trainingjob_trainer.models import Decoder, build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
-from trainingjob_trainer.parallel.sharding import keep_no_copies
+from trainingjob_trainer.parallel.sharding import project_apart
 from trainingjob_trainer.tasks.head import head_cross_entropy
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def saved_bytes(size: Transformer, rows: int, length: int, sharded: bool) -> int
     """What a forward pass and its loss really leave for the backward pass, apart from the weights."""
     model = Decoder(size, 300, context=64)
     if sharded:
-        keep_no_copies(model)
+        project_apart(model)
     init_weights(model, 1)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}

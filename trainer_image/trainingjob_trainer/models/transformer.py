@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 
 from trainingjob_trainer.config import RopeScaling
@@ -94,7 +93,7 @@ class Attention(nn.Module):
     """Grouped-query attention, causal or over everything.
 
     joint: queries, keys and values are projected in one product. Its weights, side by side, are a copy that is there
-    until the backward pass, so not where a block's weights are gathered for its passes only.
+    until the backward pass, so not where weights are gathered for a block's passes only, nor where they are split.
     """
 
     joint = True
@@ -127,9 +126,9 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values `[batch, length, heads * head_width]`, in one product: three small ones keep a GPU
-        less busy, and their gradients by `x` would have to be added up. Split over ranks, each module has its hooks."""
+        less busy, and their gradients by `x` would have to be added up."""
         layers = (self.query, self.key, self.value)
-        if not self.joint or any(isinstance(layer.weight, DTensor) for layer in layers):
+        if not self.joint:
             return [layer(x) for layer in layers]
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])

@@ -28,7 +28,7 @@ def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forw
     """
     shards = mesh["shards"]
     if shards.size() > 1:
-        keep_no_copies(model)
+        project_apart(model)
     mesh = mesh["copies", "shards"] if mesh["copies"].size() > 1 else shards
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
     norms = batch_norms(model) if dtype == torch.bfloat16 else []
@@ -50,8 +50,9 @@ def shard(model: Model, mesh: DeviceMesh, dtype: torch.dtype, reshard_after_forw
     return model
 
 
-def keep_no_copies(model: nn.Module) -> None:
-    """Have no block put gathered weights together to others, which would outlive them."""
+def project_apart(model: nn.Module) -> None:
+    """Have each projection of attention be a product of its own. Put together, gathered weights would be copies that
+    outlive them; and split matrices have their hooks one by one."""
     for module in model.modules():
         if hasattr(module, "joint"):
             module.joint = False  # type: ignore[assignment]

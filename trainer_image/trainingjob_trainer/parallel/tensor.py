@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
+from trainingjob_trainer.parallel.sharding import project_apart
 from trainingjob_trainer.parallel.world import World
 
 BY_POSITION, BY_HEAD, BY_ENTRY = Shard(1), Shard(1), Shard(-1)  # of [batch, length, dim]; [batch, heads, ...]; logits
@@ -36,6 +37,7 @@ def split_matrices(model: nn.Module, mesh: DeviceMesh) -> None:
     _apply(model, mesh, {"embed": table, "positions": table, "norm": SequenceParallel(), "head": head})
     model.get_submodule("norm").register_forward_hook(lambda module, inputs, output: _whole(output))
     model.register_forward_hook(lambda module, inputs, logits: logits if module.training else _whole(logits).to_local())
+    project_apart(model)
     blocks = list(model.get_submodule("blocks").children())
     for block in blocks:
         _split_block(block, mesh)
