@@ -47,6 +47,15 @@ def suspend(job: PlayedJob) -> None:
     job.wait_phase("Suspended")
 
 
+def lose_a_worker(job: PlayedJob) -> None:
+    """One of three pods that run is deleted, and its successor placed."""
+    job.run("train-0-1", "train-1-1", "train-2-1")
+    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
+    job.remove_pod("train-1-1")
+    job.wait_pods("train-1-2")
+    wait_placed(job, 3)
+
+
 def pod_group(job: PlayedJob) -> Object | None:
     text = job.cluster.kubectl(
         "-n", job.namespace, "get", "podgroups.scheduling.k8s.io", f"{job.name}-tj", "--ignore-not-found", "-o", "json"
@@ -149,11 +158,7 @@ def test_a_replacement_joins_its_gang_which_goes_with_its_job(
     job.apply()
     check(job)
     wait_placed(job, 3)
-    job.run("train-0-1", "train-1-1", "train-2-1")
-    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
-    job.remove_pod("train-1-1")
-    job.wait_pods("train-1-2")
-    wait_placed(job, 3)
+    lose_a_worker(job)
     operator.kill()
     # Kubernetes' finalizer on the group, and the pods' grace, must not wait for each other.
     job.cluster.kubectl("-n", job.namespace, "delete", "tj", "hurt", "--cascade=foreground", "--timeout=30s")
@@ -255,11 +260,7 @@ def test_a_pod_group_that_is_deleted_while_its_pods_wait_places_them_and_their_s
     assert "deletionTimestamp" in found["metadata"]
     nodes.add(3)
     wait_placed(job, 3)
-    job.run("train-0-1", "train-1-1", "train-2-1")
-    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
-    job.remove_pod("train-1-1")
-    job.wait_pods("train-1-2")
-    wait_placed(job, 3)
+    lose_a_worker(job)
     suspend(job)
     wait_until("it goes with its pods", lambda: pod_group(job) is None, SECONDS)
     job.patch({"runPolicy": {"suspend": False}})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.dying import die_after_a_deletion
 from support.training import job, store_of
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig
@@ -141,13 +142,7 @@ def test_overwrite_deletes_commits_first(tmp_path: Path, monkeypatch: pytest.Mon
     for key in ("checkpoints/step-00000020/COMMIT.json", "checkpoints/step-00000020/a1/x"):
         store.put(key, b"{}")
     new = overwriting(spec(tmp_path, seed=2))
-    delete = type(store).delete
-
-    def killed(self: Store, keys: Any) -> None:
-        delete(self, keys)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(store), "delete", killed)
+    die_after_a_deletion(store, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         check(new, store)
     monkeypatch.undo()

@@ -3,9 +3,9 @@
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.dying import die_after_a_deletion
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence
 from trainingjob_trainer.checkpoint.commits import Commit, StoredObject, attempt_prefix, commits, latest, publish
@@ -113,13 +113,7 @@ def test_a_checkpoint_goes_commit_first(store: Store, monkeypatch: pytest.Monkey
     attempt = Attempt.take(store, 0)
     for step in (20, 40, 60):
         publish(write(attempt, step), attempt)
-    delete = type(store).delete
-
-    def killed(self: Store, keys: Any) -> None:
-        delete(self, keys)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(store), "delete", killed)
+    die_after_a_deletion(store, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         retain(attempt, Checkpoint(keep_last=2, keep_best=0))
     assert [commit.step for commit in commits(store)] == [40, 60]

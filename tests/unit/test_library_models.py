@@ -10,7 +10,8 @@ from support.begin import write_source
 from support.corpus import digits
 from support.rank_functions import initial_state, statistics_around_a_bad_step, train_run
 from support.ranks import run_ranks
-from support.training import VOCABULARY, contents, job, newest, put_tokens, store_of
+from support.resuming import resumed_like_its_twin
+from support.training import VOCABULARY, job, newest, put_tokens, store_of
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
 from trainingjob_trainer.config import HuggingFace, JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
@@ -73,12 +74,8 @@ def model_of(config: JobConfig) -> Adapted:
 def test_a_decoder_of_transformers_is_sharded_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"optimizer": {"lr": 1e-2}, "checkpoint": {"everySteps": 20, "keepBest": 0}}
     baseline, disturbed = decoder(tmp_path / "baseline", **changes), decoder(tmp_path / "disturbed", **changes)
-    (expected, reports), _ = run_ranks(2, train_run, baseline, 1)
+    (_, reports), _ = resumed_like_its_twin(2, baseline, disturbed, killed_at=23, saved=20)
     assert "FSDP2: the model is sharded over 2 ranks" in reports[0]["message"]
-    assert run_ranks(2, train_run, disturbed, 1, None, 23) == [-9, -9]
-    (result, _), _ = run_ranks(2, train_run, disturbed, 2)
-    assert contents(newest(disturbed)) == contents(newest(baseline))
-    assert result.evaluation == expected.evaluation
     history = read_progress(store_of(baseline), newest(baseline)).history
     assert history[-1].loss < 0.8 * history[0].loss, "nothing was learnt"
 
@@ -130,13 +127,8 @@ def test_statistics_of_batch_norm_are_committed_and_a_run_resumes_bit_for_bit(tm
     """Committed at a step without an evaluation, which shares them among the ranks, too."""
     checkpoint = {"everySteps": 5, "keepBest": 0}
     baseline, disturbed = (classifier(tmp_path / name, checkpoint=checkpoint) for name in ("baseline", "disturbed"))
-    (expected, reports), _ = run_ranks(2, train_run, baseline, 1)
+    (_, reports), (result, _) = resumed_like_its_twin(2, baseline, disturbed, killed_at=8, saved=5)
     assert "DDP: 2 copies of the model (its BatchNorm layers are not sharded)" in reports[0]["message"]
-    assert run_ranks(2, train_run, disturbed, 1, None, 8) == [-9, -9]
-    assert newest(disturbed).step == 5
-    (result, _), _ = run_ranks(2, train_run, disturbed, 2)
-    assert contents(newest(disturbed)) == contents(newest(baseline))
-    assert result.evaluation == expected.evaluation
     program = torch.export.load(f"{result.model_uri}model.pt2").state_dict
     counts = {int(value) for name, value in program.items() if name.endswith("num_batches_tracked")}
     assert counts == {24}, "12 steps of 2 passes"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from support.rank_functions import train_by_the_clock, train_exactly, train_run, train_with_a_bad_step
 from support.ranks import run_ranks
-from support.training import VOCABULARY, contents, job, newest, put_tokens, store_of, without_dropout
+from support.resuming import resumed_like_its_twin
+from support.training import VOCABULARY, job, newest, put_tokens, store_of, without_dropout
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
 from trainingjob_trainer.checkpoint.commits import commits, latest, read_verified
 from trainingjob_trainer.checkpoint.state import LoggedStep
@@ -40,16 +41,9 @@ def history_of(config: JobConfig) -> list[LoggedStep]:
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, world_size: int, changes: dict[str, Any], how: str) -> None:
     """40 steps, dropout on, against 20 + SIGKILL of all ranks three steps later + 20."""
     baseline, disturbed = (prepared(tmp_path / name, **changes) for name in ("baseline", "disturbed"))
-    results = run_ranks(world_size, train_run, baseline, 1)
-    killed = run_ranks(world_size, train_run, disturbed, 1, None, 23)
-    assert killed == [-9] * world_size
-    assert newest(disturbed).step == 20
-    resumed = run_ranks(world_size, train_run, disturbed, 2)
-    assert contents(newest(disturbed)) == contents(newest(baseline))
-    (expected, _), (result, reports) = results[0], resumed[0]
+    _, (_, reports) = resumed_like_its_twin(world_size, baseline, disturbed, killed_at=23, saved=20)
     assert reports[0]["resumedFromStep"] == 20
     assert how in reports[0]["message"]
-    assert result.evaluation == expected.evaluation
     assert [logged.step for logged in history_of(disturbed)] == list(range(1, 41))
 
 
