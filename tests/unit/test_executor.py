@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from trainingjob_operator.kube.api import (
     SECRETS,
     SERVICES,
     TRAINING_JOBS,
+    Conflict,
     Unreachable,
 )
 
@@ -291,6 +293,25 @@ async def test_a_pod_that_is_not_found_is_given_up(there: str) -> None:
     await world.executor.reconcile(KEY)
     assert world.status()["phase"] == "Restarting"
     assert ("patch", "pods", "job-train-0-1") not in world.api.calls
+
+
+@pytest.mark.parametrize("wish", ["delete_pods", "drop_member", "give_up", "relabel"])
+async def test_a_conflict_is_not_taken_for_the_end_of_a_pod_that_is_there(wish: str) -> None:
+    world = World(start_one_pod)
+    uid = world.api.put(PODS, pod())["metadata"]["uid"]
+    world.think = lambda job, pods: replace(
+        Plan(), **{wish: (given_up(uid) if wish == "relabel" else PodRef("job-train-0-1", uid),)}
+    )
+
+    def refuse(verb: str, plural: str, name: str) -> None:
+        if verb in ("delete", "patch"):
+            raise Conflict(409, "Conflict", "the object has been modified")
+
+    world.api.before = refuse
+    with pytest.raises(Retry):
+        await world.executor.reconcile(KEY)
+    world.api.remove(PODS, "job-train-0-1")
+    await world.executor.reconcile(KEY)
 
 
 async def test_labels_that_are_taken_away_again_and_again_are_not_put_right_each_time() -> None:

@@ -17,7 +17,6 @@ from trainingjob_operator.kube.api import (
     SERVICES,
     AlreadyExists,
     Api,
-    Conflict,
     Manifest,
     NotFound,
 )
@@ -136,7 +135,7 @@ class Children:
             found = await self._api.get(resource, job.namespace, child.name)
             if controlling_job(found) == job.uid:
                 await self._api.delete(resource, job.namespace, child.name, found["metadata"]["uid"])
-        except (NotFound, Conflict):
+        except NotFound:
             logger.debug("%s %s is gone already", child.kind, child.name, extra=about(job))
 
 

@@ -39,7 +39,7 @@ from .obstacle import Look, Obstacle, foreign, newest_warning, told, unmet
 from .plan import EventFact, Plan, PodRef, Settings
 from .queue import Retry, ServerTrouble
 from .queueing import to_give_up
-from .writing import Obstructed, about, each, explained
+from .writing import Obstructed, about, each, explained, unless_gone
 
 DECISIONS_PER_RUN = 6
 """A job that still asks for another decision after so many waits for its turn again."""
@@ -318,23 +318,18 @@ class Executor:
 
     async def _drop_member(self, job: Job, pod: PodRef) -> None:
         patch = {"metadata": {"uid": pod.uid, "labels": {LABEL_MEMBER: None}}}
-        try:
-            self._cache.put_pod(await self._api.merge_patch(PODS, job.namespace, pod.name, patch))
-        except (NotFound, Conflict):
-            logger.debug("pod %s is gone already", pod.name, extra=about(job))
+        await self._patch_pod(job.namespace, pod, patch)
 
     async def _give_up(self, namespace: str, pod: PodRef) -> None:
         patch = {"metadata": {"uid": pod.uid, "annotations": {RETRIABLE: "false"}}}
-        try:
+        await self._patch_pod(namespace, pod, patch)
+
+    async def _patch_pod(self, namespace: str, pod: PodRef, patch: Manifest) -> None:
+        async with unless_gone(self._api, self._cache, namespace, pod):
             self._cache.put_pod(await self._api.merge_patch(PODS, namespace, pod.name, patch))
-        except (NotFound, Conflict):
-            logger.debug("pod %s is gone already", pod.name)
 
     async def _delete_pod(self, job: Job, pod: PodRef) -> None:
-        try:
+        async with unless_gone(self._api, self._cache, job.namespace, pod):
             answer = await self._api.delete(PODS, job.namespace, pod.name, pod.uid)
-        except (NotFound, Conflict):
-            logger.debug("pod %s is gone already", pod.name, extra=about(job))
-        else:
             if answer.get("kind") == PODS.kind:
                 self._cache.put_pod(answer)

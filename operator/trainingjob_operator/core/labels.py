@@ -11,11 +11,12 @@ import logging
 import time
 from collections.abc import Sequence
 
-from trainingjob_operator.kube.api import PODS, Api, Conflict, Manifest, NotFound
+from trainingjob_operator.kube.api import PODS, Api, Manifest, NotFound
 
 from .cache import Cache
 from .facts import Job, controlling_job
 from .plan import Relabel
+from .writing import about, unless_gone
 
 REPAIR_SECONDS = 5.0
 """Least time between two repairs of one job: whoever takes labels away again and again is not raced."""
@@ -65,13 +66,9 @@ class LabelRepair:
 
     async def _patch(self, job: Job, pod: Relabel) -> None:
         patch = {"metadata": {"uid": pod.pod.uid, "labels": pod.labels}}
-        told = {"job": f"{job.namespace}/{job.name}"}
-        try:
+        async with unless_gone(self._api, self._cache, job.namespace, pod.pod):
             self._cache.put_pod(await self._api.merge_patch(PODS, job.namespace, pod.pod.name, patch))
-        except (NotFound, Conflict):
-            logger.debug("pod %s is gone already", pod.pod.name, extra=told)
-        else:
-            logger.info("the labels of pod %s are put right", pod.pod.name, extra=told)
+            logger.info("the labels of pod %s are put right", pod.pod.name, extra=about(job))
 
 
 def _uid(pod: Manifest) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from trainingjob_operator.kube.api import ApiError
+from trainingjob_operator.kube.api import PODS, Api, ApiError, Conflict, NotFound
 
+from .cache import Cache
 from .facts import Job
 from .obstacle import Obstacle, refused
+from .plan import PodRef
 
 WRITES_AT_ONCE = 16
+
+logger = logging.getLogger(__name__)
 
 
 class Obstructed(Exception):
@@ -33,6 +38,30 @@ def explained(kind: str, name: str) -> Iterator[None]:
         if refusal is None:
             raise
         raise Obstructed(refusal) from error
+
+
+@asynccontextmanager
+async def unless_gone(api: Api, cache: Cache, namespace: str, pod: PodRef) -> AsyncIterator[None]:
+    """Within is a write to a pod, which is done with if that pod is gone.
+
+    A `Conflict` alone does not say so: it may come from a rival writer, or from something between us and the server.
+    It is raised again if the pod with this uid is still there.
+    """
+    try:
+        yield
+    except (NotFound, Conflict) as error:
+        if isinstance(error, Conflict) and await _is_there(api, cache, namespace, pod):
+            raise
+        logger.debug("pod %s is gone already", pod.name)
+
+
+async def _is_there(api: Api, cache: Cache, namespace: str, pod: PodRef) -> bool:
+    try:
+        found = await api.get(PODS, namespace, pod.name)
+    except NotFound:
+        return False
+    cache.put_pod(found)
+    return bool(found["metadata"]["uid"] == pod.uid)
 
 
 def about(job: Job) -> dict[str, str]:
