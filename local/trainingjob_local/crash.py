@@ -10,18 +10,23 @@ def crash(pod_uid: str) -> None:
 
     A TrainingJob's pod is known by POD_UID in its environment; its PID 1 by the last of its namespaced pids.
     """
-    first = _first_process(pod_uid)
-    if first is None:
-        raise ProcessLookupError(f"no process of pod {pod_uid} runs here")
-    os.kill(first, signal.SIGKILL)
+    os.kill(first_process(pod_uid), signal.SIGKILL)
 
 
 def runs_here(pod_uid: str) -> bool:
     """Whether the pod's PID 1 runs on this machine, whatever Kubernetes knows of it."""
-    return _first_process(pod_uid) is not None
+    return _find(pod_uid) is not None
 
 
-def _first_process(pod_uid: str) -> int | None:
+def first_process(pod_uid: str) -> int:
+    """The pod's PID 1 as it is known here. ProcessLookupError if the pod does not run here."""
+    first = _find(pod_uid)
+    if first is None:
+        raise ProcessLookupError(f"no process of pod {pod_uid} runs here")
+    return first
+
+
+def _find(pod_uid: str) -> int | None:
     mark = f"POD_UID={pod_uid}".encode()
     found = (p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_first_process(p, mark))
     return next((int(process.name) for process in found), None)

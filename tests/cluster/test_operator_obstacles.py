@@ -170,6 +170,51 @@ def test_a_missing_secret_or_config_map_is_named_and_waited_for(
     check_runs(job)
 
 
+def test_a_class_of_pods_that_does_not_exist_is_named_and_waited_for(
+    operator: Operator, played: MakeJob, new_classes: str
+) -> None:
+    job = played(workers={"template": {"priorityClassName": new_classes, "runtimeClassName": new_classes}})
+    job.apply()
+    status = blocked(job, "MissingReference", f"no PriorityClass with name {new_classes} was found; create it; or")
+    assert (status["phase"], holding(status)) == ("Starting", {"Reconciling"})
+    priority = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": 1}
+    job.cluster.apply({**priority, "metadata": {"name": new_classes}})
+    words = f'RuntimeClass "{new_classes}" not found; create it; or'
+    job.wait(words, lambda status: words in status["message"], 60)
+    runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "h"}
+    job.cluster.apply({**runtime, "metadata": {"name": new_classes}})
+    job.wait("the pod is created", lambda status: job.uids(), 60)
+
+
+@pytest.fixture
+def new_classes(cluster: LocalCluster, namespace: str) -> Iterator[str]:
+    """A name that no class has; a PriorityClass and a RuntimeClass of this name are gone after the test."""
+    yield namespace
+    cluster.kubectl("delete", "priorityclass,runtimeclass", namespace, "--ignore-not-found")
+
+
+def test_a_volume_claim_that_is_missing_or_not_bound_is_named_and_waited_for(
+    cluster: LocalCluster, operator: Operator, played: MakeJob
+) -> None:
+    volume = {"name": "extra", "persistentVolumeClaim": {"claimName": "later"}}
+    job = played(**real(cluster, volumes=[volume]))
+    job.apply()
+    status = blocked(job, "MissingReference", 'persistentvolumeclaim "later" not found; create what is missing.')
+    assert (status["phase"], holding(status)) == ("Starting", {"Reconciling"})
+    size = {"accessModes": ["ReadOnlyMany"], "storageClassName": ""}
+    claim = {**size, "resources": {"requests": {"storage": "1Gi"}}}
+    meta = {"name": "later", "namespace": job.namespace}
+    core = {"apiVersion": "v1"}
+    cluster.apply({**core, "kind": "PersistentVolumeClaim", "metadata": meta, "spec": claim})
+    status = blocked(job, "Unschedulable", "pod has unbound immediate PersistentVolumeClaims; look at the claim's")
+    assert status["phase"] == "Queued"
+    held = {**size, "capacity": {"storage": "1Gi"}, "claimRef": meta, "hostPath": {"path": "/"}}
+    name = job.namespace  # of no namespace, so that it needs a name of its own
+    cluster.apply({**core, "kind": "PersistentVolume", "metadata": {"name": name}, "spec": held})
+    wait_until("the pod has a node", lambda: any(node_of(job, pod) for pod in ("prepare-0-1", "prepare-0-2")), 60)
+    cluster.kubectl("delete", "pv", name, "--wait=false")
+
+
 def test_an_image_that_cannot_be_pulled_is_said_once(
     cluster: LocalCluster, operator: Operator, played: MakeJob
 ) -> None:

@@ -7,14 +7,19 @@ import json
 import os
 import selectors
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kubernetes import client
 from pyroute2 import IPRoute
+from trainingjob_local.crash import first_process
+from trainingjob_local.node import syscalls
 from trainingjob_local.node.podnet import link_of
 
 from support.played import Object, PlayedJob
@@ -22,6 +27,8 @@ from support.runs import wait_until
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
+
+T = TypeVar("T")
 
 
 def node_of(job: PlayedJob) -> str:
@@ -168,6 +175,45 @@ def cut_off(address: str) -> None:
     with IPRoute() as ip:
         (index,) = ip.link_lookup(ifname=link_of(address))
         ip.link("set", index=index, state="down")
+
+
+def lose_on_the_way(pod: Object, other: Object) -> None:
+    """What the one pod sends to the other is lost; what that one sends arrives, and all others hear and are heard.
+
+    To the pod, the other's address belongs to a network card that nobody has.
+    """
+
+    def tell() -> None:
+        with IPRoute() as ip:
+            (index,) = ip.link_lookup(ifname="eth0")
+            address = other["status"]["podIP"]
+            ip.neigh("replace", dst=address, lladdr="0a:58:00:00:00:00", ifindex=index, state="permanent")
+
+    _in_network_of(pod, tell)
+
+
+def is_heard(pod: Object, other: Object) -> bool:
+    """Whether what the one pod sends arrives at the other within a second."""
+    datagrams = partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    with _in_network_of(pod, datagrams) as sender, _in_network_of(other, datagrams) as receiver:
+        receiver.bind((other["status"]["podIP"], 0))
+        receiver.settimeout(1)
+        sender.sendto(b"?", receiver.getsockname())
+        with contextlib.suppress(TimeoutError):
+            return receiver.recv(1) == b"?"
+    return False
+
+
+def _in_network_of(pod: Object, do: Callable[[], T]) -> T:
+    """What `do` gives in the pod's network, in a thread that leaves this one. A socket belongs to where it was made."""
+
+    def move_and_do() -> T:
+        with Path(f"/proc/{first_process(pod['metadata']['uid'])}/ns/net").open() as namespace:
+            syscalls.setns(namespace.fileno())
+        return do()
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(move_and_do).result()
 
 
 @contextmanager

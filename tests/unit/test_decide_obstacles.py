@@ -8,6 +8,7 @@ from trainingjob_operator.core.obstacle import foreign, newest_warning, refused
 from trainingjob_operator.kube.api import ApiError, Forbidden, Invalid, TooManyRequests
 
 ROOM = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+UNBOUND = "pod has unbound immediate PersistentVolumeClaims"
 PREEMPTION = " no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful."
 QUOTA = Forbidden(
     403,
@@ -24,6 +25,31 @@ QUOTA = Forbidden(
             "Unschedulable",
             "Pod gpt-prepare-0-1 finds no node: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu; "
             "ask for less (spec.data.prepare), or add nodes.",
+        ),
+        (
+            {"unschedulable": "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s)."},
+            "Unschedulable",
+            "Pod gpt-prepare-0-1 finds no node: 0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated "
+            "taint(s); tolerate the taint (spec.workers.template.tolerations), ask for less (spec.data.prepare), or "
+            "add nodes.",
+        ),
+        (
+            {"unschedulable": f"0/3 nodes are available: {UNBOUND}. not found"},
+            "Unschedulable",
+            f"Pod gpt-prepare-0-1 finds no node: 0/3 nodes are available: {UNBOUND}; "
+            "look at the claim's events for what keeps it from being bound.",
+        ),
+        (
+            {"unschedulable": '0/3 nodes are available: persistentvolumeclaim "corpus" not found. not found'},
+            "MissingReference",
+            'Pod gpt-prepare-0-1 finds no node: 0/3 nodes are available: persistentvolumeclaim "corpus" not found; '
+            "create what is missing.",
+        ),
+        (
+            {"unschedulable": "Scheduling is blocked due to non-empty scheduling gates", "gated": True},
+            "Unschedulable",
+            "Pod gpt-prepare-0-1 finds no node: Scheduling is blocked due to non-empty scheduling gates; "
+            "whoever has put a scheduling gate on it must lift that.",
         ),
         (
             {"waiting_reason": "ErrImagePull", "waiting_message": "no such host"},
@@ -89,6 +115,8 @@ def forbidden(why: str) -> Forbidden:
         (QUOTA, "QuotaExceeded", "Queued", "False"),
         (forbidden("status unknown for quota: gpus, resources: pods"), "QuotaExceeded", "Queued", "False"),
         (forbidden(NO_ACCOUNT), "MissingReference", "Starting", "False"),
+        (forbidden("no PriorityClass with name high was found"), "MissingReference", "Starting", "False"),
+        (forbidden('pod rejected: RuntimeClass "gvisor" not found'), "MissingReference", "Starting", "False"),
         (forbidden(BASELINE), "CreateRefused", "Starting", "True"),
         (Invalid(422, "Invalid", POLICY), "CreateRefused", "Starting", "True"),
         (ApiError(400, "BadRequest", 'admission webhook "w" denied the request'), "CreateRefused", "Starting", "True"),
@@ -184,6 +212,23 @@ def test_the_events_of_a_pending_pod_are_read_after_thirty_seconds_and_then_less
     play.run_pods()
     assert play.step(20).look_at == ()
     assert play.status.phase == "Preparing"
+
+
+def test_a_pod_of_which_no_scheduler_says_a_word_is_spoken_of_after_ninety_seconds(play: Play) -> None:
+    play.settle()
+    for seconds, phase in ((30, "Pending"), (60, "Queued")):
+        while not play.step(play.plan.requeue_after or 0).look_at:
+            assert play.plan.requeue_after is not None
+        play.look()
+        play.settle()
+        assert (play.status.phase, (play.now - START).total_seconds()) == (phase, seconds + 30 * (phase == "Queued"))
+    assert play.status.message == (
+        "Pod gpt-prepare-0-1 finds no node: its scheduler has said nothing of it since 00:00:00 UTC; see that it runs, "
+        "or suspend the job, correct spec.workers.template.schedulerName, and resume it."
+    )
+    play.change("gpt-prepare-0-1", node="node-1")
+    play.settle()
+    assert play.status.phase == "Pending"
 
 
 def test_a_pod_that_says_itself_why_it_waits_costs_no_look(play: Play) -> None:

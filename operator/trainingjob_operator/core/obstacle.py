@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from trainingjob_operator.api.status import TrainingJobStatus
@@ -20,8 +20,10 @@ from trainingjob_operator.kube.api import ApiError, Forbidden, Invalid
 
 LONGEST_REASON = 1024
 MISSING = ("not found", "couldn't find key", "references non-existent")
-# Of what the scheduler says only why there is no room, not what preemption would bring.
-_PREEMPTION = re.compile(r"[.,]? *(no new claims to deallocate, |pod group )?preemption: .*", re.DOTALL)
+# Of what the scheduler says only why there is no room, not what preemption would bring (or that it was no use to ask).
+_PREEMPTION = re.compile(r"([.,]? *(no new claims to deallocate, |pod group )?preemption: .*|\. not found)$", re.DOTALL)
+_MISSING_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
+BUSY_SCHEDULER = timedelta(seconds=90)  # a scheduler with many pods before it may take that long to say a word
 _IS_FORBIDDEN = re.compile(r'^\S+ "[^"]*" is (forbidden|invalid): ')
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": \w+: ')
 
@@ -99,6 +101,9 @@ def refused(kind: str, name: str, error: ApiError) -> Obstacle | None:
     if "serviceaccount" in why and "not found" in why:
         next_step = "create the ServiceAccount, or correct spec.storage.serviceAccountName"
         return _obstacle("MissingReference", what, why, next_step)
+    if "no PriorityClass with name" in why or ("RuntimeClass" in why and "not found" in why):
+        next_step = "create it; or suspend the job, correct spec.workers.template, and resume it"
+        return _obstacle("MissingReference", what, why, next_step)
     next_step = "have the policy changed; or suspend the job, correct spec.workers, and resume it"
     return _obstacle("CreateRefused", what, why, next_step)
 
@@ -112,16 +117,31 @@ def of_pod(pod: PodFacts, look: Look | None) -> Obstacle | None:
         what = f"Group {pod.queued.group} waits for its admission by Kueue"
         return _obstacle("AwaitingAdmission", what, why, "it starts by itself when the queue has room")
     if pod.unschedulable is not None:
-        found = look.warning[1] if look is not None and look.warning is not None else pod.unschedulable
-        why = _PREEMPTION.sub("", found) or "the scheduler gives no reason"
-        less = "spec.workers.resources, nodeSelector" if pod.role == "train" else "spec.data.prepare"
-        next_step = f"ask for less ({less}), or add nodes"
-        return _obstacle("Unschedulable", f"Pod {pod.name} finds no node", why, next_step)
+        return _unschedulable(pod, look.warning[1] if look and look.warning else pod.unschedulable)
     if pod.waiting_reason is not None and pod.waiting_reason in _WAITING:
         return _waiting(pod, pod.waiting_reason)
     if look is not None and look.warning is not None:
         return _warned(pod, *look.warning)
+    if look is not None and pod.node is None and look.at - pod.created_at >= BUSY_SCHEDULER:
+        next_step = "see that it runs, or suspend the job, correct spec.workers.template.schedulerName, and resume it"
+        why = f"its scheduler has said nothing of it since {pod.created_at:%H:%M:%S} UTC"
+        return _obstacle("Unschedulable", f"Pod {pod.name} finds no node", why, next_step)
     return None
+
+
+def _unschedulable(pod: PodFacts, said: str) -> Obstacle:
+    what, why = f"Pod {pod.name} finds no node", _PREEMPTION.sub("", said) or "the scheduler gives no reason"
+    if _MISSING_CLAIM.search(why):
+        return _obstacle("MissingReference", what, why, "create what is missing")
+    less = "spec.workers.resources, nodeSelector" if pod.role == "train" else "spec.data.prepare"
+    next_step = f"ask for less ({less}), or add nodes"
+    if "untolerated taint" in why:
+        next_step = f"tolerate the taint (spec.workers.template.tolerations), {next_step}"
+    elif "unbound immediate PersistentVolumeClaims" in why:
+        next_step = "look at the claim's events for what keeps it from being bound"
+    elif pod.gated:
+        next_step = "whoever has put a scheduling gate on it must lift that"
+    return _obstacle("Unschedulable", what, why, next_step)
 
 
 def gave_way(until: datetime) -> Obstacle:
