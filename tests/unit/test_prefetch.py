@@ -13,7 +13,7 @@ from trainingjob_trainer.config import Storage
 from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
 from trainingjob_trainer.data.order import Order
 from trainingjob_trainer.data.prefetch import AHEAD, GROWTH, READY, prefetch
-from trainingjob_trainer.data.reader import Loaded, Reader
+from trainingjob_trainer.data.reader import Loaded, Memory, Reader
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.storage import LocalStore
 
@@ -25,9 +25,9 @@ class Counting(Reader):
 
     loads: Counter[int]
 
-    def load(self, block: int, memory: memoryview) -> Loaded:
+    def load(self, block: int, memory: Memory, room: int) -> Loaded:
         self.loads[block] += 1
-        return super().load(block, memory)
+        return super().load(block, memory, room)
 
 
 @pytest.fixture

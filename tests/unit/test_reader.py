@@ -9,7 +9,7 @@ import torch
 from trainingjob_trainer.config import Storage
 from trainingjob_trainer.data import stream
 from trainingjob_trainer.data.manifest import PIECE_BYTES, SPLITS, Manifest, Shard, SplitData, checksums
-from trainingjob_trainer.data.reader import IGNORE, Reader
+from trainingjob_trainer.data.reader import IGNORE, Memory, Reader
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.storage import LocalStore
 
@@ -19,6 +19,11 @@ LENGTH = 7
 def shard(store: LocalStore, key: str, data: bytes, item_bytes: int) -> Shard:
     store.put(key, data)
     return Shard.of(key, data, len(data) // item_bytes, 1, "w")
+
+
+def rooms(reader: Reader) -> Memory:
+    """Memory for all blocks."""
+    return np.empty((reader.blocks.count, reader.block_bytes), np.uint8)
 
 
 @pytest.fixture
@@ -63,9 +68,9 @@ def test_blocks_give_the_samples_that_begin_in_them_whichever_is_read_first(
     """Windows of 2, 9, 15 and 250 tokens: samples end in the next window, in the next shard, or span several."""
     reader = Reader(store, tokens, "train", LENGTH, block_bytes=block_bytes)
     for _ in range(2):
-        blocks = [reader.load_all([n]) for n in sorted(range(reader.blocks.count), reverse=backwards)]
-        loaded = {number: block for one in blocks for number, block in one.items()}
-        batch = reader.assemble(range(len(reader)), loaded)
+        memory = rooms(reader)
+        loaded = {n: reader.load(n, memory, n) for n in sorted(range(len(memory)), reverse=backwards)}
+        batch = reader.assemble(range(len(reader)), loaded, memory)
         assert torch.equal(batch.inputs.int(), torch.arange(len(reader))[:, None] * LENGTH + torch.arange(LENGTH))
         assert torch.equal(batch.targets.int(), batch.inputs.int() + 1)
 
@@ -166,8 +171,8 @@ def test_a_block_is_read_as_its_window_alone_where_the_beginning_of_the_next_is_
     reads: list[tuple[int, int]] = []
     reader = Reader(Recording(store.root, store.storage), pieces, "train", 1024, block_bytes=2 * PIECE_BYTES)
     assert reader.blocks.offsets[:3].tolist() == [0, PIECE_BYTES, 2 * PIECE_BYTES]
-    reader.load_all([1])
-    reader.load_all([0])
+    for block in (1, 0):
+        reader.load(block, rooms(reader), block)
     assert reads == [(PIECE_BYTES, 3 * PIECE_BYTES), (0, PIECE_BYTES)]
 
 
@@ -197,9 +202,10 @@ def test_a_corrupt_beginning_of_a_window_spoils_the_sample_that_ends_there(store
     flip_a_bit(store, "data/0.bin", PIECE_BYTES)
     for first in (0, 1):
         reader = Reader(store, pieces, "train", 1024, skip_corrupt=True, block_bytes=2 * PIECE_BYTES)
-        blocks = reader.load_all([first]) | reader.load_all([1 - first])
+        memory = rooms(reader)
+        blocks = {block: reader.load(block, memory, block) for block in (first, 1 - first)}
         ends = PIECE_BYTES // 2048
-        batch = reader.assemble([ends - 2, ends - 1, ends], blocks)
+        batch = reader.assemble([ends - 2, ends - 1, ends], blocks, memory)
         assert (batch.targets == IGNORE).all(dim=1).tolist() == [False, True, True]
 
 

@@ -11,16 +11,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from trainingjob_trainer.data.manifest import PIECE_BYTES, Manifest
 from trainingjob_trainer.data.order import BLOCK_BYTES, Ints, Order
-from trainingjob_trainer.data.reader import Batch, Indices, Loaded, Reader
+from trainingjob_trainer.data.reader import Batch, Indices, Loaded, Memory, Reader
 from trainingjob_trainer.storage import Store
 
 
@@ -106,20 +102,19 @@ class MixedReader:
             for block in self._readers[source].blocks_of(self._own(source, indices, rows))
         }
 
-    def load(self, block: int, memory: memoryview) -> Loaded:
-        """The samples of a block, in a memory of `block_bytes`."""
+    def load(self, block: int, memory: Memory, room: int) -> Loaded:
+        """Read the samples of a block into a room, of `block_bytes`."""
         source = int(np.searchsorted(self._first_block, block, side="right")) - 1
-        return self._readers[source].load(block - self._first_block[source], memory)
+        return self._readers[source].load(block - self._first_block[source], memory, room)
 
-    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded]) -> Batch:
+    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded], memory: Memory) -> Batch:
         """The samples, in this order, from the blocks that they lie in."""
-        parts, rows = [], self._by_source(indices)
-        for source, chosen in rows.items():
-            own = {number - self._first_block[source]: block for number, block in blocks.items()}
-            parts.append(self._readers[source].assemble(self._own(source, indices, chosen), own))
-        order = np.argsort(np.concatenate([*rows.values()]))
-        inputs, targets = _joined([p.inputs for p in parts], order), _joined([p.targets for p in parts], order)
-        return Batch(inputs, targets, sum(part.skipped for part in parts))
+        begins, skipped = np.empty(len(indices), np.int64), np.empty(len(indices), dtype=bool)
+        for source, chosen in self._by_source(indices).items():
+            first, end = self._first_block[source : source + 2]
+            own = {number - first: block for number, block in blocks.items() if first <= number < end}
+            begins[chosen], skipped[chosen] = self._readers[source].find(self._own(source, indices, chosen), own)
+        return self._readers[0].gather(begins, skipped, memory)
 
     def _by_source(self, indices: Indices) -> dict[int, Ints]:
         """Which of `indices` are of each source that has any."""
@@ -137,8 +132,3 @@ def training_reader(
     if len(weights) == 1:
         return Reader(store, manifest, "train", sequence_length, packing, skip_corrupt)
     return MixedReader(store, manifest, sequence_length, weights, packing, skip_corrupt)
-
-
-def _joined(tensors: Sequence[Tensor], order: npt.NDArray[Any]) -> Tensor:
-    """Rows one after another, then in another order; of different types as the wider one."""
-    return torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors])[order])

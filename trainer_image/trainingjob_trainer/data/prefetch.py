@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from trainingjob_trainer.data.reader import Batch, Indices, Loaded
+from trainingjob_trainer.data.reader import Batch, Indices, Loaded, Memory
 
 # Bytes of blocks, two groups of them: those of the batches to come, and as many used ones as fit beside them.
 # `accounting.PREFETCH` counts as much.
@@ -31,9 +31,9 @@ class Reads(Protocol):
 
     def blocks_of(self, indices: Indices) -> Set[int]: ...
 
-    def load(self, block: int, memory: memoryview) -> Loaded: ...
+    def load(self, block: int, memory: Memory, room: int) -> Loaded: ...
 
-    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded]) -> Batch: ...
+    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded], memory: Memory) -> Batch: ...
 
 
 @contextmanager
@@ -96,7 +96,8 @@ def _read_ahead(reader: Reads, batches: Iterable[Indices], pool: ThreadPoolExecu
             ahead.append(next_one)
             next_one = next(coming, None)
         indices, own = ahead.popleft()
-        yield reader.assemble(indices, blocks.take(own))
+        loaded = blocks.take(own)
+        yield reader.assemble(indices, loaded, blocks.memory)
 
 
 class _Blocks:
@@ -104,29 +105,28 @@ class _Blocks:
 
     def __init__(self, reader: Reads, pool: ThreadPoolExecutor, memory: int) -> None:
         self._reader, self._pool = reader, pool
-        self._most = max(1, memory // reader.block_bytes)
         self._read: dict[int, Loaded] = {}
         self._reading: dict[int, Future[Loaded]] = {}
         self._last: dict[int, int] = {}  # of each of both, the last batch that wants it
         self._wanted, self._taken = 0, 0  # batches
-        self._spare: list[memoryview] = []  # of blocks that were dropped
+        self._make(max(1, memory // reader.block_bytes))
 
     def have_room(self, blocks: Set[int]) -> bool:
         """Whether these can be wanted beside what is wanted."""
         if blocks <= self._last.keys():
             return True
-        return len(blocks | {block for block, last in self._last.items() if last >= self._taken}) <= self._most
+        return len(blocks | {block for block, last in self._last.items() if last >= self._taken}) <= len(self.memory)
 
     def want(self, blocks: Set[int]) -> None:
         """Have blocks read that are not there, in place of others that nobody wants."""
+        if len(blocks) > len(self.memory):  # nothing else is wanted, nor being read
+            self._make(len(blocks))
         new = sorted(blocks - self._last.keys())
         self._last.update(dict.fromkeys(blocks, self._wanted))
         self._wanted += 1
         for block in new:
-            if len(self._last) > self._most:
-                self._drop_one()
-            memory = self._spare.pop() if self._spare else np.empty(self._reader.block_bytes, np.uint8).data
-            self._reading[block] = self._pool.submit(self._reader.load, block, memory)
+            room = self._spare.pop() if self._spare else self._drop_one()
+            self._reading[block] = self._pool.submit(self._reader.load, block, self.memory, room)
 
     def take(self, blocks: Set[int]) -> dict[int, Loaded]:
         """Blocks that the next batch wanted: waits for them. Raises what reading them raised."""
@@ -136,8 +136,15 @@ class _Blocks:
         self._taken += 1
         return {block: self._read[block] for block in blocks}
 
-    def _drop_one(self) -> None:
-        block = min(self._read, key=self._last.__getitem__, default=None)
-        if block is not None and self._last[block] < self._taken:
-            del self._last[block]
-            self._spare.append(self._read.pop(block).memory)
+    def _make(self, rooms: int) -> None:
+        """Another memory, without blocks."""
+        self.memory = np.empty((rooms, self._reader.block_bytes), np.uint8)
+        self._spare = list(range(rooms))
+        self._read.clear()
+        self._last.clear()
+
+    def _drop_one(self) -> int:
+        """The room of the block that was last wanted before all others."""
+        block = min(self._read, key=self._last.__getitem__)
+        del self._last[block]
+        return self._read.pop(block).room

@@ -9,7 +9,7 @@ A missing, short, replaced or corrupt shard is a `DataError` that names it, rais
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -29,8 +29,9 @@ from trainingjob_trainer.storage import Store
 HEADS = 16 * 2**20  # bytes: what is kept of the beginnings of windows; of 2 KiB samples, those of 64 GiB
 IGNORE = -100  # a target with this value has no weight: neither in the loss nor in a metric
 
+Bools = npt.NDArray[np.bool_]
 Indices = Sequence[int] | Ints
-Stored = npt.NDArray[np.void]  # an element is a sample
+Memory = npt.NDArray[np.uint8]  # [rooms, bytes], in one piece: a block is in a room
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A block's samples as they are stored: all but the last, or that one alone, as views of what was read."""
+    """A block whose samples are in a memory as they are stored, one after another."""
 
-    samples: Stored
-    last: Stored
-    memory: memoryview  # what they lie in: free for another block when this one is not wanted any more
+    room: int
+    begin: int  # the memory's byte that its first sample begins with
     unreadable: tuple[Unreadable, ...] = ()
 
 
@@ -116,29 +116,32 @@ class Reader:
             raise IndexError(f"sample {outside[0]} of {len(self)}")
         return set(self.blocks.block_of(samples).tolist())
 
-    def load(self, block: int, memory: memoryview) -> Loaded:
-        """The samples of a block, in a memory of `block_bytes`.
+    def load(self, block: int, memory: Memory, room: int) -> Loaded:
+        """Read the samples of a block into a room, of `block_bytes`.
 
         Raises `StorageError`; `DataError` if they are not what the manifest says.
         """
         first, end = self.blocks.bounds(block)
         start, until = self.blocks.offsets[block : block + 2].tolist()
         rest = self._heads.get(block + 1)
-        span = self._stream.read(start, end * self._stride + self._overlap if rest is None else until, memory)
+        if rest is None:
+            until = end * self._stride + self._overlap
+        span = self._stream.read(start, until, memory[room].data)
+        data = memory[room, span.begin :]
         if self._manifest.kind == "tokens":
-            self._check_vocabulary(np.frombuffer(span.data, self._stored))
-        at, count = first * self._stride - start, end - first
+            self._check_vocabulary(data[: until - start].view(self._stored))
+        at = first * self._stride - start
         head = at + self._overlap
         if not trouble(span.unreadable, start, start + head) and (len(self._heads) + 1) * self._width <= HEADS:
-            self._heads[block] = bytes(span.data[:head])
-        sample = np.dtype((np.void, self._width))
-        last = np.frombuffer(bytes(span.data[at + (count - 1) * self._stride :][: self._width]) + (rest or b""), sample)
-        all_but = np.ndarray(count - 1, sample, span.data, at, (self._stride,)) if count > 1 else last
-        return Loaded(all_but, last, memory, span.unreadable)
+            self._heads[block] = data[:head].tobytes()
+        if rest is not None:
+            data[until - start :][: len(rest)] = np.frombuffer(rest, np.uint8)
+        return Loaded(room, room * memory.shape[1] + span.begin + at, span.unreadable)
 
-    def load_all(self, blocks: Iterable[int]) -> dict[int, Loaded]:
-        """The samples of some blocks, each in a memory of its own."""
-        return {block: self.load(block, memoryview(bytearray(self.block_bytes))) for block in sorted(blocks)}
+    def load_all(self, blocks: Collection[int]) -> tuple[dict[int, Loaded], Memory]:
+        """The samples of some blocks, in a memory of their own."""
+        memory = np.empty((max(1, len(blocks)), self.block_bytes), np.uint8)
+        return {block: self.load(block, memory, room) for room, block in enumerate(sorted(blocks))}, memory
 
     def read(self, indices: Indices) -> Batch:
         """The samples, in this order, on the CPU. Raises `DataError` and `StorageError`.
@@ -146,29 +149,31 @@ class Reader:
         Tokens: inputs and targets `[rows, sequence_length]` as they are stored, targets one token on; or targets int32,
         IGNORE in rows that are skipped and, with `packing`, where they begin a document. Rows: as `decode` says.
         """
-        return self.assemble(indices, self.load_all(self.blocks_of(indices)))
+        return self.assemble(indices, *self.load_all(self.blocks_of(indices)))
 
-    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded]) -> Batch:
+    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded], memory: Memory) -> Batch:
         """What `read` gives, from the blocks that the samples lie in."""
-        samples = np.asarray(indices)
-        places = self.blocks.block_of(samples)
-        within = samples - self.blocks.firsts[places]
-        lasts = np.flatnonzero(samples + 1 == self.blocks.firsts[places + 1])
-        within[lasts] = 0  # for the time being
-        ends = np.flatnonzero(np.append(places[1:] != places[:-1], True))  # of neighbours of one block
-        rows = np.empty(len(samples), np.dtype((np.void, self._width)))
-        begin, unreadable = 0, False
-        for block, end in zip(places[ends].tolist(), (ends + 1).tolist(), strict=True):
-            rows[begin:end] = blocks[block].samples[within[begin:end]]
-            begin, unreadable = end, unreadable or bool(blocks[block].unreadable)
-        for place in lasts.tolist():
-            rows[place] = blocks[int(places[place])].last[0]
+        return self.gather(*self.find(indices, blocks), memory)
+
+    def find(self, indices: Indices, blocks: Mapping[int, Loaded]) -> tuple[Ints, Bools]:
+        """Of each sample the byte of the blocks' memory that it begins with, and whether it is skipped."""
+        samples, numbers = np.asarray(indices, np.int64), np.asarray(sorted(blocks), np.int64)
+        firsts, loaded = self.blocks.firsts[numbers], [blocks[number] for number in numbers.tolist()]
+        places = np.searchsorted(firsts, samples, side="right") - 1
+        # Where sample 0 would be, if all were as far apart as a block's are.
+        zeros = np.asarray([block.begin for block in loaded], np.int64) - firsts * self._stride
         skipped = np.zeros(len(samples), dtype=bool)
-        if unreadable:
+        if any(block.unreadable for block in loaded):
             each = zip(samples.tolist(), places.tolist(), strict=True)
-            skipped[:] = [self._skip(sample, blocks[block]) for sample, block in each]
-        of_bytes = rows.view(np.uint8).reshape(len(samples), self._width)
-        return self._tokens(of_bytes, skipped) if self._manifest.kind == "tokens" else self._rows(of_bytes, skipped)
+            skipped[:] = [self._skip(sample, loaded[place]) for sample, place in each]
+        return zeros[places] + samples * self._stride, skipped
+
+    def gather(self, begins: Ints, skipped: Bools, memory: Memory) -> Batch:
+        """The samples that begin with these bytes of a memory."""
+        sample = np.dtype((np.void, self._width))
+        at_each_byte = np.ndarray(memory.size - self._width + 1, sample, memory.data, 0, (1,))
+        rows = at_each_byte[begins].view(np.uint8).reshape(len(begins), self._width)
+        return self._tokens(rows, skipped) if self._manifest.kind == "tokens" else self._rows(rows, skipped)
 
     def _skip(self, sample: int, block: Loaded) -> bool:
         """Whether a sample is skipped; raises what is wrong with it where nothing is to be skipped."""
@@ -189,7 +194,7 @@ class Reader:
                 REPAIR,
             )
 
-    def _tokens(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:
+    def _tokens(self, rows: npt.NDArray[np.uint8], skipped: Bools) -> Batch:
         tokens = rows.view(self._stored).astype(self._stored.newbyteorder("="), copy=False)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if self._packing or skipped.any():
@@ -197,7 +202,7 @@ class Reader:
             targets = np.where(masked, np.int32(IGNORE), targets.astype(np.int32))
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), int(skipped.sum()))
 
-    def _rows(self, rows: npt.NDArray[np.uint8], skipped: npt.NDArray[np.bool_]) -> Batch:
+    def _rows(self, rows: npt.NDArray[np.uint8], skipped: Bools) -> Batch:
         rows[skipped] = 0
         inputs, targets = decode(rows, self._manifest)
         targets[skipped] = weightless(targets[skipped])

@@ -28,9 +28,9 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a stream; zeros where `unreadable` says so."""
+    """Bytes of a stream that were read; zeros where `unreadable` says so."""
 
-    data: memoryview
+    begin: int  # where they begin in the memory that they were read into
     unreadable: tuple[Unreadable, ...] = ()
 
 
@@ -63,7 +63,7 @@ class Stream:
             bad += self._fill(shard, base, low, into[filled : filled + high - low])
             before = before or at - base - low  # of the first shard's part: the others' are from their beginning on
             filled, at, position = filled + high - low, until, position + 1
-        return Span(into[before : before + end - start], tuple(bad))
+        return Span(before, tuple(bad))
 
     def _fill(self, shard: Shard, base: int, low: int, part: memoryview) -> list[Unreadable]:
         """Read and verify the pieces from `low` on of a shard that begins at `base`; zeros where that fails."""
