@@ -102,7 +102,9 @@ def seconds_until_worked_on(job: PlayedJob, since: float, limit: float) -> float
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
-def test_a_leader_that_is_told_to_end_hands_over_at_once(pair: Pair, played: MakeJob, count: int) -> None:
+def test_a_leader_that_is_told_to_end_hands_over_at_once(
+    pair: Pair, played: MakeJob, count: int, record_property: Callable[[str, Any], None]
+) -> None:
     leader, standby = pair.start()
     settle_suspended_jobs(played, count)
     assert pair.writes(standby) == []
@@ -110,7 +112,9 @@ def test_a_leader_that_is_told_to_end_hands_over_at_once(pair: Pair, played: Mak
         played(f"late-{number}").create()  # It has much to do when it is told to end.
     told = time.monotonic()
     leader.stop()
-    assert seconds_until_worked_on(played("new"), told, AFTER_SIGTERM) < AFTER_SIGTERM
+    taken = seconds_until_worked_on(played("new"), told, AFTER_SIGTERM)
+    record_property("seconds", taken)
+    assert taken < AFTER_SIGTERM
     assert "the lease is released" in leader.log.read_text()
     assert times(pair.writes(leader))[-1] < times(pair.writes(standby))[0]
     touched = {write["objectRef"].get("name", "") for write in pair.writes(standby)}
@@ -118,12 +122,16 @@ def test_a_leader_that_is_told_to_end_hands_over_at_once(pair: Pair, played: Mak
 
 
 @pytest.mark.slow
-def test_a_killed_leader_is_replaced_when_its_lease_has_expired(pair: Pair, played: MakeJob) -> None:
+def test_a_killed_leader_is_replaced_when_its_lease_has_expired(
+    pair: Pair, played: MakeJob, record_property: Callable[[str, Any], None]
+) -> None:
     leader, _ = pair.start()
     settle_suspended_jobs(played, 1000)
     killed = time.monotonic()
     leader.kill()
-    assert seconds_until_worked_on(played("new"), killed, AFTER_SIGKILL) < AFTER_SIGKILL
+    taken = seconds_until_worked_on(played("new"), killed, AFTER_SIGKILL)
+    record_property("seconds", taken)
+    assert taken < AFTER_SIGKILL
 
 
 def test_a_leader_that_was_frozen_past_its_lease_ends_without_a_write(pair: Pair, played: MakeJob) -> None:

@@ -69,6 +69,7 @@ def test_an_exhausted_quota_queues_the_job_until_it_is_raised(operator: Operator
     operator.restart()
     refusals = operator.log.read_text().count("try again in")
     wait_until("it is tried again", lambda: operator.log.read_text().count("try again in") > refusals, 20)
+    assert operator.value("trainingjob_operator_reconcile_errors_total", kind="retry") >= 1
     assert job.get()["metadata"]["resourceVersion"] == before, "a restart is no news"
     job.cluster.apply({**quota, "spec": {"hard": {"pods": "10"}}})
     job.wait("the pod is created", lambda status: job.uids(), 60)

@@ -56,6 +56,16 @@ BREAKS: dict[str, Callable[[], tuple[Fault, float]]] = {
 }
 
 
+COUNTED = {
+    "too old in the stream": "expired",
+    "too old from the start": "expired",
+    "an error in the stream": "error",
+    "an error from the start": "error",
+    "breaking in half a line": "error",
+}
+"""How the breaks of the operator's own watch are counted. One that ends like any other is none."""
+
+
 @pytest.mark.parametrize("resource", [pytest.param(PODS, id="of pods"), pytest.param(JOBS, id="of jobs")])
 async def test_a_watch(api: KubeHttp, directory: Path, reference: Reference, tally: Tally, resource: str) -> None:
     async def run(name: str) -> None:
@@ -64,6 +74,10 @@ async def test_a_watch(api: KubeHttp, directory: Path, reference: Reference, tal
             await reference.is_reached(stage, Rule(fault, verb="watch", path=resource, times=times))
             # What kopf cannot survive ends the process, and the next one goes on.
             assert stage.operator.ends == 0 or (resource == JOBS and stage.operator.ends <= times)
+            if resource == PODS and name in COUNTED:
+                labels = f'reason="{COUNTED[name]}",resource="pods"'
+                counted = await stage.operator.metric(f"trainingjob_operator_watch_restarts_total{{{labels}}}")
+                assert 1 <= counted <= times
 
     await tally.each(BREAKS, run)
 

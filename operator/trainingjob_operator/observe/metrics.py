@@ -72,9 +72,9 @@ class OperatorMetrics:
             "1 for the operator that leads, 0 for a standby.",
             registry=self.registry,
         )
-        self.loop_lag = Gauge(
+        self.loop_lag = Counter(
             "trainingjob_operator_event_loop_lag_seconds",
-            "How much later than asked for the event loop came back, the last time.",
+            "Time that the event loop came back later than asked for, all times together.",
             registry=self.registry,
         )
 
