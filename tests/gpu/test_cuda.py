@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.rank_functions import build, hash_whole, masked_batch, poisoned_step, take
-from support.training import VOCABULARY, Hooks, prepared, store_of
+from support.training import OPTIMIZERS, VOCABULARY, Hooks, prepared, store_of
 from torch._dynamo.utils import counters
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig
@@ -38,9 +38,9 @@ def losses(config: JobConfig, stop_after: int | None = None) -> list[float]:
     return [fields["loss"] for fields in progress if fields["loss"] is not None]
 
 
-@pytest.mark.parametrize("compiled", ["never", "always"])
-def test_a_step_never_waits_for_the_device(tmp_path: Path, compiled: str) -> None:
-    stepper = build(run_of(tmp_path, compile=compiled))
+@pytest.mark.parametrize(("optimizer", "compiled"), [("adamw", "always"), *((name, "never") for name in OPTIMIZERS)])
+def test_a_step_never_waits_for_the_device(tmp_path: Path, optimizer: str, compiled: str) -> None:
+    stepper = build(run_of(tmp_path, compile=compiled, optimizer=OPTIMIZERS[optimizer], emaDecay=0.9))
     take(stepper, range(2))
     training = stepper.training
     batch = masked_batch(2, training.global_batch_size, training.sequence_length).pin()
@@ -69,9 +69,9 @@ def test_a_vocabulary_that_is_filled_up_gives_the_loss_and_the_gradients_of_its_
     assert sum(logits.shape[-1] for logits, _ in pieces(features, weight, targets)) == len(weight)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_that_is_not_finite_changes_no_bit(tmp_path: Path, optimizer: str) -> None:
-    before, after = poisoned_step(run_of(tmp_path, optimizer={"name": optimizer, "lr": 1e-3}))
+    before, after = poisoned_step(run_of(tmp_path, optimizer=OPTIMIZERS[optimizer], emaDecay=0.9))
     assert before == after
 
 

@@ -44,6 +44,8 @@ from trainingjob_trainer.tasks import IGNORE, build_task
 
 from support.training import VOCABULARY, Hooks, put_tokens, store_of
 
+aten = torch.ops.aten
+
 
 def build(config: JobConfig, exact: bool = False) -> Stepper:
     """Model and optimizer at their first step, as the loop builds them; `exact`: all of it in float64."""
@@ -367,6 +369,21 @@ def poisoned_step(config: JobConfig) -> tuple[str, str]:
         stepper.model.get_submodule("norm").register_forward_hook(_poison)
     take(stepper, range(2, 3))
     return before, state()
+
+
+def read_by_a_step(config: JobConfig) -> list[str]:
+    """The operations of a step for which the host waits for the device, if there is one."""
+    stepper, read = build(config), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default):
+                read.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        take(stepper, range(2))
+    return read
 
 
 def train_with_a_bad_step(config: JobConfig, attempt: int, bad: int) -> Any:

@@ -107,11 +107,10 @@ def _memory(which: str) -> int:
 
 
 def reductions(config: JobConfig) -> dict[str, int]:
-    """How often a step reduces gradients over ranks, by operation."""
+    """How often a whole step reduces over ranks, by operation."""
     stepper = build(config)
-    batch = masked_batch(0, config.training.global_batch_size, config.training.sequence_length)
     with CommDebugMode() as counted:
-        stepper.backward(0, own_rows(stepper, batch))
+        take(stepper, range(1))
     return {str(name): count for name, count in counted.get_comm_counts().items() if "reduce" in str(name)}
 
 

@@ -48,11 +48,11 @@ def test_no_rank_ever_holds_the_whole_model_while_it_is_made(tmp_path: Path) -> 
     [(2, {"fsdp": "none"}, 1), (2, SHARDED, 1), (4, {"fsdp": "full", "fsdpRanks": 2}, 2)],
     ids=["ddp", "fsdp", "hsdp"],
 )
-def test_accumulation_makes_no_extra_reductions(
+def test_accumulation_makes_no_extra_reductions_and_a_step_sums_its_totals_once(
     tmp_path: Path, ranks: int, parallelism: dict[str, Any], per_group: int
 ) -> None:
-    """Two blocks and the root, each once (HSDP: in a group and over the groups); then one sum of the step's totals."""
-    configs = [job(tmp_path, microBatchSize=size, parallelism=parallelism) for size in (5, 1)]
+    """Two blocks and the root, each once (HSDP: in a group and over the groups); then loss, count and norm together."""
+    configs = [job(tmp_path, microBatchSize=size, parallelism=parallelism, emaDecay=0.9) for size in (5, 1)]
     put_tokens(store_of(configs[0]))
     for once, many in run_ranks(ranks, in_turn, [(reductions, (config,)) for config in configs]):
         assert once == many

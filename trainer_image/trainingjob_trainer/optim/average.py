@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trainingjob_trainer.parallel import local_part
+
 
 class WeightAverage:
     """`average = decay * average + (1 - decay) * weight` after every step; sharded like the weights.
@@ -31,11 +33,9 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, finite: Tensor) -> None:
         """Take in the present weights; where the device scalar `finite` is False, nothing changes."""
-        share = (1 - self._decay) * finite.float()
-        averages, weights = list(self.tensors.values()), [self._weights[name].detach() for name in self.tensors]
-        differences = torch._foreach_sub(weights, averages)
-        torch._foreach_mul_(differences, share)
-        torch._foreach_add_(averages, differences)
+        for name, weight in self._weights.items():
+            average = local_part(self.tensors[name])
+            torch.where(finite, average.lerp(local_part(weight), 1 - self._decay), average, out=average)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trainingjob_trainer.config import Optimizer
+from trainingjob_trainer.optim.gated import SGD, Adagrad, Muon, RMSprop
+from trainingjob_trainer.parallel import local_part
 
 Parameters = list[nn.Parameter]
 
@@ -27,20 +29,15 @@ class OptimizerGroup:
 
     @torch.no_grad()
     def step(self, rate: float, finite: Tensor) -> None:
-        """Take a step of learning rate `rate`; where the device scalar `finite` is False, nothing at all changes.
-
-        Fused optimizers read the verdict on the device; for the others the host waits for it.
-        """
+        """Take a step of learning rate `rate`; where the device scalar `finite` is False, nothing at all changes."""
         if self.decayed:
-            torch._foreach_mul_(list(self.decayed), 1 - rate * self.decay * finite.float())
+            moves = finite.to(self.decayed[0].dtype)
+            torch._foreach_mul_([local_part(p) for p in self.decayed], 1 - rate * self.decay * moves)
+        found_inf = (~finite).float()
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
-            if getattr(part, "_step_supports_amp_scaling", False):
-                part.found_inf = (~finite).float()  # type: ignore[attr-defined]
-                part.step()
-            elif finite:
-                part.step()
+            _gated_step(part, found_inf)
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -52,10 +49,13 @@ class OptimizerGroup:
         return next((part.state[parameter] for part in self.parts if parameter in part.state), {})
 
     def materialize(self) -> None:
-        """Create the moments, which an optimizer otherwise makes at its first step, without moving a weight."""
+        """Create the moments that an optimizer otherwise makes at its first step, by a step that changes nothing."""
         for part in self.parts:
             if not part.state:
-                _materialize(part)
+                for parameter in (p for group in part.param_groups for p in group["params"]):
+                    parameter.grad = torch.zeros_like(parameter)
+                _gated_step(part, torch.ones(()))
+                part.zero_grad(set_to_none=True)
 
 
 def build_optimizer(model: nn.Module, config: Optimizer) -> OptimizerGroup:
@@ -74,14 +74,11 @@ def build_optimizer(model: nn.Module, config: Optimizer) -> OptimizerGroup:
         case "adam":
             part = torch.optim.Adam(parameters, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
         case "sgd":
-            # The fused one does not know shards.
-            part = torch.optim.SGD(parameters, lr=config.lr, momentum=config.inertia, nesterov=config.nesterov)
+            part = SGD(parameters, config)
         case "rmsprop":
-            part = torch.optim.RMSprop(
-                parameters, lr=config.lr, alpha=config.alpha, eps=config.eps, momentum=config.inertia
-            )
+            part = RMSprop(parameters, config)
         case "adagrad":
-            part = torch.optim.Adagrad(parameters, lr=config.lr, eps=config.eps)
+            part = Adagrad(parameters, config)
     return OptimizerGroup([part], matrices(parameters) if config.decay else (), config.decay)
 
 
@@ -99,18 +96,8 @@ def _muon(model: nn.Module, parameters: Parameters, config: Optimizer) -> Optimi
     hidden = [p for p in parameters if id(p) in inside]
     others = _decay_groups([p for p in parameters if id(p) not in inside], config.decay)
     first, second = config.betas
-    return OptimizerGroup(
-        [
-            torch.optim.Muon(
-                hidden,
-                lr=config.lr,
-                weight_decay=config.decay,
-                momentum=config.inertia,
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(others, lr=config.lr, betas=(first, second), eps=config.eps, fused=True),
-        ]
-    )
+    rest = torch.optim.AdamW(others, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
+    return OptimizerGroup([*(Muon(matrix, config) for matrix in hidden), rest])
 
 
 def _decay_groups(parameters: Parameters, decay: float) -> list[dict[str, object]]:
@@ -120,13 +107,7 @@ def _decay_groups(parameters: Parameters, decay: float) -> list[dict[str, object
     ]
 
 
-def _materialize(part: torch.optim.Optimizer) -> None:
-    for group in part.param_groups:
-        group["lr"] = 0.0  # set anew at each step
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+def _gated_step(part: torch.optim.Optimizer, found_inf: Tensor) -> None:
+    """All of ours know torch's attribute for it: where it is 1, the device changes nothing."""
+    part.found_inf = found_inf  # type: ignore[attr-defined]
     part.step()
-    part.zero_grad(set_to_none=True)
-    for state in part.state.values():
-        for tensor in state.values():
-            tensor.zero_()

@@ -46,4 +46,4 @@ def statistics(model: nn.Module) -> list[Tensor]:
 def keep_where(finite: Tensor, buffers: Sequence[Tensor], before: Sequence[Tensor]) -> None:
     """Take back what a step has done to them, where the device scalar `finite` is False."""
     for buffer, earlier in zip(buffers, before, strict=True):
-        buffer.copy_(torch.where(finite, buffer, earlier))
+        torch.where(finite, buffer, earlier, out=buffer)

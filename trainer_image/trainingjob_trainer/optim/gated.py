@@ -1,0 +1,145 @@
+"""Optimizers that torch has no gate for, or none over shards: where `found_inf` is 1, a step changes no bit.
+
+That is how torch's fused Adam takes its verdict: a number on the device, for which the host never waits. The
+arithmetic is torch's, of each optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adagrad import adagrad
+from torch.optim.sgd import sgd
+
+from trainingjob_trainer.config import Optimizer
+from trainingjob_trainer.parallel import keep_where, local_part
+
+Tensors = list[Tensor]
+
+
+class Elementwise(torch.optim.Optimizer):
+    """An optimizer that takes a rank's shards for plain tensors, because the update of an element needs no other.
+
+    Of torch's fused kernels `DTensor` knows Adam's only. Moments are there from the beginning.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: Optimizer, moments: Sequence[str]) -> None:
+        super().__init__(parameters, {"lr": config.lr})
+        self.found_inf = torch.zeros(())
+        self._config, self._moments = config, moments
+        for parameter in parameters:
+            self.state[parameter] = {
+                name: torch.zeros((), device=parameter.device) if name == "step" else torch.zeros_like(parameter)
+                for name in moments
+            }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the parameters that have a gradient."""
+        [group] = self.param_groups
+        moved = [(p, p.grad) for p in group["params"] if p.grad is not None]
+        moments = {name: [local_part(self.state[p][name]) for p, _ in moved] for name in self._moments}
+        self._update([local_part(p) for p, _ in moved], [local_part(g) for _, g in moved], moments, group["lr"])
+
+    def _update(self, weights: Tensors, gradients: Tensors, moments: dict[str, Tensors], rate: float) -> None:
+        raise NotImplementedError
+
+
+class SGD(Elementwise):
+    """With momentum, or Nesterov's."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: Optimizer) -> None:
+        super().__init__(parameters, config, ["momentum_buffer"] if config.inertia else [])
+
+    def _update(self, weights: Tensors, gradients: Tensors, moments: dict[str, Tensors], rate: float) -> None:
+        sgd(
+            weights,
+            gradients,
+            [*moments.get("momentum_buffer", [])],
+            lr=rate,
+            momentum=self._config.inertia,
+            nesterov=self._config.nesterov,
+            dampening=0.0,
+            weight_decay=0.0,
+            maximize=False,
+            fused=True,
+            found_inf=self.found_inf,
+        )
+
+
+class Adagrad(Elementwise):
+    """Duchi et al. 2011."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: Optimizer) -> None:
+        super().__init__(parameters, config, ["sum", "step"])
+
+    def _update(self, weights: Tensors, gradients: Tensors, moments: dict[str, Tensors], rate: float) -> None:
+        adagrad(
+            weights,
+            gradients,
+            moments["sum"],
+            moments["step"],
+            lr=rate,
+            eps=self._config.eps,
+            lr_decay=0.0,
+            weight_decay=0.0,
+            maximize=False,
+            fused=True,
+            found_inf=self.found_inf,
+        )
+
+
+class RMSprop(Elementwise):
+    """Tieleman & Hinton 2012, rounded as torch's, which has no fused one.
+
+    Where a step is not finite, moments are multiplied by one, and what is added has no effect: a zero of the sign that
+    does not turn -0 into 0.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: Optimizer) -> None:
+        momentum = ["momentum_buffer"] if config.inertia else []
+        super().__init__(parameters, config, ["square_avg", *momentum])
+
+    def _update(self, weights: Tensors, gradients: Tensors, moments: dict[str, Tensors], rate: float) -> None:
+        alpha, eps, bad = self._config.alpha, self._config.eps, self.found_inf != 0
+        for weight, gradient, square, *momentum in zip(weights, gradients, *moments.values(), strict=True):
+            gradient.masked_fill_(bad, -0.0 if momentum else 0.0)
+            square.mul_(_unless(bad, alpha, square)).addcmul_(gradient, gradient, value=1 - alpha)
+            root = square.sqrt().add_(eps)
+            if momentum:
+                [buffer] = momentum
+                buffer.mul_(_unless(bad, self._config.inertia, buffer)).addcdiv_(gradient, root)
+                weight.add_(root.copy_(buffer).masked_fill_(bad, 0.0), alpha=-rate)
+            else:
+                weight.addcdiv_(gradient, root, value=-rate)
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon of one matrix, whose step is taken back: of one at a time, so that no copy of all is held."""
+
+    def __init__(self, matrix: nn.Parameter, config: Optimizer) -> None:
+        super().__init__(
+            [matrix],
+            lr=config.lr,
+            weight_decay=config.decay,
+            momentum=config.inertia,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.found_inf = torch.zeros(())
+        self.state[matrix] = {"momentum_buffer": torch.zeros_like(matrix)}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the matrix."""
+        [(matrix, state)] = self.state.items()
+        changed = [local_part(matrix), local_part(state["momentum_buffer"])]
+        before = [tensor.clone() for tensor in changed]
+        super().step()  # type: ignore[no-untyped-call]
+        keep_where(self.found_inf == 0, changed, before)
+
+
+def _unless(bad: Tensor, factor: float, like: Tensor) -> Tensor:
+    """`factor`, or 1 where `bad`."""
+    return torch.where(bad, 1.0, like.new_full((), factor))
