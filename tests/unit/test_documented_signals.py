@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 from trainingjob_operator.core import events, failures
+from trainingjob_operator.core.facts import SAID_CLASSES
 from trainingjob_operator.core.obstacle import REASONS
 from trainingjob_operator.observe.jobs import FAMILIES
 from trainingjob_operator.observe.metrics import OperatorMetrics
@@ -25,7 +26,8 @@ def test_every_reason_of_an_event_is_documented_and_no_other() -> None:
     obstacles = set(REASONS)
     classes = {*failures.DISRUPTIONS.values(), *failures.POD_REASONS.values(), *failures.EXIT_CODES.values()}
     others = {"Killed", "Crashed", "Deleted", "DeadlineExceeded", "StartDeadlineExceeded"}
-    assert documented == phases | obstacles | classes | others | errors(TrainerError)
+    assert documented == phases | obstacles | classes | others | SAID_CLASSES
+    assert errors(TrainerError) == SAID_CLASSES, "a pod may say what it has errors for"
 
 
 def test_every_metric_is_documented_with_its_labels_and_no_other() -> None:

@@ -79,6 +79,29 @@ def _cut(limit: int) -> BeforeValidator:
     return BeforeValidator(lambda value: value[:limit] if isinstance(value, str) else value)
 
 
+SAID_CLASSES = frozenset(
+    {
+        "Internal",
+        "UserError",
+        "DataError",
+        "OutOfMemory",
+        "WorkerLost",
+        "Storage",
+        "Hang",
+        "Fenced",
+        "Drained",
+        "Resized",
+    }
+)
+"""The classes that a pod may give a failure. Each is a reason of events and a label of metrics, so a pod cannot make up
+more; nor may it give those that only Kubernetes knows, which are not counted."""
+
+
+def _known(value: Any) -> Any:
+    return value if value is None or str(value) in SAID_CLASSES else "Internal"
+
+
+SaidClass = Annotated[str, BeforeValidator(_known)]
 Sentence = Annotated[str, _cut(1024)]
 Address = Annotated[str, _cut(2048)]
 
@@ -103,7 +126,7 @@ class TerminationMessage(Told):
     """What the agent left in `/dev/termination-log` (docs/contracts.md §3)."""
 
     outcome: Literal["Train", "PrepareData", "Finished"] | None = None
-    class_: Annotated[str, _cut(64)] | None = Field(None, alias="class")
+    class_: SaidClass | None = Field(None, alias="class")
     next_step: Sentence = ""
     step: int | None = Field(None, ge=0)
     attempt: int | None = None
@@ -148,7 +171,7 @@ class ReportedIncident(Told):
     """An interruption that the driver survived or found."""
 
     attempt: int
-    class_: Annotated[str, _cut(64)] = Field(alias="class")
+    class_: SaidClass = Field(alias="class")
     rank: int | None = None
     step: int | None = Field(None, ge=0)
     time: datetime

@@ -128,7 +128,7 @@ def _class(pod: PodFacts) -> str:
         return "Rejected"  # OutOfcpu and its like: the kubelet had no room when the pod arrived
     if pod.reason == "OOMKilled":
         return "OutOfMemory"
-    if pod.termination is not None and pod.termination.class_ not in (None, "Drained"):
+    if pod.termination is not None and pod.termination.class_ not in (None, "Drained", "Resized"):
         return str(pod.termination.class_)
     if pod.deleting:
         return "Deleted"
