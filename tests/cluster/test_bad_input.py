@@ -112,7 +112,8 @@ def test_several_fields_that_may_not_change_are_named_in_one_refusal(door: Door)
     door.change({"runPolicy": {"suspend": None}})
     said = door.try_change({"training": {"seed": 2, "emaDecay": 0.5, "logEvery": 7}})
     assert f"spec: Forbidden: training.seed training.emaDecay {FOR_GOOD}" in said
-    assert f"spec: Forbidden: training.logEvery {SUSPEND_FIRST}" in said
+    said = door.try_change({"training": {"logEvery": 7, "hangSeconds": 400}})
+    assert f"spec: Forbidden: training.hangSeconds training.logEvery {SUSPEND_FIRST}" in said
 
 
 def test_what_a_resume_takes_up_changes_only_while_suspended(door: Door) -> None:

@@ -132,7 +132,7 @@ def test_limits_of_the_run_may_always_change(jobs: Jobs) -> None:
 
 
 NOT_ELASTIC = (
-    "spec.workers.replicas: Forbidden: workers.replicas can change while the job runs only if workers.minReplicas is "
+    "spec: Forbidden: workers.replicas can change while the job runs only if workers.minReplicas is "
     "set, and it is not: set runPolicy.suspend to true, change it in a second step, then set suspend to false; or "
     "create a new TrainingJob with workers.minReplicas"
 )
@@ -170,13 +170,13 @@ def test_a_job_is_elastic_from_its_creation_or_never(
     jobs.apply({"workers": {"minReplicas": least}, "runPolicy": {"suspend": suspended}})
     patch = json.dumps({"spec": {"workers": {"minReplicas": changed}}})
     said = jobs.refusal("patch", "tj", "gpt", "--type=merge", "-p", patch)
-    assert "spec.workers: Forbidden: workers.minReplicas cannot be added or removed" in said
+    assert "spec: Forbidden: workers.minReplicas cannot be added or removed" in said
 
 
 def test_the_least_number_of_workers_changes_only_while_suspended(jobs: Jobs) -> None:
     jobs.apply({"workers": {"minReplicas": 2}})
     patch = ("patch", "tj", "gpt", "--type=merge", "-p", '{"spec":{"workers":{"minReplicas":1}}}')
-    assert f"spec.workers.minReplicas: Forbidden: workers.minReplicas {SUSPEND_FIRST}" in jobs.refusal(*patch)
+    assert f"spec: Forbidden: workers.minReplicas {SUSPEND_FIRST}" in jobs.refusal(*patch)
     jobs.patch({"runPolicy": {"suspend": True}})
     jobs.kubectl(*patch)
     assert jobs.get()["spec"]["workers"]["minReplicas"] == 1

@@ -28,7 +28,7 @@ TASKS: list[tuple[Json, str, str, str]] = [
     *(
         (
             merged(_REGRESSION, {"model": {"mlp": None, name: model}}),
-            f"model.{name}",
+            "model",
             FORBIDDEN,
             f"model.{name} is not for task.kind regression: set one of mlp",
         )
@@ -39,7 +39,7 @@ TASKS: list[tuple[Json, str, str, str]] = [
     ),
     (
         {"model": {"preset": None, "mlp": {}}},
-        "model.mlp",
+        "model",
         FORBIDDEN,
         "model.mlp is not for task.kind language-modeling: set one of preset, transformer, rnn, huggingface",
     ),
@@ -80,19 +80,19 @@ TASKS: list[tuple[Json, str, str, str]] = [
     ),
     (
         {"model": {"preset": None, "cnn": {}}},
-        "model.cnn",
+        "model",
         FORBIDDEN,
         "model.cnn is not for task.kind language-modeling: set one of preset, transformer, rnn, huggingface",
     ),
     (
         {"model": {"preset": None, "rnn": {}}, "task": {"kind": "text-classification"}},
-        "model.rnn",
+        "model",
         FORBIDDEN,
         "model.rnn is not for task.kind text-classification: set one of preset, transformer, huggingface",
     ),
     (
         {"model": {"preset": None, "timm": {"name": "resnet18"}}},
-        "model.timm",
+        "model",
         FORBIDDEN,
         "model.timm is not for task.kind language-modeling: set one of preset, transformer, rnn, huggingface",
     ),
@@ -102,7 +102,7 @@ TASKS: list[tuple[Json, str, str, str]] = [
             "task": {"kind": "image-classification"},
             "data": {"train": {"format": "parquet"}},
         },
-        "model.huggingface",
+        "model",
         FORBIDDEN,
         "model.huggingface is not for task.kind image-classification: set one of preset, transformer, cnn, timm",
     ),

@@ -133,4 +133,4 @@ def test_rules_are_attached_to_their_models() -> None:
     texts = [rule["rule"] for _, node in nodes(SPEC) for rule in node.get("x-kubernetes-validations", [])]
     for model, rules in RULES.items():
         for rule in rules:
-            assert rule.rule in texts, model
+            assert any(rule.rule in text for text in texts), model

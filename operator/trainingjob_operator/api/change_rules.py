@@ -108,6 +108,7 @@ def _unchanged_below(head: str, paths: Sequence[str]) -> str:
     return f"(has(self.{head}) ? has(oldSelf.{head}) && {same} : !has(oldSelf.{head}))"
 
 
+UNCHANGED = "self == oldSelf"  # as in a write of the status
 SUSPENDED = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
 SUSPEND_FIRST = "set runPolicy.suspend to true, change it in a second step, then set suspend to false"
 ONLY_SUSPENDED = f"can change only while the job is suspended: {SUSPEND_FIRST}"
@@ -116,11 +117,11 @@ ONLY_SUSPENDED = f"can change only while the job is suspended: {SUSPEND_FIRST}"
 def _changes(paths: Sequence[str], rule: str, message: str) -> Rule:
     """A rule about many fields, whose message begins with the names of those that changed."""
     names = tuple(f"{_same(path)} ? '' : '{path} '" for path in paths)
-    return Rule(rule, f"{'%s' * len(paths)}{message}", names, reason="FieldValueForbidden")
+    return Rule(rule, f"{'%s' * len(paths)}{message}", names, reason="FieldValueForbidden", unless=UNCHANGED)
 
 
-# Two rules for all fields, as the API server evaluates each rule at each write, of the status as well. The first fields
-# make the run what it is; the others are taken up by a resumed run.
+# Of all fields at once (see `cel.validations`). The first make the run what it is; the others are taken up by a resumed
+# run.
 CHANGE_RULES = (
     _changes(
         FIXED,

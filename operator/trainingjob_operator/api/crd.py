@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from trainingjob_operator.api.cel import Rule
+from trainingjob_operator.api.cel import Rule, validations
 from trainingjob_operator.api.rules import ROOT_RULES, RULES
 from trainingjob_operator.api.spec import GROUP, KIND, PLURAL, VERSION, TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
@@ -97,14 +97,14 @@ def _root() -> Json:
             "spec": schema_of(TrainingJobSpec, defaults=True),
             "status": status,
         },
-        "x-kubernetes-validations": [rule.wire() for rule in ROOT_RULES],
+        "x-kubernetes-validations": validations(ROOT_RULES),
     }
 
 
 def schema_of(model: type[BaseModel], *, defaults: bool) -> Json:
     """Structural schema of `model`; with the models' defaults as schema defaults or without any."""
     source = model.model_json_schema(by_alias=True, schema_generator=_WithFactories)
-    rules = {cls.__name__: [rule.wire() for rule in found] for cls, found in RULES.items()}
+    rules = {cls.__name__: validations(found) for cls, found in RULES.items()}
     return _Structural(source.get("$defs", {}), rules, defaults).convert(source)
 
 
@@ -164,7 +164,7 @@ class _Structural:
             f"must be a number from {low} to {high}, or {allowed}",
         )
         kept: Json = {key: source[key] for key in ("description", "default") if key in source}
-        return {"x-kubernetes-int-or-string": True, **kept, "x-kubernetes-validations": [rule.wire()]}
+        return {"x-kubernetes-int-or-string": True, **kept, "x-kubernetes-validations": validations([rule])}
 
     def _object(self, source: Json, result: Json) -> None:
         properties = source.get("properties")

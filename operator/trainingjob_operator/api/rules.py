@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from trainingjob_trainer import config
 
 from trainingjob_operator.api.cel import Rule
-from trainingjob_operator.api.change_rules import CHANGE_RULES, ONLY_SUSPENDED, SUSPEND_FIRST, SUSPENDED
+from trainingjob_operator.api.change_rules import CHANGE_RULES, ONLY_SUSPENDED, SUSPEND_FIRST, SUSPENDED, UNCHANGED
 from trainingjob_operator.api.data_rules import DATA_RULES, TASK_DATA_RULES
 from trainingjob_operator.api.model_rules import IN_A_FAMILY, MODEL_RULES
 from trainingjob_operator.api.spec import RunPolicy, TrainingJobSpec
@@ -70,11 +70,12 @@ def _for_its_tasks(name: str) -> Rule:
     }
     allowed = [*kinds, "custom"]
     return Rule(
-        f"!has(self.model) || !has(self.model.{name}) || self.task.kind in {allowed}",
+        f"!has(self.model.{name}) || self.task.kind in {allowed}",
         f"model.{name} is not for task.kind %s: set one of %s",
         ("self.task.kind", "".join(f"self.task.kind == '{k}' ? '{names}' : " for k, names in instead.items()) + "''"),
-        field=f".model.{name}",
+        field=".model",
         reason="FieldValueForbidden",
+        unless="!has(self.model)",
     )
 
 
@@ -89,7 +90,7 @@ def _has_losses(kind: config.Kind) -> Rule:
     )
 
 
-RANKS_PER_POD = "(self.workers.resources.gpus > 0 ? self.workers.resources.gpus : 1)"
+RANKS_PER_POD = "[self.workers.resources.gpus, 1].max()"
 RANKS = f"self.workers.replicas * {RANKS_PER_POD}"
 # Of an elastic job, any number of pods must do.
 DIVIDED = f"(has(self.workers.minReplicas) ? {RANKS_PER_POD} : {RANKS})"
@@ -119,22 +120,22 @@ ELASTICITY = (
         f"self.workers.replicas == oldSelf.workers.replicas || has(self.workers.minReplicas) || ({SUSPENDED})",
         "workers.replicas can change while the job runs only if workers.minReplicas is set, and it is not: "
         f"{SUSPEND_FIRST}; or create a new TrainingJob with workers.minReplicas",
-        field=".workers.replicas",
         reason="FieldValueForbidden",
+        unless=UNCHANGED,
     ),
     Rule(
         "has(self.workers.minReplicas) == has(oldSelf.workers.minReplicas)",
         "workers.minReplicas cannot be added or removed: a job is elastic from its creation or never. "
         "Create a new TrainingJob with the same outputUri, which goes on from the last checkpoint",
-        field=".workers",
         reason="FieldValueForbidden",
+        unless=UNCHANGED,
     ),
     Rule(
         "!has(self.workers.minReplicas) || !has(oldSelf.workers.minReplicas) || "
         f"self.workers.minReplicas == oldSelf.workers.minReplicas || ({SUSPENDED})",
         f"workers.minReplicas {ONLY_SUSPENDED}",
-        field=".workers.minReplicas",
         reason="FieldValueForbidden",
+        unless=UNCHANGED,
     ),
     Rule(
         f"!has(self.workers.minReplicas) || self.task.kind in {OWN_KINDS}",
@@ -171,37 +172,42 @@ SPEC_RULES = (
         field=".training.parallelism",
     ),
     Rule(
-        f"{NOT_SPLIT} || self.task.kind == 'language-modeling'",
+        "self.task.kind == 'language-modeling'",
         "training.parallelism.tensor (%d) is not for task.kind %s: only decoders can be split",
         (TENSOR, "self.task.kind"),
         field=".training.parallelism.tensor",
+        unless=NOT_SPLIT,
     ),
     *(
         Rule(
-            f"{NOT_SPLIT} || !has(self.model.{name})",
+            f"!has(self.model.{name})",
             f"training.parallelism.tensor (%d) is not for model.{name}: only decoders of our own can be split",
             (TENSOR,),
             field=".training.parallelism.tensor",
+            unless=NOT_SPLIT,
         )
         for name in ("rnn", "huggingface")
     ),
     Rule(
-        f"{NOT_SPLIT} || self.training.labelSmoothing == 0.0",
+        "self.training.labelSmoothing == 0.0",
         "training.parallelism.tensor (%d) and training.labelSmoothing exclude each other: remove one",
         (TENSOR,),
         field=".training.parallelism.tensor",
+        unless=NOT_SPLIT,
     ),
     Rule(
-        f"{NOT_SPLIT} || {KV_HEADS} % {TENSOR} == 0",
+        f"{KV_HEADS} % {TENSOR} == 0",
         "training.parallelism.tensor (%d) must divide the key and value heads of the model (%d)",
         (TENSOR, KV_HEADS),
         field=".training.parallelism.tensor",
+        unless=NOT_SPLIT,
     ),
     Rule(
-        f"{NOT_SPLIT} || self.training.sequenceLength % {TENSOR} == 0",
+        f"self.training.sequenceLength % {TENSOR} == 0",
         "training.parallelism.tensor (%d) must divide training.sequenceLength (%d)",
         (TENSOR, "self.training.sequenceLength"),
         field=".training.parallelism.tensor",
+        unless=NOT_SPLIT,
     ),
     Rule(
         "self.task.kind == 'language-modeling' || !has(self.training) || !has(self.training.tokens)",
@@ -219,8 +225,8 @@ SPEC_RULES = (
         field=".model.transformer",
     ),
     Rule(
-        "!has(self.model) || !has(self.training) || self.training.sequenceLength <= "
-        "self.model.?transformer.?context.orValue(self.training.sequenceLength)",
+        "!has(self.model) || !has(self.model.transformer) || !has(self.model.transformer.context) || "
+        "!has(self.training) || self.training.sequenceLength <= self.model.transformer.context",
         "training.sequenceLength (%d) must not be above model.transformer.context (%d)",
         ("self.training.sequenceLength", "self.model.transformer.context"),
         field=".training.sequenceLength",
@@ -229,10 +235,10 @@ SPEC_RULES = (
     *(_for_its_tasks(name) for name, kinds in config.ARCHITECTURES.items() if {*kinds} != {*OWN_KINDS}),
     *(
         Rule(
-            f"!has(self.model) || !has(self.model.{name}) || !has(self.training) || "
-            "self.training.optimizer.name != 'muon'",
+            f"!has(self.model) || !has(self.model.{name})",
             f"training.optimizer.name is muon, which is for matrices in blocks: it is not for model.{name}",
             field=".training.optimizer.name",
+            unless="!has(self.training) || self.training.optimizer.name != 'muon'",
         )
         for name in ("cnn", "timm")
     ),
