@@ -155,8 +155,8 @@ class Measurement:
         }
 
     async def _restart(self, jobs: int) -> Figures:
-        mark = self._audit.mark()
         self._operator.stop()
+        mark = self._audit.mark()  # From here on: the last events of the process before are no cost of a restart.
         seconds = await self._operator.start(jobs)
         cpu = cpu_seconds(self._operator.pid)
         await asyncio.sleep(RESTART_SECONDS)
