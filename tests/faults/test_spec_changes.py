@@ -19,6 +19,7 @@ from support.schema_values import change, drawn, invalid, leaves, valid
 from support.tally import Tally
 from trainingjob_operator.api.crd import schema_of
 from trainingjob_operator.api.spec import TrainingJobSpec
+from trainingjob_operator.core.obstacle import REASONS
 
 SPEC = schema_of(TrainingJobSpec, defaults=True)
 FIELDS = dict(leaves(SPEC))
@@ -143,6 +144,8 @@ async def settled(stage: Scene, name: str) -> bool:
     if status["observedGeneration"] != job["metadata"]["generation"]:
         return False
     waits = [
-        c for c in status["conditions"] if c["type"] in ("Stalled", "Suspended", "Failed") and c["status"] == "True"
+        condition
+        for condition in status["conditions"]
+        if condition["status"] == "True" and (condition["type"] in REST or condition["reason"] in REASONS)
     ]
     return bool(waits and status["message"]) or bool(await stage.list("pods", name))
