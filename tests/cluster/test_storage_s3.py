@@ -10,6 +10,7 @@ import pytest
 from trainingjob_trainer.config import Storage
 from trainingjob_trainer.errors import StorageError, UserError
 from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store, open_store
+from trainingjob_trainer.storage_s3 import S3Store
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
@@ -72,6 +73,22 @@ def test_bytes_are_read_into_memory_that_is_there(store: Store) -> None:
     store.put("shard", data[::-1])
     with pytest.raises(PreconditionFailed):
         store.read_into("shard", 0, memoryview(memory), if_match=etag)
+
+
+def test_boto3_is_asked_for_ranges_that_are_not_whole_only(store: Store) -> None:
+    assert isinstance(store, S3Store)
+    asked: list[str] = []
+    store.client.meta.events.register("before-call.s3.GetObject", lambda params, **_: asked.append(params["url"]))
+    etag = store.put("a key/with ümlaut", b"0123456789")
+    memory = bytearray(4)
+    for start in (0, 3, 6):
+        assert store.read_into("a key/with ümlaut", start, memoryview(memory), if_match=etag) == (4, etag)
+        assert memory == b"0123456789"[start : start + 4]
+    assert asked == []
+    assert store.read_into("a key/with ümlaut", 7, memoryview(memory)) == (3, etag)
+    with pytest.raises(NotFound):
+        store.read_into("none", 0, memoryview(memory))
+    assert len(asked) == 2
 
 
 def test_big_objects_go_in_parts(store: Store, tmp_path: Path) -> None:
