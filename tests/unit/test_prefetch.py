@@ -85,6 +85,16 @@ def test_the_next_blocks_are_read_while_a_batch_is_used(reader: Counting) -> Non
         wait_until("blocks that are read ahead", lambda: len(reader.loads) >= READY + 8, seconds=20, every=0.01)
 
 
+def test_of_a_batch_that_does_not_fit_in_as_much_is_read_as_there_is_room_for(reader: Counting) -> None:
+    groups = [[reader.blocks.bounds(block)[0] for block in range(first, first + 4)] for first in (0, 4)]
+    batches = [groups[0]] * 8 + [groups[1]] * 8
+    with prefetch(reader, batches, memory=6 * reader.block_bytes) as read:
+        next(read)
+        wait_until("blocks in all rooms", lambda: len(reader.loads) == 6, seconds=20, every=0.01)
+        assert [batch.inputs[:, 0].tolist() for batch in read] == [firsts(batch) for batch in batches[1:]]
+    assert set(reader.loads.values()) == {1}
+
+
 def test_the_first_batch_does_not_wait_for_those_far_ahead(reader: Counting) -> None:
     asked: list[int] = []
 

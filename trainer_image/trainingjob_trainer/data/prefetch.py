@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -44,22 +44,19 @@ def prefetch(
 
     An error is raised at the batch that it belongs to. `pin`: in page-locked memory. The threads end with the context.
     """
-    ready: queue.Queue[Batch | Exception | None] = queue.Queue(READY)
+    ready: SimpleQueue[Batch | Exception | None] = SimpleQueue()
+    places: SimpleQueue[None] = SimpleQueue()  # for batches that are ready
     stopped = threading.Event()
 
-    def offer(item: Batch | Exception | None) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                pass
+    def offer(item: Batch | Exception | None) -> bool:
+        places.get()
+        ready.put(item)
+        return not stopped.is_set()
 
     def work() -> None:
         try:
             for batch in _read_ahead(reader, batches, pool, memory):
-                offer(batch.pin() if pin else batch)
-                if stopped.is_set():
+                if not offer(batch.pin() if pin else batch):
                     return
             offer(None)
         except Exception as error:  # whatever it is, it is the consumer's to handle
@@ -67,10 +64,13 @@ def prefetch(
 
     def results() -> Iterator[Batch]:
         while (item := ready.get()) is not None:
+            places.put(None)
             if isinstance(item, Exception):
                 raise item
             yield item
 
+    for _ in range(READY):
+        places.put(None)
     pool = ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="prefetch")
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
@@ -78,6 +78,7 @@ def prefetch(
         yield results()
     finally:
         stopped.set()
+        places.put(None)  # for the last that is offered
         pool.shutdown(wait=False, cancel_futures=True)
         thread.join()
         pool.shutdown()
@@ -90,9 +91,8 @@ def _read_ahead(reader: Reads, batches: Iterable[Indices], pool: ThreadPoolExecu
     next_one = next(coming, None)
     while next_one is not None or ahead:
         for _ in range(GROWTH):
-            if next_one is None or len(ahead) == AHEAD or (ahead and not blocks.have_room(next_one[1])):
+            if next_one is None or len(ahead) == AHEAD or not blocks.want(next_one[1], alone=not ahead):
                 break
-            blocks.want(next_one[1])
             ahead.append(next_one)
             next_one = next(coming, None)
         indices, own = ahead.popleft()
@@ -111,22 +111,23 @@ class _Blocks:
         self._wanted, self._taken = 0, 0  # batches
         self._make(max(1, memory // reader.block_bytes))
 
-    def have_room(self, blocks: Set[int]) -> bool:
-        """Whether these can be wanted beside what is wanted."""
-        if blocks <= self._last.keys():
-            return True
-        return len(blocks | {block for block, last in self._last.items() if last >= self._taken}) <= len(self.memory)
-
-    def want(self, blocks: Set[int]) -> None:
-        """Have blocks read that are not there, in place of others that nobody wants."""
-        if len(blocks) > len(self.memory):  # nothing else is wanted, nor being read
+    def want(self, blocks: Set[int], alone: bool) -> bool:
+        """Have blocks of the next batch read that are not there, in place of others that nobody wants: whether there
+        is room for all. There is if it is alone, the only one that wants any.
+        """
+        if len(blocks) > len(self.memory):
+            if not alone:
+                return False
             self._make(len(blocks))
-        new = sorted(blocks - self._last.keys())
-        self._last.update(dict.fromkeys(blocks, self._wanted))
-        self._wanted += 1
-        for block in new:
+        self._last.update(dict.fromkeys(blocks & self._last.keys(), self._wanted))
+        for block in sorted(blocks - self._last.keys()):
             room = self._spare.pop() if self._spare else self._drop_one()
+            if room is None:
+                return False
+            self._last[block] = self._wanted
             self._reading[block] = self._pool.submit(self._reader.load, block, self.memory, room)
+        self._wanted += 1
+        return True
 
     def take(self, blocks: Set[int]) -> dict[int, Loaded]:
         """Blocks that the next batch wanted: waits for them. Raises what reading them raised."""
@@ -143,8 +144,10 @@ class _Blocks:
         self._read.clear()
         self._last.clear()
 
-    def _drop_one(self) -> int:
-        """The room of the block that was last wanted before all others."""
-        block = min(self._read, key=self._last.__getitem__)
+    def _drop_one(self) -> int | None:
+        """The room of a block that nobody wants, the one that was last wanted before all others."""
+        block = min(self._read, key=self._last.__getitem__, default=None)
+        if block is None or self._last[block] >= self._taken:
+            return None
         del self._last[block]
         return self._read.pop(block).room

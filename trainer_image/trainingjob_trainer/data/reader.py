@@ -1,7 +1,7 @@
 """Samples of a prepared split by index, put together from the blocks that they lie in.
 
 A block is read as one range: the window of its shard that its samples begin in. The last sample of tokens ends in the
-next window: what it needs of that is kept when that is read, and read along with the block where it is not known yet.
+next window: what it needs of that is kept when that is read, and read by itself where it is not known yet.
 
 A missing, short, replaced or corrupt shard is a `DataError` that names it, raised for the samples that lie there.
 """
@@ -12,7 +12,6 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,7 @@ from torch import Tensor
 from trainingjob_trainer.data.manifest import PIECE_BYTES, Manifest, SplitName
 from trainingjob_trainer.data.order import BLOCK_BYTES, Blocks, Ints, Order
 from trainingjob_trainer.data.rows import decode
-from trainingjob_trainer.data.stream import REPAIR, Stream, Unreadable, trouble
-from trainingjob_trainer.errors import DataError
+from trainingjob_trainer.data.stream import Stream, Unreadable, trouble
 from trainingjob_trainer.storage import Store
 
 HEADS = 16 * 2**20  # bytes: what is kept of the beginnings of windows; of 2 KiB samples, those of 64 GiB
@@ -31,6 +29,7 @@ IGNORE = -100  # a target with this value has no weight: neither in the loss nor
 
 Bools = npt.NDArray[np.bool_]
 Indices = Sequence[int] | Ints
+Bytes = npt.NDArray[np.uint8]
 Memory = npt.NDArray[np.uint8]  # [rooms, bytes], in one piece: a block is in a room
 
 log = logging.getLogger(__name__)
@@ -123,20 +122,29 @@ class Reader:
         """
         first, end = self.blocks.bounds(block)
         start, until = self.blocks.offsets[block : block + 2].tolist()
-        rest = self._heads.get(block + 1)
-        if rest is None:
-            until = end * self._stride + self._overlap
         span = self._stream.read(start, until, memory[room].data)
-        data = memory[room, span.begin :]
-        if self._manifest.kind == "tokens":
-            self._check_vocabulary(data[: until - start].view(self._stored))
+        window, behind = np.split(memory[room, span.begin :], [until - start])
         at = first * self._stride - start
         head = at + self._overlap
         if not trouble(span.unreadable, start, start + head) and (len(self._heads) + 1) * self._width <= HEADS:
-            self._heads[block] = data[:head].tobytes()
-        if rest is not None:
-            data[until - start :][: len(rest)] = np.frombuffer(rest, np.uint8)
-        return Loaded(room, room * memory.shape[1] + span.begin + at, span.unreadable)
+            self._heads[block] = window[:head].tobytes()
+        rest = end * self._stride + self._overlap - until
+        unreadable = span.unreadable + self._finish(block, until, behind, rest)
+        return Loaded(room, room * memory.shape[1] + span.begin + at, unreadable)
+
+    def _finish(self, block: int, start: int, memory: Bytes, count: int) -> tuple[Unreadable, ...]:
+        """Have a memory begin with the bytes of the next window that the last sample of a block ends with.
+
+        They are read by themselves if need be: a range that reaches into another chunk of the storage costs more.
+        """
+        known = self._heads.get(block + 1)
+        if known is not None:
+            memory[:count] = np.frombuffer(known, np.uint8)
+            return ()
+        own = np.empty(count + 2 * PIECE_BYTES, np.uint8)
+        span = self._stream.read(start, start + count, own.data)
+        memory[:count] = own[span.begin :][:count]
+        return span.unreadable
 
     def load_all(self, blocks: Collection[int]) -> tuple[dict[int, Loaded], Memory]:
         """The samples of some blocks, in a memory of their own."""
@@ -185,14 +193,6 @@ class Reader:
             raise wrong
         log.warning("sample %d of split %s is skipped: %s", sample, self.split, wrong.cause)
         return True
-
-    def _check_vocabulary(self, tokens: npt.NDArray[Any]) -> None:
-        if tokens.max(initial=0) >= (self._manifest.vocab_size or 0):
-            raise DataError(
-                f"Split {self.split} has the token {tokens.max()}, but the vocabulary ends at "
-                f"{self._manifest.vocab_size}.",
-                REPAIR,
-            )
 
     def _tokens(self, rows: npt.NDArray[np.uint8], skipped: Bools) -> Batch:
         tokens = rows.view(self._stored).astype(self._stored.newbyteorder("="), copy=False)
