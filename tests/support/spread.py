@@ -114,6 +114,13 @@ def reductions(config: JobConfig) -> dict[str, int]:
     return {str(name): count for name, count in counted.get_comm_counts().items() if "reduce" in str(name)}
 
 
+def reductions_of_a_run(config: JobConfig) -> int:
+    """How often the whole loop reduces over ranks; what a save's thread does is not counted."""
+    with CommDebugMode() as counted:
+        loop.train(config, Attempt(1, store_of(config)), Hooks())
+    return sum(count for name, count in counted.get_comm_counts().items() if "reduce" in str(name))
+
+
 def gathers(config: JobConfig) -> int:
     """How often a step of one pass gathers weights over ranks."""
     stepper = build(config)
