@@ -1,6 +1,7 @@
 """The tokenizer, the shards and the manifest that local preparation leaves."""
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from trainingjob_trainer.evaluation.report import report_data
 from trainingjob_trainer.prepare import tokenizer as bpe
 from trainingjob_trainer.prepare.check import check
 from trainingjob_trainer.prepare.encoders import TokenEncoder
-from trainingjob_trainer.prepare.examples import arrange, raw_objects, read_examples
+from trainingjob_trainer.prepare.examples import Example, arrange, raw_objects, read_examples
 from trainingjob_trainer.prepare.local import prepare_data
-from trainingjob_trainer.prepare.shards import manifest_of, publish, write_shards
-from trainingjob_trainer.storage import NotFound, Store
+from trainingjob_trainer.prepare.shards import ENCODED_AT_ONCE, manifest_of, publish, write_shards
+from trainingjob_trainer.storage import LocalStore, NotFound, Store
 
 WORDS = ["alpha", "beta", "gamma", "delta", "<|endoftext|>", "naïve", "東京"]
 
@@ -138,6 +139,42 @@ def test_the_stream_does_not_depend_on_how_many_wrote_it(tmp_path: Path) -> None
     for split in many.splits:
         assert decoded(store, many, split) == decoded(store, one, split)
         assert many.splits[split].count == one.splits[split].count
+
+
+@pytest.mark.parametrize("documents", [1, 9, 10, 14, 15, 24, 25, 40])
+def test_a_writer_leaves_no_small_rest(tmp_path: Path, documents: int) -> None:
+    """Ten documents of eight tokens fill a shard; a rest of less than half of one is in the shard before."""
+    store = store_of(job(tmp_path))
+    encoder = TokenEncoder(STORED, "uint16", bpe.EOS_ID)
+    examples = [Example(f"{number:064}", "train", b"abcdefg") for number in range(documents)]
+    [each] = {len(encoded) for encoded in encoder.encode(examples)}
+    shards = write_shards(store, examples, encoder, "pod", shard_bytes=10 * each).splits["train"].shards
+    full = max(1, (documents + 5) // 10)
+    assert [shard.documents for shard in shards] == [10] * (full - 1) + [documents - 10 * (full - 1)]
+    assert [shard.size for shard in shards] == [each * shard.documents for shard in shards]
+    stored = b"".join(store.get(shard.key) for shard in shards)
+    assert stored == b"".join(encoder.encode(examples))
+
+
+def test_a_writer_takes_documents_as_it_writes_them(tmp_path: Path) -> None:
+    store, taken = store_of(job(tmp_path)), 0
+
+    def examples() -> Iterator[Example]:
+        nonlocal taken
+        for number in range(10 * ENCODED_AT_ONCE):
+            taken += 1
+            yield Example(f"{number:064}", "train", b"abcdefg")
+
+    class Watched(LocalStore):
+        def put(self, key: str, data: bytes, **more: Any) -> str:
+            written.append(taken)
+            return super().put(key, data, **more)
+
+    written: list[int] = []
+    encoder = TokenEncoder(STORED, "uint16", bpe.EOS_ID)
+    write_shards(Watched(store.root, store.storage), examples(), encoder, "pod", shard_bytes=1000)
+    assert written[0] == ENCODED_AT_ONCE
+    assert written[-1] == taken
 
 
 def test_preparing_again_gives_the_same_data_and_the_first_manifest_stands(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Prepare data on many pods: Ray Data reads, cleans and sorts, then every pod writes shards of its own.
 
-The examples are sorted by their content's hash over the whole cluster, block by block, and the blocks are dealt to the
-pods in turn. So the prepared stream is the one that `local` makes, whatever the number of pods.
+The examples are sorted by their content's hash over the whole cluster, block by block, and every writer takes some
+blocks that follow each other. So the prepared stream is the one that `local` makes, whatever the number of pods.
 """
 
 from __future__ import annotations
@@ -23,14 +23,24 @@ from trainingjob_trainer.errors import TrainerError
 from trainingjob_trainer.prepare.encoders import Encoder, make_encoder
 from trainingjob_trainer.prepare.examples import Example, arrange, raw_objects, read_examples
 from trainingjob_trainer.prepare.local import writer_name
-from trainingjob_trainer.prepare.shards import Part, manifest_of, no_examples, publish, write_shards
+from trainingjob_trainer.prepare.shards import (
+    ENCODED_AT_ONCE,
+    SHARD_BYTES,
+    Part,
+    manifest_of,
+    no_examples,
+    publish,
+    write_shards,
+)
 from trainingjob_trainer.prepare.source import RawObject
 from trainingjob_trainer.storage import Store
 
 BLOCK_BYTES = 32 * 2**20  # of raw data; what one task of a pod holds in memory, several times over
 BLOCKS_PER_POD = 2  # at least: so that every pod has something to write
+BLOCKS_PER_WRITER = 4  # read one after another: of text their tokens take some 64 MiB, a shard
 
 Row = dict[str, Any]
+Nodes = dict[str, int]  # CPU slots by id
 
 
 def prepare_data(config: TrainerSpec, store: Store, report: Callable[[Row], None] | None = None) -> Manifest:
@@ -42,14 +52,15 @@ def prepare_data(config: TrainerSpec, store: Store, report: Callable[[Row], None
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    nodes = {node["NodeID"]: int(node["Resources"]["CPU"]) for node in alive}
     try:
         return _prepare(config, store, nodes, report or (lambda _: None))
     except Exception as error:
         raise _original(error) from error
 
 
-def _prepare(config: TrainerSpec, store: Store, nodes: list[str], report: Callable[[Row], None]) -> Manifest:
+def _prepare(config: TrainerSpec, store: Store, nodes: Nodes, report: Callable[[Row], None]) -> Manifest:
     objects = raw_objects(config)
     blocks = max(BLOCKS_PER_POD * len(nodes), sum(raw.size for _, raw in objects) // BLOCK_BYTES)
     report({"state": "Preparing", "message": f"Reading {len(objects)} objects on {len(nodes)} pods."})
@@ -88,28 +99,65 @@ class OnNodes:
                 yield row["payload"]
 
 
-def _write(arranged: ray.data.Dataset, store: Store, encoder: Encoder, nodes: list[str]) -> list[Part]:
-    """Deal the blocks to the nodes in turn. Pinned: left to itself, Ray may give all of them to the first free node."""
-    write, shared = ray.remote(_write_block), ray.put(encoder)
-    waiting = [
-        write.options(num_cpus=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(
-            block, store, shared
+def _write(arranged: ray.data.Dataset, store: Store, encoder: Encoder, nodes: Nodes) -> list[Part]:
+    """Have the nodes write the blocks, a few at a time to each slot.
+
+    Pinned: left to itself, Ray may give all of them to the first free node. And no more writers than slots: while one
+    waits for a block, Ray would begin another in its slot.
+    """
+    blocks, write, shared = arranged.to_arrow_refs(), ray.remote(_write_blocks), ray.put(encoder)
+    writers = max(len(nodes), len(blocks) // BLOCKS_PER_WRITER)
+    cuts = [len(blocks) * number // writers for number in range(writers + 1)]
+    free = [node for turn in range(max(nodes.values())) for node, slots in nodes.items() if turn < slots]
+    running: dict[ray.ObjectRef, str] = {}
+    written: list[str | None] = []
+    for start, end in itertools.pairwise(cuts):
+        if not free:
+            [done], _ = ray.wait(list(running))
+            free.append(running.pop(done))
+            written.append(ray.get(done))
+        node = free.pop(0)
+        strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+        task = write.options(num_cpus=1, scheduling_strategy=strategy).remote(
+            blocks[start:end], store, shared, SHARD_BYTES
         )
-        for block, node in zip(arranged.to_arrow_refs(), itertools.cycle(nodes))
-    ]
-    parts = [Part.model_validate_json(part) for part in ray.get(waiting) if part]
-    parts.sort(key=lambda part: part.first)
+        running[task] = node
+    written += ray.get(list(running))
+    parts = sorted((Part.model_validate_json(part) for part in written if part), key=lambda part: part.first)
     for before, after in itertools.pairwise(parts):
-        if before.last >= after.first:
-            raise TrainerError("Equal documents were sorted into two blocks.", "Please report this.")
+        _check_order(before.last, after.first)
     return parts
 
 
-def _write_block(block: pa.Table, store: Store, encoder: Encoder) -> str | None:
-    examples = [_example(row) for row in block.to_pylist()]
-    if not examples:
+def _write_blocks(blocks: list[ray.ObjectRef], store: Store, encoder: Encoder, shard_bytes: int) -> str | None:
+    examples = _examples(blocks)
+    first = next(examples, None)
+    if first is None:
         return None
-    return write_shards(store, examples, encoder, writer_name()).model_dump_json()
+    part = write_shards(store, itertools.chain([first], examples), encoder, writer_name(), shard_bytes)
+    return part.model_dump_json()
+
+
+def _examples(blocks: list[ray.ObjectRef]) -> Iterator[Example]:
+    """The examples of some blocks, of which one is held at a time."""
+    last = ""
+    for block in blocks:
+        for number, row in enumerate(_rows_of(ray.get(block))):
+            if not number:
+                _check_order(last, row["key"])
+            last = row["key"]
+            yield _example(row)
+
+
+def _rows_of(block: pa.Table) -> Iterator[Row]:
+    for batch in block.to_batches(max_chunksize=ENCODED_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+def _check_order(last: str, first: str) -> None:
+    """Of two blocks that follow each other."""
+    if last >= first:
+        raise TrainerError("Equal documents were sorted into two blocks.", "Please report this.")
 
 
 def _read(row: Row, config: TrainerSpec) -> Iterator[Row]:

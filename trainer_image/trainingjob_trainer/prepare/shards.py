@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from trainingjob_trainer.beginning import settings_to_begin_with
 from trainingjob_trainer.config import Config, TrainerSpec
@@ -20,7 +20,7 @@ ENCODED_AT_ONCE = 256  # documents
 
 
 class Part(Config):
-    """What one writer made of one block of the ordered examples: keys of the first and the last, shards by split."""
+    """What one writer made of consecutive examples: keys of the first and the last, shards by split."""
 
     first: str
     last: str
@@ -29,55 +29,77 @@ class Part(Config):
     duplicates: int
 
 
-@dataclass
-class _Open:
-    """A stream that is being written: a split, or what is one source's of it."""
-
-    data: bytearray = field(default_factory=bytearray)
-    shards: list[Shard] = field(default_factory=list)
-    documents: int = 0  # in `data`
-    size: int = 0  # of the payloads of all documents so far
-
-
 def write_shards(
-    store: Store, examples: Sequence[Example], encoder: Encoder, writer: str, shard_bytes: int = SHARD_BYTES
+    store: Store, examples: Iterable[Example], encoder: Encoder, writer: str, shard_bytes: int = SHARD_BYTES
 ) -> Part:
-    """Write a block of examples, at least one, in their order, as `data/<split>-<writer>-<first key>.<n>.bin`."""
-    block, kept = examples[0].key[:12], [example for example in examples if not example.dropped]
-    streams: defaultdict[tuple[SplitName, int], _Open] = defaultdict(_Open)  # by split and source
-    for start in range(0, len(kept), ENCODED_AT_ONCE):
-        some = kept[start : start + ENCODED_AT_ONCE]
-        for example, encoded in zip(some, encoder.encode(some), strict=True):
-            stream = streams[example.split, example.source]
-            stream.data += encoded
-            stream.documents += 1
-            stream.size += len(example.payload)
-            if len(stream.data) >= shard_bytes:
-                _flush(store, example.split, example.source, stream, encoder.item_bytes, writer, block)
-    for (name, source), stream in streams.items():
-        _flush(store, name, source, stream, encoder.item_bytes, writer, block)
-    done = {name: _split_data([s for (split, _), s in streams.items() if split == name]) for name in SPLITS}
-    return Part(
-        first=examples[0].key,
-        last=examples[-1].key,
-        splits=done,
-        dropped=sum(example.copies for example in examples if example.dropped),
-        duplicates=sum(example.copies - 1 for example in kept),
-    )
+    """Write examples, at least one, in their order, as `data/<split>-<writer>-<first key>.<n>.bin`.
+
+    They are taken as they are encoded, and of a stream no more than one and a half shards are held.
+    """
+    left, streams = iter(examples), dict[tuple[SplitName, int], _Stream]()  # by split and source
+    first, last, dropped, duplicates = "", "", 0, 0
+    while some := list(islice(left, ENCODED_AT_ONCE)):
+        first, last = first or some[0].key, some[-1].key
+        kept = [example for example in some if not example.dropped]
+        dropped += sum(example.copies for example in some if example.dropped)
+        duplicates += sum(example.copies - 1 for example in kept)
+        for example, encoded in zip(kept, encoder.encode(kept), strict=True):
+            at = example.split, example.source
+            if at not in streams:
+                streams[at] = _Stream(store, *at, writer, first[:12], encoder.item_bytes, shard_bytes)
+            streams[at].add(encoded, len(example.payload))
+    for stream in streams.values():
+        stream.close()
+    done = {name: _split_data([stream for (split, _), stream in streams.items() if split == name]) for name in SPLITS}
+    return Part(first=first, last=last, splits=done, dropped=dropped, duplicates=duplicates)
 
 
-def _flush(store: Store, name: SplitName, source: int, stream: _Open, item_bytes: int, writer: str, block: str) -> None:
-    if not stream.data:
-        return
-    data = bytes(stream.data)
-    key = f"data/{name}{f'.{source}' if source else ''}-{writer}-{block}.{len(stream.shards):03d}.bin"
-    store.put(key, data)
-    stream.shards.append(Shard.of(key, data, len(data) // item_bytes, stream.documents, writer, source))
-    stream.data.clear()
-    stream.documents = 0
+@dataclass
+class _Stream:
+    """What one writer has of a split, or of one source of it.
+
+    A shard ends with the document that fills it; where less than half of another would follow, with the last document.
+    """
+
+    store: Store
+    split: SplitName
+    source: int
+    writer: str
+    block: str  # first of the writer's keys
+    item_bytes: int
+    shard_bytes: int
+    shards: list[Shard] = field(default_factory=list)
+    size: int = 0  # of all payloads
+    _data: bytearray = field(default_factory=bytearray)
+    _documents: int = 0  # in `_data`
+    _full: tuple[int, int] | None = None  # bytes and documents at the beginning of `_data` that make a shard
+
+    def add(self, encoded: bytes, size: int) -> None:
+        """Take in a document, whose payload has `size` bytes."""
+        self._data += encoded
+        self._documents += 1
+        self.size += size
+        if self._full is None and len(self._data) >= self.shard_bytes:
+            self._full = len(self._data), self._documents
+        if self._full is not None and len(self._data) >= self._full[0] + self.shard_bytes // 2:
+            self._write(*self._full)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._data:
+            self._write(len(self._data), self._documents)
+
+    def _write(self, size: int, documents: int) -> None:
+        data = bytes(memoryview(self._data)[:size])
+        source = f".{self.source}" if self.source else ""
+        key = f"data/{self.split}{source}-{self.writer}-{self.block}.{len(self.shards):03d}.bin"
+        self.store.put(key, data)
+        self.shards.append(Shard.of(key, data, size // self.item_bytes, documents, self.writer, self.source))
+        del self._data[:size]
+        self._documents, self._full = self._documents - documents, None
 
 
-def _split_data(streams: Sequence[_Open]) -> SplitData:
+def _split_data(streams: Sequence[_Stream]) -> SplitData:
     shards = [shard for stream in streams for shard in stream.shards]
     documents = sum(shard.documents for shard in shards)
     return SplitData(shards=shards, documents=documents, bytes=sum(stream.size for stream in streams))
