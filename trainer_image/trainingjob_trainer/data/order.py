@@ -100,16 +100,16 @@ class Order:
         """The samples at many positions, in their order."""
         epochs, offsets = np.divmod(positions, len(self))
         result = np.empty_like(offsets)
-        for epoch in np.unique(epochs):
+        for epoch in _distinct(epochs):
             chosen = epochs == epoch
-            result[chosen] = self._of_epoch(offsets[chosen], int(epoch))
+            result[chosen] = self._of_epoch(offsets[chosen], epoch)
         return result
 
     def _of_epoch(self, offsets: Ints, epoch: int) -> Ints:
         starts, samples = self._dealt(epoch)
         key, group_starts = self._key("samples", epoch), starts[:: self.blocks.strata]
         groups, places = np.searchsorted(group_starts, offsets, side="right") - 1, np.empty_like(offsets)
-        for group in np.unique(groups).tolist():
+        for group in _distinct(groups):
             first, end = group_starts[group : group + 2].tolist()
             own = groups == group
             places[own] = first + permute(offsets[own] - first, end - first, key, group)
@@ -146,6 +146,11 @@ def permute(values: Ints, size: int, key: Words, tweak: int) -> Ints:
         found[outside] = _feistel(found[outside], bits, keys)
         outside = outside[found[outside] >= np.uint64(size)]
     return found.astype(np.int64)
+
+
+def _distinct(values: Ints) -> set[int]:
+    """Those that there are, where most neighbours are equal: `np.unique` takes as long as a permutation."""
+    return {*values[:1].tolist(), *values[1:][values[1:] != values[:-1]].tolist()}
 
 
 def _feistel(values: Words, bits: int, keys: Words) -> Words:

@@ -20,7 +20,7 @@ MEMORY = 576 * 2**20
 READS_AT_ONCE = 8
 READY = 2  # batches
 AHEAD = 1024  # batches whose blocks are asked for
-GROWTH = 4  # batches by which that grows with each one that is handed out: the first ones don't wait for it
+GROWTH = 32  # batches by which that grows with each one that is handed out: the first ones don't wait for it
 
 
 class Reads(Protocol):
