@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import itertools
 import logging
 import math
@@ -40,9 +39,9 @@ from trainingjob_trainer.seeding import make_deterministic
 from trainingjob_trainer.step import Stepper
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import LocalStore, Store
-from trainingjob_trainer.tasks import IGNORE, build_task
+from trainingjob_trainer.tasks import IGNORE
 
-from support.training import VOCABULARY, Hooks, put_tokens, store_of
+from support.training import VOCABULARY, Hooks, store_of
 
 aten = torch.ops.aten
 
@@ -460,34 +459,3 @@ def train_compiling_slowly(config: JobConfig, part: str, limit: int, seconds: in
 
     with mock.patch.object(torch, "compile", compile_slowly):
         return train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Hooks())
-
-
-def peak_of_a_step(config: JobConfig, vocabulary: int, rows: int) -> list[int]:
-    """Bytes that the loss and the gradient of a batch take at their peak: with whole logits, and as the task has it."""
-    manifest = put_tokens(store_of(config)).model_copy(update={"vocab_size": vocabulary})
-    model, task = build_model(config, manifest), build_task(config, manifest)
-    init_weights(model, 1)
-    tokens = torch.randint(vocabulary, (rows, config.training.sequence_length))
-
-    def whole() -> torch.Tensor:
-        return task.loss_of(model(tokens), tokens)[0]
-
-    def ours() -> torch.Tensor:
-        return task.loss_sum(model, tokens, tokens)[0]
-
-    ours().backward()  # allocates the gradients, and what stays
-    return [_peak(lambda loss=loss: loss().backward()) for loss in (whole, ours)]
-
-
-def _peak(action: Callable[[], Any]) -> int:
-    """How far the resident memory of this process rises above what it is now."""
-
-    def kilobytes(field: str) -> int:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1])
-
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size from now on
-    before = kilobytes("VmRSS")
-    action()
-    return 1024 * (kilobytes("VmHWM") - before)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.rank_functions import peak_of_a_step
+from support.peaks import peak_of_a_step
 from support.ranks import run_ranks
 from support.training import job
 from torch import Tensor

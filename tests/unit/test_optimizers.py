@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.peaks import peaks_of_updates
 from support.rank_functions import poisoned_step, read_by_a_step, weights_after
 from support.ranks import run_ranks
 from support.spread import in_turn
@@ -213,6 +214,12 @@ def test_on_two_ranks_the_steps_are_those_of_one(tmp_path: Path, name: str) -> N
     for rank in run_ranks(2, weights_after, config):
         for label, weight in alone.items():
             np.testing.assert_allclose(rank[label], weight, rtol=0, atol=bound, err_msg=label)
+
+
+def test_nothing_that_moves_or_follows_the_weights_holds_a_copy_of_all() -> None:
+    names = sorted({str(optimizer["name"]) for optimizer in OPTIMIZERS.values()})
+    [(weights, peaks)] = run_ranks(1, peaks_of_updates, names)
+    assert {name: peak for name, peak in peaks.items() if peak > weights / 3} == {}
 
 
 def test_one_nan_on_one_of_two_ranks_is_a_step_that_neither_takes(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ def add_penalties(parameters: Iterable[nn.Parameter], config: Optimizer, count: 
     """Add to `.grad` the gradient of `count * (l1 * sum|w| + l2/2 * sum w^2)` over the matrices.
 
     Gradients are of a loss that is still to be divided by `count`, the step's targets over all ranks. The terms are
-    sums over elements, so each rank's shard gets exactly its own part.
+    sums over elements, so each rank's shard gets exactly its own part; one matrix at a time, because all are large.
     """
-    chosen = [p for p in matrices(parameters) if p.grad is not None]
-    weights, gradients = [local_part(p) for p in chosen], [local_part(p.grad) for p in chosen if p.grad is not None]
-    scale = count.to(weights[0].dtype)
-    if config.l2:
-        torch._foreach_add_(gradients, torch._foreach_mul(weights, config.l2 * scale))
-    if config.l1:
-        torch._foreach_add_(gradients, torch._foreach_mul(torch._foreach_sign(weights), config.l1 * scale))
+    for parameter in matrices(parameters):
+        if parameter.grad is None:
+            continue
+        weight, gradient = local_part(parameter), local_part(parameter.grad)
+        scale = count.to(weight.dtype)
+        if config.l2:
+            gradient.addcmul_(weight, config.l2 * scale)
+        if config.l1:
+            gradient.addcmul_(weight.sign(), config.l1 * scale)
