@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,16 @@ LENGTH, SHARD = 32, 3000
 
 
 class Counting(Reader):
-    """Counts how often each block is loaded."""
+    """Counts how often each block is loaded, and how many loads have ended."""
 
     loads: Counter[int]
+    ended = 0
 
     def load(self, block: int, memory: Memory, room: int) -> Loaded:
         self.loads[block] += 1
-        return super().load(block, memory, room)
+        loaded = super().load(block, memory, room)
+        self.ended += 1
+        return loaded
 
 
 @pytest.fixture
@@ -95,12 +99,29 @@ def test_of_a_batch_that_does_not_fit_in_as_much_is_read_as_there_is_room_for(re
     assert set(reader.loads.values()) == {1}
 
 
+def test_while_a_batch_is_being_read_blocks_are_asked_for_however_far_ahead(
+    reader: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(block: int, memory: Memory, room: int) -> Loaded:
+        if block == 0:
+            wait_until("the other block to be asked for", lambda: 1 in reader.loads, seconds=20, every=0.01)
+        return Counting.load(reader, block, memory, room)
+
+    monkeypatch.setattr(reader, "load", load)
+    batches = [[reader.blocks.bounds(block)[0]] for block in [0] * 3 * GROWTH + [1]]
+    with prefetch(reader, batches, memory=8 * reader.block_bytes) as read:
+        assert len(list(read)) == len(batches)
+
+
 def test_the_first_batch_does_not_wait_for_those_far_ahead(reader: Counting) -> None:
     asked: list[int] = []
+    looks = count()
 
     def batches() -> Iterator[list[int]]:
         for i in range(10**9):
             asked.append(i)
+            if i == 1:  # as long as the first one's block is being read, others are asked for
+                wait_until("the block, for a while", lambda: reader.ended and next(looks) > 3, seconds=20, every=0.01)
             yield [0]
 
     with prefetch(reader, batches()) as read:

@@ -20,7 +20,9 @@ MEMORY = 576 * 2**20
 READS_AT_ONCE = 8
 READY = 2  # batches
 AHEAD = 1024  # batches whose blocks are asked for
-GROWTH = 32  # batches by which that grows with each one that is handed out: the first ones don't wait for it
+# Batches by which that grows with each one that is handed out, and as long as its blocks are being read: the first ones
+# don't wait for it, and of the next group as much is being read as there is room for.
+GROWTH = 32
 
 
 class Reads(Protocol):
@@ -90,11 +92,13 @@ def _read_ahead(reader: Reads, batches: Iterable[Indices], pool: ThreadPoolExecu
     ahead: deque[tuple[Indices, Set[int]]] = deque()
     next_one = next(coming, None)
     while next_one is not None or ahead:
-        for _ in range(GROWTH):
-            if next_one is None or len(ahead) == AHEAD or not blocks.want(next_one[1], alone=not ahead):
+        growth = 0
+        while next_one is not None and len(ahead) < AHEAD and (growth < GROWTH or blocks.being_read(ahead[0][1])):
+            if not blocks.want(next_one[1], alone=not ahead):
                 break
             ahead.append(next_one)
             next_one = next(coming, None)
+            growth += 1
         indices, own = ahead.popleft()
         loaded = blocks.take(own)
         yield reader.assemble(indices, loaded, blocks.memory)
@@ -128,6 +132,10 @@ class _Blocks:
             self._reading[block] = self._pool.submit(self._reader.load, block, self.memory, room)
         self._wanted += 1
         return True
+
+    def being_read(self, blocks: Set[int]) -> bool:
+        """Whether some of these are not there yet."""
+        return any(not self._reading[block].done() for block in blocks & self._reading.keys())
 
     def take(self, blocks: Set[int]) -> dict[int, Loaded]:
         """Blocks that the next batch wanted: waits for them. Raises what reading them raised."""
