@@ -2,13 +2,8 @@
 
 - *bare reads*: boto3's own ranged GETs of all shards, 8 MiB each, with as many threads; the bytes are thrown away.
 - *loader*: shuffled batches from the same shards: read, verified, put together. Counted are the samples of the third to
-<<<<<<< Updated upstream
-  the sixth of eight groups of blocks: before, memory for blocks is filled, and afterwards less is read than is handed
-  out. As many groups are read meanwhile. The two take turns.
-=======
   the sixth of seven groups of blocks: before, memory for blocks is filled, and afterwards less is read than is handed
   out. As much is read meanwhile: 147 blocks, while the samples of 146 are handed out. The two take turns.
->>>>>>> Stashed changes
 - *wait*: the share of the time of steps on this machine's CPU that goes to waiting for the next batch, the first one
   left out: it comes when the first blocks have been read.
 """
