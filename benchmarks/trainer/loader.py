@@ -68,7 +68,7 @@ class _Timed(NamedTuple):
 
 
 class _Bench:
-    """2 GiB of random tokens in shards of 64 MiB: eight groups of blocks, four times what prefetching may hold."""
+    """2 GiB of random tokens in shards of 64 MiB: seven groups of blocks, four times what prefetching may hold."""
 
     def __init__(self, lab: Lab) -> None:
         lab.s3.ensure_bucket(BUCKET)
