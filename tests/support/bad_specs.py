@@ -170,17 +170,20 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         INVALID,
         "l2 (0.100) is coupled and weightDecay (0.125) decoupled decay: set one of them",
     ),
-    (
-        {"training": {"optimizer": {"nesterov": True}}},
-        "training.optimizer.nesterov",
-        INVALID,
-        "nesterov is for name sgd with a momentum above 0",
+    *(
+        (
+            {"training": {"optimizer": {"nesterov": True, **given}}},
+            "training.optimizer.nesterov",
+            INVALID,
+            f"nesterov is for name sgd with a momentum above 0, not {said}",
+        )
+        for given, said in (({}, "adamw with its default"), ({"name": "sgd", "momentum": 0}, "sgd with 0"))
     ),
     (
         {"training": {"schedule": {"name": "points"}}},
         "training.schedule.points",
         INVALID,
-        "points are given exactly if name is points",
+        "points are given exactly if name is points: name is points, points are 0",
     ),
     (
         {"training": {"schedule": {"name": "points", "points": [{"step": 5, "ratio": 1}, {"step": 5, "ratio": 0}]}}},
@@ -326,7 +329,7 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         _template(labels={"trainingjob.io/member": "true"}),
         "workers.template.labels",
         INVALID,
-        "labels: trainingjob.io/* belongs to the operator",
+        "labels: trainingjob.io/member cannot be set, trainingjob.io/* belongs to the operator",
     ),
     (
         _template(env=[{"name": "OK", "value": "1"}, {"name": "RAY_AUTH_MODE", "value": "none"}]),

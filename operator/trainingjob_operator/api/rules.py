@@ -312,7 +312,8 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
         Rule(
             "!has(self.nesterov) || !self.nesterov || "
             "(self.name == 'sgd' && (!has(self.momentum) || self.momentum > 0.0))",
-            "nesterov is for name sgd with a momentum above 0",
+            "nesterov is for name sgd with a momentum above 0, not %s with %s",
+            ("self.?name.orValue('adamw')", "has(self.momentum) ? string(self.momentum) : 'its default'"),
             field=".nesterov",
         ),
     ),
@@ -327,7 +328,8 @@ RULES: dict[type[config.Config], tuple[Rule, ...]] = {
     config.Schedule: (
         Rule(
             "(has(self.name) && self.name == 'points') == (has(self.points) && self.points.size() > 0)",
-            "points are given exactly if name is points",
+            "points are given exactly if name is points: name is %s, points are %d",
+            ("self.?name.orValue('cosine')", "self.?points.orValue([]).size()"),
             field=".points",
         ),
         Rule(

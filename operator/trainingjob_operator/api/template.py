@@ -123,8 +123,9 @@ class Template(Config):
 
     @model_validator(mode="after")
     def _keeps_to_its_own(self) -> Self:
-        if any(key.startswith("trainingjob.io/") for key in self.labels):
-            raise ValueError("labels: trainingjob.io/* belongs to the operator")
+        for key in self.labels:
+            if key.startswith("trainingjob.io/"):
+                raise ValueError(f"labels: {key} cannot be set, trainingjob.io/* belongs to the operator")
         for env in self.env:
             if env.name.startswith(("TRAININGJOB_", "RAY_AUTH_")):
                 raise ValueError(f"env: {env.name} cannot be set, TRAININGJOB_* and RAY_AUTH_* belong to the operator")

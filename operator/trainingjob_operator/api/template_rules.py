@@ -8,14 +8,16 @@ from trainingjob_operator.api.cel import Rule
 from trainingjob_operator.api.template import OWN_PATHS, EnvVar, Template, Toleration, VolumeMount
 
 OWN_ENV = "(e.name.startsWith('TRAININGJOB_') || e.name.startsWith('RAY_AUTH_'))"
+OWN_LABEL = "k.startsWith('trainingjob.io/')"
 OWN_VOLUME = "v.name.startsWith('trainingjob-')"
 NO_VOLUME = "!(has(self.volumes) && self.volumes.exists(v, v.name == m.name))"
 
 TEMPLATE_RULES: dict[type[config.Config], tuple[Rule, ...]] = {
     Template: (
         Rule(
-            "!has(self.labels) || self.labels.all(k, !k.startsWith('trainingjob.io/'))",
-            "labels: trainingjob.io/* belongs to the operator",
+            f"!has(self.labels) || self.labels.all(k, !{OWN_LABEL})",
+            "labels: %s cannot be set, trainingjob.io/* belongs to the operator",
+            (f"self.labels.filter(k, {OWN_LABEL})[0]",),
             field=".labels",
         ),
         Rule(

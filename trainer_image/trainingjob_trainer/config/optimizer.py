@@ -44,7 +44,8 @@ class Optimizer(Config):
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
-            raise ValueError("nesterov is for name sgd with a momentum above 0")
+            momentum = "its default" if self.momentum is None else f"{self.momentum:g}"
+            raise ValueError(f"nesterov is for name sgd with a momentum above 0, not {self.name} with {momentum}")
         return self
 
     @property
@@ -87,7 +88,8 @@ class Schedule(Config):
     @model_validator(mode="after")
     def _points_rise(self) -> Self:
         if (self.name == "points") != bool(self.points):
-            raise ValueError("points are given exactly if name is points")
+            given = f"name is {self.name}, points are {len(self.points)}"
+            raise ValueError(f"points are given exactly if name is points: {given}")
         steps = [point.step for point in self.points]
         if any(left >= right for left, right in pairwise(steps)):
             raise ValueError(f"points must be in rising order of step, without repetition; their steps are {steps}")
