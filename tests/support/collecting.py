@@ -62,7 +62,7 @@ class Litter(Hooks):
 def train_littering(config: JobConfig, every: int, stop_after: int | None) -> Collected:
     """The whole loop, with a collection in `every` steps."""
     hooks, drained = Litter(stop_after), False
-    before = (gc.isenabled(), gc.get_freeze_count())
+    enabled = gc.isenabled()
     gc.callbacks.append(hooks.note)
     try:
         with mock.patch.object(garbage, "EVERY", every):
@@ -71,5 +71,5 @@ def train_littering(config: JobConfig, every: int, stop_after: int | None) -> Co
         drained = True
     finally:
         gc.callbacks.remove(hooks.note)
-    as_before = (gc.isenabled(), gc.get_freeze_count()) == before
+    as_before = gc.isenabled() == enabled and gc.get_freeze_count() == 0
     return Collected(hooks.collected, hooks.most_alive, as_before, drained)

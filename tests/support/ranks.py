@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 import time
@@ -11,15 +10,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-# A server that has imported torch once forks clean processes from then on.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "support.rank_functions",
-        *(f"trainingjob_trainer.evaluation.{name}" for name in ("export", "report", "charts")),
-        "transformers.models.gpt_neox.modeling_gpt_neox",  # of the libraries' models, those that tests train
-        "timm",
-    ]
+from support import forkserver
+
+_CONTEXT = forkserver.serving(
+    "support.rank_functions",
+    *(f"trainingjob_trainer.evaluation.{name}" for name in ("export", "report", "charts")),
+    "transformers.models.gpt_neox.modeling_gpt_neox",  # of the libraries' models, those that tests train
+    "timm",
 )
 
 
@@ -36,7 +33,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds
             process = _CONTEXT.Process(
                 target=_rank, args=(writer, Path(directory, "rendezvous"), rank, world_size, function, args)
             )
-            process.start()
+            forkserver.start(process)
             writer.close()
             pipes.append(reader)
             processes.append(process)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import os
 import re
 import sys
@@ -15,13 +14,14 @@ from typing import Self
 
 import aiohttp
 
+from support import forkserver
+
 BACKOFF_SECONDS = 0.5
 """Before a start that follows on one that came to nothing."""
 
 # The operator's code, unmodified, in a process of its own; forked where it is imported already, because a test that
 # kills it thirty times would spend most of its time on imports.
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["trainingjob_operator.main", __name__])
+_processes = forkserver.serving("trainingjob_operator.main", __name__)
 
 
 class SupervisedOperator:
@@ -81,7 +81,7 @@ class SupervisedOperator:
         while True:
             begun = asyncio.get_running_loop().time()
             self._process = _processes.Process(target=_run, args=(self._arguments, str(self.log)), daemon=True)
-            self._process.start()
+            forkserver.start(self._process)
             await _end_of(self._process)
             self.ends += 1
             if asyncio.get_running_loop().time() - begun < BACKOFF_SECONDS:
