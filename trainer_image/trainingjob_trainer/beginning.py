@@ -69,16 +69,14 @@ def begin(model: nn.Module, config: TrainerSpec, manifest: Manifest, world: Worl
         source.load(model, world)
         return
     from trainingjob_trainer.huggingface.load import load_weights
-    from trainingjob_trainer.models import init_weights
+    from trainingjob_trainer.models.initialize import fill, init_weights
 
     if config.model.timm is not None:
         from trainingjob_trainer.models.from_timm import ImageClassifier
 
         assert isinstance(model, ImageClassifier)
         source.check(config, manifest)
-        model.begin_with(source.tensors())
-        init_weights(model, config.training.seed)
-        model.begin_with(None)
+        fill(model, model.initial(config.training.seed, source.tensors()))
         return
     if config.task.kind != "language-modeling":
         init_weights(model, config.training.seed)

@@ -37,7 +37,6 @@ class ImageClassifier(Adapted):
                 self.register_buffer("scale", 0.5 / deviation, persistent=False)
                 self.register_buffer("offset", (0.5 - mean) / deviation, persistent=False)
         self._first_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        self._given: Mapping[str, Tensor] | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images `[batch, channels, height, width]` -> logits `[batch, classes]`."""
@@ -46,19 +45,15 @@ class ImageClassifier(Adapted):
         logits: Tensor = self.inner(inputs)
         return logits
 
-    def initial(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+    def initial(self, seed: int, given: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
         """The library initialises a model as a whole, which each rank therefore holds on its CPU meanwhile.
 
-        After `begin_with` all but the head is what was given, statistics of BatchNorm too.
+        given: tensors by timm's names: the values of all but the head, BatchNorm's statistics too.
         """
         with seeded(seed, "timm"):
-            whole = self._create() if self._given is None else self._create(self._given)
+            whole = self._create(given)
         yield from ((f"inner.{name}", parameter.detach()) for name, parameter in whole.named_parameters())
         yield from ((f"inner.{name}", buffer) for name, buffer in whole.named_buffers())
-
-    def begin_with(self, tensors: Mapping[str, Tensor] | None) -> None:
-        """Take the body's weights from these, by timm's names, the next time that initial values are asked for."""
-        self._given = tensors
 
     def described(self) -> dict[str, Any]:
         """Fields of the config.json that timm reads beside weights."""

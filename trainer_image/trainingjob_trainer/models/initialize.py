@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,20 @@ INIT_STD = 0.02
 RESIDUAL_OUTPUTS = ("attention.out.weight", "ffn.down.weight")
 
 
-@torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
     """Initialise every parameter in place: norms one, biases zero, matrices normal with standard deviation 0.02.
 
     Matrices that write to the residual stream are scaled by 1/sqrt(2 * layers) (Radford et al. 2019). Convolutions and
-    recurrent layers have rules of their own. A rank holds at most one whole parameter at a time, on the CPU, and keeps
-    its shard. Models of libraries are initialised as the library does it.
+    recurrent layers have rules of their own. Models of libraries are initialised as the library does it.
     """
+    fill(model, model.initial(seed) if isinstance(model, Adapted) else _own(model, seed))
+
+
+@torch.no_grad()
+def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Have parameters and buffers hold these values, by name. Of each whole one, on the CPU, a rank keeps its shard."""
     parameters = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    for name, initial in model.initial(seed) if isinstance(model, Adapted) else _own(model, seed):
+    for name, initial in values:
         parameter = parameters.get(name)  # none for a parameter that is tied to another one
         if isinstance(parameter, DTensor):
             shard = distribute_tensor(
