@@ -8,24 +8,28 @@ import torch
 from support.training import job
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from trainingjob_trainer import accounting
 from trainingjob_trainer.accounting import (
+    ModelSize,
     activation_bytes,
     bytes_per_parameter,
     checkpointed_bytes_per_parameter,
     decoder_shapes,
     flops_per_token,
     host_memory,
-    known_parameters,
     parameters,
+    transformer_shapes,
+    transformer_size,
 )
 from trainingjob_trainer.checkpoint.state import state_tensors
+from trainingjob_trainer.checkpoint.storage import OBJECT_BYTES, OBJECTS_AT_ONCE
 from trainingjob_trainer.config import PRESETS, JobConfig, Transformer
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.data.prefetch import MEMORY
 from trainingjob_trainer.models import Decoder, build_model, init_weights
 from trainingjob_trainer.optim import WeightAverage, build_optimizer
 from trainingjob_trainer.parallel.sharding import project_apart
-from trainingjob_trainer.tasks.head import head_cross_entropy
+from trainingjob_trainer.tasks.head import LOGITS_AT_ONCE, head_cross_entropy
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"kv_heads": 2},
@@ -67,9 +71,9 @@ def test_flops_without_attention_are_twice_the_matrices() -> None:
     assert flops_per_token(size, 128_256, 0) == 2 * matrices
 
 
-def saved_bytes(size: Transformer, rows: int, length: int, sharded: bool) -> int:
+def saved_bytes(size: Transformer, rows: int, length: int, sharded: bool, packed: bool = False) -> int:
     """What a forward pass and its loss really leave for the backward pass, apart from the weights."""
-    model = Decoder(size, 300, context=64)
+    model = Decoder(size, 300, context=64, separator=0 if packed else None)
     if sharded:
         project_apart(model)
     init_weights(model, 1)
@@ -99,12 +103,33 @@ def test_activations_are_what_a_pass_keeps(size: Transformer, dropout: float, sh
     assert activation_bytes(size, 4, 48, sharded=sharded) == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop", "adagrad"])
+def test_of_packed_documents_each_layer_keeps_a_mask() -> None:
+    expected = saved_bytes(SMALL["llama"], 4, 48, sharded=False, packed=True)
+    assert activation_bytes(SMALL["llama"], 4, 48, packed=True) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_figures_that_are_other_modules_are_theirs() -> None:
+    assert accounting.LOGITS_AT_ONCE == LOGITS_AT_ONCE
+    assert accounting.PREFETCH == MEMORY
+    assert accounting.UPLOAD == OBJECTS_AT_ONCE * OBJECT_BYTES
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "adamw"},
+        {"name": "adam"},
+        {"name": "sgd"},
+        {"name": "sgd", "momentum": 0.0},
+        {"name": "rmsprop"},
+        {"name": "rmsprop", "momentum": 0.9},
+        {"name": "adagrad"},
+    ],
+    ids=lambda optimizer: "-".join(map(str, optimizer.values())),
+)
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_parameter_takes_what_the_training_state_holds(tmp_path: Path, name: str, ema: float) -> None:
-    training = job(
-        tmp_path, optimizer={"name": name, "momentum": 0.9 if name in ("sgd", "rmsprop") else None}, emaDecay=ema
-    ).training
+def test_a_parameter_takes_what_the_training_state_holds(tmp_path: Path, optimizer: dict[str, Any], ema: float) -> None:
+    training = job(tmp_path, optimizer=optimizer, emaDecay=ema).training
     model = Decoder(SMALL["llama"], 300)
     average = WeightAverage(model, ema) if ema else None
     state = state_tensors(model, build_optimizer(model, training.optimizer), average)
@@ -115,8 +140,8 @@ def test_a_parameter_takes_what_the_training_state_holds(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_of_a_classifier_all_is_known_but_what_its_data_decides(tmp_path: Path, positions: str) -> None:
-    """The head over its classes, and what patches become."""
+def test_parameters_of_a_classifier_are_those_of_the_model(tmp_path: Path, positions: str) -> None:
+    """With its head over the classes and, of images, what patches become."""
     shape = {"layers": 2, "dim": 32, "heads": 4, "tieEmbeddings": False, "positions": positions}
     sources = {"text-classification": "jsonl", "image-classification": "parquet"}
     texts, images = (
@@ -127,12 +152,15 @@ def test_of_a_classifier_all_is_known_but_what_its_data_decides(tmp_path: Path, 
     )
     facts: dict[str, Any] = {"splits": {}, "dtype": "uint16", "classes": ["a", "b", "c"]}
     tokens = {"kind": "texts", "vocab_size": 300, "tokenizer_digest": "", "eos_id": 0, "shape": (16,)}
-    pixels = {"kind": "images", "dtype": "uint8", "shape": (1, 4, 4)}
-    head, patches = 3 * 32 + 3, 4 * 32 + 32 + (4 * 32 if positions == "learned" else 0)
-    for config, data, decided in ((texts, tokens, head), (images, pixels, head + patches)):
-        model = build_model(config, Manifest.model_validate(facts | data))
-        assert sum(p.numel() for p in model.parameters()) == known_parameters(config, 300) + decided
-        assert host_memory(config, 300, 0).total > 0
+    pixels = {"kind": "images", "dtype": "uint8", "shape": (3, 4, 8)}
+    for config, data in ((texts, tokens), (images, pixels)):
+        manifest = Manifest.model_validate(facts | data)
+        built = {name: tuple(p.shape) for name, p in build_model(config, manifest).named_parameters()}
+        assert transformer_shapes(config, manifest) == built
+        size = transformer_size(config, manifest)
+        assert size.parameters == parameters(built) == 2 * size.largest_block + size.outside
+        length = 16 if config is texts else 8  # patches of 2 x 2
+        assert size.activations == activation_bytes(config.model.size, 2, length)
 
 
 def a_pod(pods: int = 1, ranks: int = 1, gpus: bool = False, **changes: Any) -> JobConfig:
@@ -141,17 +169,32 @@ def a_pod(pods: int = 1, ranks: int = 1, gpus: bool = False, **changes: Any) -> 
     return config.model_copy(update=facts)
 
 
+SMALL_GPT = ModelSize(parameters=124_439_808, largest_block=7_087_872, outside=39_385_344, activations=10**9)
+COPY, STATE = "for the copy of a checkpoint that is being uploaded", "for weights, gradients and moments"
+REST = "for activations, and later for the whole model"
+
+
 def test_a_pod_needs_less_the_more_there_are_and_much_less_with_gpus() -> None:
     """Of 124,439,808 parameters: 16 bytes each while it trains, 12 in the copy of a checkpoint, 4 for the export."""
-    alone = host_memory(a_pod(), 50_257, 0)
-    assert alone.parts["for weights, gradients and moments"] == 16 * 124_439_808
-    assert alone.parts["for the copy of a checkpoint that is being uploaded"] == 12 * 124_439_808
-    shared = host_memory(a_pod(pods=4), 50_257, 0)
-    assert shared.parts["for weights, gradients and moments"] == 4 * 124_439_808
-    gpus = host_memory(a_pod(pods=2, ranks=8, gpus=True), 50_257, 2**40)
-    assert "for weights, gradients and moments" not in gpus.parts
-    assert gpus.parts["for the copy of a checkpoint that is being uploaded"] == 6 * 124_439_808
-    assert gpus.parts["for activations, and later for the whole model"] == 4 * 124_439_808
-    assert gpus.parts["for data that is read ahead"] == 8 * MEMORY == 8 * 576 * 2**20
-    copies = host_memory(a_pod(pods=4, parallelism={"fsdp": "none"}), 50_257, 0)
-    assert copies.parts["for weights, gradients and moments"] == alone.parts["for weights, gradients and moments"]
+    alone = host_memory(a_pod(), SMALL_GPT, 0).parts
+    assert alone[STATE] == 16 * 124_439_808
+    assert alone[COPY] == 12 * 124_439_808 + 128 * 2**20
+    assert alone[REST] == 10**9
+    assert alone["for Ray's objects in /dev/shm"] == 128 * 2**20
+    shared = host_memory(a_pod(pods=4), SMALL_GPT, 0).parts
+    assert shared[STATE] == 4 * 124_439_808
+    assert shared[REST] == 10**9 + 8 * (39_385_344 + 7_087_872), "gathered weights and their gradients"
+    gpus = host_memory(a_pod(pods=2, ranks=8, gpus=True), SMALL_GPT, 2**40).parts
+    assert STATE not in gpus
+    assert gpus[COPY] == 6 * 124_439_808 + min(6 * 124_439_808, 8 * 128 * 2**20)
+    assert gpus[REST] == 4 * 124_439_808
+    assert gpus["for data that is read ahead"] == 8 * MEMORY == 8 * 576 * 2**20
+    copies = host_memory(a_pod(pods=4, parallelism={"fsdp": "none"}), SMALL_GPT, 0).parts
+    assert copies[STATE] == alone[STATE]
+
+
+def test_a_rank_holds_no_more_rows_than_it_has(tmp_path: Path) -> None:
+    """microBatchSize may be above a rank's share of the batch."""
+    many, few = (job(tmp_path, microBatchSize=size, globalBatchSize=10) for size in (64, 10))
+    assert accounting.rows_a_pass(many) == accounting.rows_a_pass(few) == 10
+    assert accounting.rows_a_pass(few.model_copy(update={"ranks_per_pod": 4})) == 3

@@ -255,6 +255,22 @@ def test_a_pod_that_is_too_small_for_an_encoder_is_refused_too(tmp_path: Path) -
     assert check(roomy, store_of(roomy)).outcome == "PrepareData"
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"rnn": {"layers": 8, "dim": 4096}},
+        {"huggingface": {"config": '{"model_type": "gpt_neox", "hidden_size": 2048, "num_hidden_layers": 24}'}},
+    ],
+    ids=["rnn", "transformers"],
+)
+def test_so_is_one_for_a_model_that_is_no_transformer_of_our_own(tmp_path: Path, model: dict[str, Any]) -> None:
+    config = spec(tmp_path, model=model)
+    small, enough = (config.model_copy(update={"pod_memory": limit}) for limit in ("16Gi", "200Gi"))
+    with pytest.raises(UserError, match=r"memory is 16Gi .* less than the \d+ GB .*/dev/shm.* for weights, gradients"):
+        check(small, store_of(config))
+    assert check(enough, store_of(config)).outcome == "PrepareData"
+
+
 def test_a_checkpoint_that_a_drain_has_no_time_for_is_told_of(tmp_path: Path) -> None:
     """Judged by an upload that is really made: no disk takes 84 GB in 5 s, and each takes 1.5 GB in a day."""
     big = spec(tmp_path, model={"preset": "llama-8b"}, checkpoint={"drainSeconds": 5})

@@ -36,7 +36,7 @@ MAX_INCIDENTS = 10  # of the newest ones, in reports
 
 
 def check(pod: Pod, config: JobConfig, reporter: Reporter) -> Outcome:
-    """Stage Check: everything that can be found wrong before a GPU is asked for, without torch and Ray."""
+    """Stage Check: everything that can be found wrong before a GPU is asked for, without Ray."""
     from .prepare.check import check as check_job
 
     reporter.report({"state": "Checking", "message": "Checking configuration, storage and data."})

@@ -126,14 +126,17 @@ class Directory:
 
     def _check_images(self, config: TrainerSpec, size: Timm, manifest: Manifest | None) -> None:
         """Names are timm's. The head is not looked at: the run has one of its own."""
-        from trainingjob_trainer.models.adapted_check import library_model_of
+        from trainingjob_trainer.models import build_model
+        from trainingjob_trainer.models.from_timm import ImageClassifier
+        from trainingjob_trainer.prepare.supposed import supposed_manifest
 
         kind = self.settings.get("architecture", size.name)
         if kind != size.name:
             raise self._wrong(
                 f"its model is a {kind}, and spec.model.timm.name {size.name}", f"Set spec.model.timm.name to {kind}."
             )
-        model = library_model_of(config, manifest)
+        model = build_model(config, manifest or supposed_manifest(config))
+        assert isinstance(model, ImageClassifier)
         different = model.differences({key: tensor.shape for key, tensor in self._tensors.items()})
         if different:
             raise self._wrong(f"its weights are not those of a {size.name}: {_some(different)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -74,17 +73,6 @@ class ImageClassifier(Adapted):
                 found.append(f"{name} has the shape {list(stored[name])}, not {list(body[name])}")
         return found
 
-    def check_shape(self) -> None:
-        """Raises `UserError` if the model does not take images of this shape: it is tried without memory."""
-        inner = copy.deepcopy(self.inner).to("meta").eval()
-        try:
-            with torch.no_grad():
-                inner(torch.empty(2, *self._shape, device="meta"))
-        except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-            if "meta" in str(error).lower():  # not the shape: an operation that there is none of without memory
-                return
-            raise self._refused(error) from error
-
     @property
     def _traits(self) -> dict[str, Any]:
         traits: dict[str, Any] = self.inner.pretrained_cfg  # type: ignore[assignment]
@@ -117,10 +105,11 @@ class ImageClassifier(Adapted):
                 name, num_classes=self._classes, in_chans=self._shape[0], drop_rate=size.dropout, **arguments
             )
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            raise self._refused(error) from error
+            raise self.refused(error) from error
         return model
 
-    def _refused(self, error: Exception) -> UserError:
+    def refused(self, error: Exception) -> UserError:
+        """What to say of an error of timm's."""
         shape = " x ".join(map(str, self._shape))
         return UserError(
             f"spec.model.timm: {self._size.name} cannot be made for images of {shape}: {error}",

@@ -1,7 +1,7 @@
 """The Check stage: is everything there that the job needs, and what is left to do?
 
-Light on purpose (no Ray, and torch only for models of libraries): it runs on every start of every job, before anything
-expensive is asked for.
+Light on purpose (no Ray, and torch only for models other than our Transformers): it runs on every start of every job,
+before anything expensive is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
-from trainingjob_trainer.config import HuggingFace, JobConfig, Timm
+from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, read_tokenizer
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
@@ -23,8 +23,10 @@ from trainingjob_trainer.prepare.limits import (
     check_profile,
     check_ranks,
     drain_warning,
+    model_size,
 )
 from trainingjob_trainer.prepare.run_record import RUN_KEY, RunRecord
+from trainingjob_trainer.prepare.supposed import supposed_manifest
 from trainingjob_trainer.records import load_result
 from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store
 
@@ -72,10 +74,10 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     if result and result.plan_hash == config.plan_hash():
         return CheckOutcome("Finished", result.wire(), f"The run is finished already: step {result.step}.")
     manifest = load_manifest(config, store)
-    vocab_size = _check_model(config, store, manifest)
-    data_bytes = sum(shard.size for shard in manifest.splits["train"].shards) if manifest else 0
-    check_memory(config, vocab_size, data_bytes)
-    warning = drain_warning(config, store, vocab_size)
+    size = model_size(config, manifest or supposed_manifest(config))
+    _check_beginning(config, store, manifest)
+    check_memory(config, size, sum(shard.size for shard in manifest.splits["train"].shards) if manifest else 0)
+    warning = drain_warning(config, store, size.parameters)
     if manifest:
         check_limits(config, manifest)
         if manifest.tokenizer_digest is not None:
@@ -85,20 +87,12 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     return CheckOutcome("PrepareData", None, _check_raw_data(config), warning)
 
 
-def _check_model(config: JobConfig, store: Store, manifest: Manifest | None) -> int:
-    """The size of the vocabulary, as far as it is known; raises if the model to begin with does not fit."""
-    vocab_size = (manifest and manifest.vocab_size) or config.data.prepare.tokenizer.vocab_size
-    if isinstance(config.model.architecture, HuggingFace | Timm):
-        from trainingjob_trainer.models.adapted_check import check_library_model
+def _check_beginning(config: JobConfig, store: Store, manifest: Manifest | None) -> None:
+    """Raises if the model to begin with does not fit, unless the run is beyond its beginning."""
+    if config.model.init_from is not None and latest(store) is None:
+        from trainingjob_trainer.beginning import source_of
 
-        check_library_model(config, manifest)
-    if config.model.init_from is None or latest(store) is not None:
-        return vocab_size
-    from trainingjob_trainer.beginning import source_of
-
-    source = source_of(config)
-    source.check(config, manifest)
-    return vocab_size if config.model.timm is not None else source.tokenizer[1]
+        source_of(config).check(config, manifest)
 
 
 def _check_raw_data(config: JobConfig) -> str:

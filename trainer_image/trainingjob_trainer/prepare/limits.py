@@ -7,10 +7,11 @@ import os
 import time
 
 from trainingjob_trainer.accounting import (
+    ModelSize,
     checkpointed_bytes_per_parameter,
     gigabytes,
     host_memory,
-    known_parameters,
+    transformer_size,
 )
 from trainingjob_trainer.config import METRICS, JobConfig, TrainerSpec, Transformer, amount, nearest
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
@@ -67,14 +68,26 @@ def check_profile(config: JobConfig) -> None:
         )
 
 
-def check_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> None:
-    """Raises `UserError` if a worker pod of a Transformer cannot hold what its ranks certainly need.
+def model_size(config: JobConfig, manifest: Manifest) -> ModelSize:
+    """What the model takes over the data of a manifest, by arithmetic or, with torch, by a trial.
+
+    Raises `UserError` if it cannot be made.
+    """
+    if isinstance(config.model.architecture, Transformer):
+        return transformer_size(config, manifest)
+    from trainingjob_trainer.models.trial import tried
+
+    return tried(config, manifest)
+
+
+def check_memory(config: JobConfig, model: ModelSize, data_bytes: int) -> None:
+    """Raises `UserError` if a worker pod cannot hold what its ranks certainly need.
 
     data_bytes: of the training split, as far as it is known.
     """
-    if config.pod_memory is None or not isinstance(config.model.architecture, Transformer):
+    if config.pod_memory is None:
         return
-    needed, limit = host_memory(config, vocab_size, data_bytes), round(amount(config.pod_memory))
+    needed, limit = host_memory(config, model, data_bytes), round(amount(config.pod_memory))
     if needed.total > limit:
         raise UserError(
             f"spec.workers.resources.memory is {config.pod_memory} ({gigabytes(limit)}), less than the "
@@ -83,12 +96,10 @@ def check_memory(config: JobConfig, vocab_size: int, data_bytes: int) -> None:
         )
 
 
-def drain_warning(config: JobConfig, store: Store, vocab_size: int) -> str:
+def drain_warning(config: JobConfig, store: Store, parameters: int) -> str:
     """What to say if a checkpoint cannot be uploaded within the grace period of the pods, judged by a small upload."""
-    if not isinstance(config.model.architecture, Transformer):
-        return ""
-    weights, seconds = known_parameters(config, vocab_size), config.checkpoint.drain_seconds
-    share = weights * checkpointed_bytes_per_parameter(config.training) // config.fewest_pods
+    seconds = config.checkpoint.drain_seconds
+    share = parameters * checkpointed_bytes_per_parameter(config.training) // config.fewest_pods
     if share <= SLOWEST * seconds:
         return ""
     rate = upload_rate(store)
