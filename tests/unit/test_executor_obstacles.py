@@ -125,6 +125,19 @@ async def test_the_events_that_a_plan_asks_for_are_read_and_decided_on() -> None
     assert world.api.calls == [("list", "events", "")]
 
 
+async def test_looks_at_events_take_turns() -> None:
+    world = World(start_one_pod)
+    await world.executor.reconcile(KEY)
+    (waiting,) = world.cache.pods("job-1")
+    world.think = lambda job, pods: Plan(look_at=() if world.findings.looks else (waiting,), requeue_after=9.0)
+    assert await world.executor.reconcile(KEY) == 9.0
+    world.think = lambda job, pods: Plan(look_at=(waiting,), requeue_after=9.0)
+    world.api.calls.clear()
+    for _ in range(2):
+        assert await world.executor.reconcile(KEY) == 1.0, "its turn is kept"
+    assert world.api.calls == []
+
+
 async def test_events_that_cannot_be_read_stand_in_the_way_of_nothing() -> None:
     world = World(start_one_pod)
     await world.executor.reconcile(KEY)

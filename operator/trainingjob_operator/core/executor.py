@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from trainingjob_operator.kube.api import (
@@ -45,6 +45,9 @@ DECISIONS_PER_RUN = 6
 """A job that still asks for another decision after so many waits for its turn again."""
 SERVER_IN_TROUBLE = (0, 429, 502, 503, 504)
 """Answers that are not about the request: none at all, too many, a gateway's. A 500 may well be: a webhook's."""
+
+BETWEEN_LOOKS = timedelta(seconds=1)
+"""Between two jobs' looks at events: each reads all events of a namespace, and of many jobs that start many wait."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,8 @@ class _Memory:
     refusal: Obstacle | None = None
     looks: dict[str, Look] = field(default_factory=dict)
     """What the events of pending pods said, by the pods' uids."""
+    turn: datetime | None = None
+    """When the job may read events, if it has asked."""
 
 
 class _DecideAgain(Exception):
@@ -115,6 +120,7 @@ class Executor:
         self._memories: dict[Key, _Memory] = {}
         self._claims: dict[str, Claim] = {}
         """Jobs that hold nodes without being able to run, by uid."""
+        self._next_turn: datetime | None = None
 
     async def reconcile(self, key: Key) -> float | None:
         """Decide and act for one job. Returns after how many seconds to do so again at the latest.
@@ -170,12 +176,14 @@ class Executor:
             m["metadata"]["labels"].get(GROUP) or m.get("spec", {}).get("schedulingGroup") for m in plan.create_pods
         ):
             raise _DecideAgain("pods that wait as a group may wait from the start: no event will tell")
-        for pod in plan.look_at:
-            await self._look(job, pod, memory)
-        if memory.refusal is not None or plan.look_at:
+        looks_wait = self._turn(plan.look_at, memory)
+        if looks_wait == 0:
+            for pod in plan.look_at:
+                await self._look(job, pod, memory)
+        if memory.refusal is not None or looks_wait == 0:
             memory.refusal = None
             raise _DecideAgain("what is in the way is known better")
-        return min((w for w in (plan.requeue_after, labels_wait) if w is not None), default=None)
+        return min((w for w in (plan.requeue_after, labels_wait, looks_wait) if w is not None), default=None)
 
     def _think(self, job: Job, memory: _Memory) -> Plan:
         pods = [*self._cache.pods(job.uid), *self._cache.gone_pods(job.uid)]
@@ -189,6 +197,21 @@ class Executor:
         if plan.claim is not None:
             self._claims[job.uid] = plan.claim
         return plan
+
+    def _turn(self, pods: Sequence[PodFacts], memory: _Memory) -> float | None:
+        """Seconds until these pods may be looked at, 0 being now; None if there are none."""
+        if all(_asks_for_its_group(pod) for pod in pods):
+            memory.turn = None
+            return 0 if pods else None
+        now = self._now()
+        if memory.turn is None:
+            memory.turn = max(now, self._next_turn or now)
+            self._next_turn = memory.turn + BETWEEN_LOOKS
+        wait = (memory.turn - now).total_seconds()
+        if wait > 0:
+            return wait
+        memory.turn = None
+        return 0
 
     async def _look(self, job: Job, pod: PodFacts, memory: _Memory) -> None:
         """Ask why a pod waits. If that fails, the next look may do better: nothing depends on it but a message."""
@@ -333,3 +356,8 @@ class Executor:
             answer = await self._api.delete(PODS, job.namespace, pod.name, pod.uid)
             if answer.get("kind") == PODS.kind:
                 self._cache.put_pod(answer)
+
+
+def _asks_for_its_group(pod: PodFacts) -> bool:
+    """Why it waits is said of its group, which is one object."""
+    return (pod.queued is not None and pod.queued.gated) or (pod.waits_as_group and pod.pod_group is not None)
