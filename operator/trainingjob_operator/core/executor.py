@@ -25,6 +25,7 @@ from trainingjob_operator.kube.api import (
     Conflict,
     Manifest,
     NotFound,
+    Resource,
     Unreachable,
 )
 
@@ -39,6 +40,7 @@ from .obstacle import Look, Obstacle, foreign, newest_warning, told, unmet
 from .plan import EventFact, Plan, PodRef, Settings
 from .queue import Retry, ServerTrouble
 from .queueing import to_give_up
+from .turns import Turns
 from .writing import Obstructed, about, each, explained, unless_gone
 
 DECISIONS_PER_RUN = 6
@@ -86,8 +88,6 @@ class _Memory:
     refusal: Obstacle | None = None
     looks: dict[str, Look] = field(default_factory=dict)
     """What the events of pending pods said, by the pods' uids."""
-    turn: datetime | None = None
-    """When the job may read events, if it has asked."""
 
 
 class _DecideAgain(Exception):
@@ -120,7 +120,7 @@ class Executor:
         self._memories: dict[Key, _Memory] = {}
         self._claims: dict[str, Claim] = {}
         """Jobs that hold nodes without being able to run, by uid."""
-        self._next_turn: datetime | None = None
+        self._turns = Turns(BETWEEN_LOOKS)
 
     async def reconcile(self, key: Key) -> float | None:
         """Decide and act for one job. Returns after how many seconds to do so again at the latest.
@@ -176,7 +176,7 @@ class Executor:
             m["metadata"]["labels"].get(GROUP) or m.get("spec", {}).get("schedulingGroup") for m in plan.create_pods
         ):
             raise _DecideAgain("pods that wait as a group may wait from the start: no event will tell")
-        looks_wait = self._turn(plan.look_at, memory)
+        looks_wait = self._looks_wait(job, plan.look_at)
         if looks_wait == 0:
             for pod in plan.look_at:
                 await self._look(job, pod, memory)
@@ -198,20 +198,12 @@ class Executor:
             self._claims[job.uid] = plan.claim
         return plan
 
-    def _turn(self, pods: Sequence[PodFacts], memory: _Memory) -> float | None:
+    def _looks_wait(self, job: Job, pods: Sequence[PodFacts]) -> float | None:
         """Seconds until these pods may be looked at, 0 being now; None if there are none."""
-        if all(_asks_for_its_group(pod) for pod in pods):
-            memory.turn = None
-            return 0 if pods else None
-        now = self._now()
-        if memory.turn is None:
-            memory.turn = max(now, self._next_turn or now)
-            self._next_turn = memory.turn + BETWEEN_LOOKS
-        wait = (memory.turn - now).total_seconds()
-        if wait > 0:
-            return wait
-        memory.turn = None
-        return 0
+        if any(_group(pod) is None for pod in pods):
+            return self._turns.wait(job.uid, self._now())
+        self._turns.leave(job.uid)
+        return 0.0 if pods else None
 
     async def _look(self, job: Job, pod: PodFacts, memory: _Memory) -> None:
         """Ask why a pod waits. If that fails, the next look may do better: nothing depends on it but a message."""
@@ -227,10 +219,10 @@ class Executor:
 
     async def _why(self, job: Job, pod: PodFacts) -> tuple[str, str] | None:
         """What the events of a pod say, or the group that it waits in."""
-        if pod.queued is not None and pod.queued.gated:
-            return unmet(await self._api.get(WORKLOADS, job.namespace, pod.queued.group), "QuotaReserved")
-        if pod.waits_as_group and pod.pod_group is not None:
-            return unmet(await self._api.get(POD_GROUPS, job.namespace, pod.pod_group), "PodGroupInitiallyScheduled")
+        group = _group(pod)
+        if group is not None:
+            resource, name, condition = group
+            return unmet(await self._api.get(resource, job.namespace, name), condition)
         found = await self._api.list(EVENTS, job.namespace, field_selector=f"involvedObject.uid={pod.uid}")
         return newest_warning(found.items)
 
@@ -249,6 +241,7 @@ class Executor:
             self._progress.forget(memory.uid)
             self._claims.pop(memory.uid, None)
             self._labels.forget(memory.uid)
+            self._turns.leave(memory.uid)
             self._children.forget(memory.uid)
 
     # Status
@@ -358,6 +351,10 @@ class Executor:
                 self._cache.put_pod(answer)
 
 
-def _asks_for_its_group(pod: PodFacts) -> bool:
-    """Why it waits is said of its group, which is one object."""
-    return (pod.queued is not None and pod.queued.gated) or (pod.waits_as_group and pod.pod_group is not None)
+def _group(pod: PodFacts) -> tuple[Resource, str, str] | None:
+    """The group whose condition says why a pod waits: its kind, its name, and which condition."""
+    if pod.queued is not None and pod.queued.gated:
+        return WORKLOADS, pod.queued.group, "QuotaReserved"
+    if pod.waits_as_group and pod.pod_group is not None:
+        return POD_GROUPS, pod.pod_group, "PodGroupInitiallyScheduled"
+    return None
