@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from support.rank_functions import save_state
 from support.ranks import run_ranks
@@ -13,7 +14,7 @@ from support.spread import Series, continued, in_turn, series_of
 from support.training import job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.config import JobConfig, Parallelism
 from trainingjob_trainer.errors import UserError
-from trainingjob_trainer.parallel.layout import pick
+from trainingjob_trainer.parallel.layout import STATE_SHARE, Layout, layout_of, memory, pick
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "alone": (1, {}),
@@ -111,6 +112,20 @@ def test_auto_takes_the_layout_of_least_communication_that_has_room(
     layout = pick(Parallelism(), ranks, per_pod, state, 80 * GB)
     assert (layout.copies, layout.shards) == shape
     assert why in str(layout)
+
+
+def test_on_a_cpu_auto_leaves_room_for_the_copy_of_a_checkpoint_too(tmp_path: Path) -> None:
+    """With AdamW 28 bytes a parameter where the training state alone has 16."""
+    config, cpu = job(tmp_path, parallelism={}), torch.device("cpu")
+    room = STATE_SHARE * memory(cpu, config.ranks_per_pod)
+
+    def layout(bytes_each: int) -> Layout:
+        """Of a model that has room if a parameter takes so many bytes."""
+        model = torch.nn.Linear(round(room / bytes_each), 1, bias=False, device="meta")
+        return layout_of(config, model, ranks=2, device=cpu)
+
+    assert (layout(29).copies, layout(29).shards) == (2, 1)
+    assert (layout(27).copies, layout(27).shards) == (1, 2)
 
 
 def test_auto_divides_what_a_rank_holds_by_the_size_of_its_tensor_group() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainingjob_trainer.accounting import bytes_per_parameter, gigabytes
+from trainingjob_trainer.accounting import bytes_per_parameter, checkpointed_bytes_per_parameter, gigabytes
 from trainingjob_trainer.config import JobConfig, Parallelism
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.parallel.statistics import batch_norms, check_batch_norm
@@ -49,7 +49,10 @@ def layout_of(config: JobConfig, model: nn.Module, ranks: int, device: torch.dev
     check_batch_norm(model, wanted)
     if ranks > 1 and batch_norms(model):
         return Layout(ranks, why="its BatchNorm layers are not sharded")
-    state = sum(p.numel() for p in model.parameters()) * bytes_per_parameter(config.training)
+    each = bytes_per_parameter(config.training)
+    if device.type == "cpu":  # where the copy that is uploaded lies beside it
+        each += checkpointed_bytes_per_parameter(config.training)
+    state = sum(p.numel() for p in model.parameters()) * each
     return pick(wanted, ranks, config.ranks_per_pod, state, memory(device, config.ranks_per_pod))
 
 
