@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from trainingjob_trainer import accounting
 from trainingjob_trainer.accounting import (
+    HostMemory,
     ModelSize,
     activation_bytes,
     bytes_per_parameter,
@@ -172,6 +173,7 @@ def a_pod(pods: int = 1, ranks: int = 1, gpus: bool = False, **changes: Any) -> 
 SMALL_GPT = ModelSize(parameters=124_439_808, largest_block=7_087_872, outside=39_385_344, activations=10**9)
 COPY, STATE = "for the copy of a checkpoint that is being uploaded", "for weights, gradients and moments"
 REST = "for activations, and later for the whole model"
+AT_FIRST = "more for the whole model on each rank at first"
 
 
 def test_a_pod_needs_less_the_more_there_are_and_much_less_with_gpus() -> None:
@@ -191,6 +193,25 @@ def test_a_pod_needs_less_the_more_there_are_and_much_less_with_gpus() -> None:
     assert gpus["for data that is read ahead"] == 8 * MEMORY == 8 * 576 * 2**20
     copies = host_memory(a_pod(pods=4, parallelism={"fsdp": "none"}), SMALL_GPT, 0).parts
     assert copies[STATE] == alone[STATE]
+
+
+def test_a_model_of_timm_is_whole_on_each_rank_at_first(tmp_path: Path) -> None:
+    """Three times where there are weights to begin with. Few ranks take more while they train."""
+    many = 10**9
+
+    def needed(ranks: int, gpus: bool, **model: Any) -> HostMemory:
+        kind = {"task": {"kind": "image-classification"}, "data": {"train": {"uri": "/raw", "format": "parquet"}}}
+        config = job(tmp_path, model={"timm": {"name": "vit"}, **model}, **kind)
+        config = config.model_copy(update={"ranks_per_pod": ranks, "gpus": gpus})
+        return host_memory(config, ModelSize(many, 0, 0, 0), 0)
+
+    weights = {"initFrom": {"uri": "/weights"}}
+    fixed = sum(list(needed(8, True).parts.values())[:3])
+    assert needed(8, True).total == fixed + 8 * 4 * many
+    assert needed(8, True, **weights).total == fixed + 8 * 12 * many
+    assert needed(8, False, **weights).total == fixed + 8 * 12 * many + 4 * many
+    assert needed(1, True, **weights).parts[AT_FIRST] == 0
+    assert needed(2, False, **weights).parts[AT_FIRST] == 0
 
 
 def test_a_rank_holds_no_more_rows_than_it_has(tmp_path: Path) -> None:

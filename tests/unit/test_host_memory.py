@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from support.memory import columns, growth, images, texts
 from support.ranks import run_ranks
 from support.training import store_of
@@ -67,4 +68,19 @@ def test_two_ranks_take_what_was_reckoned(tmp_path: Path, fsdp: str) -> None:
     config = texts(tmp_path, {"transformer": WIDE}, 20_000, parallelism={"fsdp": fsdp})
     config = config.model_copy(update={"ranks_per_pod": 2})
     taken = sum(run_ranks(2, growth, config, seconds=300))
+    assert 0.8 * taken < estimate(config) < 1.25 * taken, f"{estimate(config) / taken:.2f}"
+
+
+@pytest.mark.slow
+def test_four_ranks_that_begin_with_weights_of_timm_take_what_was_reckoned(tmp_path: Path) -> None:
+    """Of a model of which each holds more before the first step than afterwards."""
+    import timm
+
+    name, small = "vit_base_patch16_224", (3, 64, 64)
+    (tmp_path / "weights").mkdir()
+    save_file(timm.create_model(name, img_size=64).state_dict(), tmp_path / "weights" / "model.safetensors")
+    model = {"timm": {"name": name}, "initFrom": {"uri": str(tmp_path / "weights")}}
+    sharded = {"optimizer": {"name": "sgd"}, "parallelism": {"fsdp": "full"}, "globalBatchSize": 4}
+    config = images(tmp_path, model, small, **sharded).model_copy(update={"ranks_per_pod": 4})
+    taken = sum(run_ranks(4, growth, config, seconds=300))
     assert 0.8 * taken < estimate(config) < 1.25 * taken, f"{estimate(config) / taken:.2f}"

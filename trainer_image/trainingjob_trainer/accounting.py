@@ -216,7 +216,17 @@ def host_memory(config: JobConfig, model: ModelSize, data_bytes: int) -> HostMem
     # Where rank 0 has it all, nothing is copied for the export. Else that is done when no activations are left.
     exported = 4 * model.parameters if config.model.export != "none" and (config.gpus or shards > 1) else 0
     parts["for activations, and later for the whole model"] = max(activations, exported)
+    if config.model.timm is not None:
+        beginning = PROCESS * here + RAY + TRAIN_OBJECT_STORE + _whole_at_first(config, model) * here
+        beginning += 0 if config.gpus else 4 * held
+        parts["more for the whole model on each rank at first"] = max(0, beginning - sum(parts.values()))
     return HostMemory(parts)
+
+
+def _whole_at_first(config: JobConfig, model: ModelSize) -> int:
+    """Bytes of a model of timm's while a rank fills its shard: the library makes it whole. Of weights to begin with (in
+    float32, as it stores them) there is also what was read, and timm's copy of that."""
+    return 4 * model.parameters * (1 if config.model.init_from is None else 3)
 
 
 def gigabytes(count: int) -> str:
