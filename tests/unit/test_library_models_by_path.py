@@ -1,6 +1,7 @@
 """Models of libraries by their path alone: settings, weights and tokenizer are those of a directory."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trainingjob_trainer.errors import Drained, UserError
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.prepare.check import check
 from trainingjob_trainer.prepare.local import prepare_data
+from trainingjob_trainer.storage import LocalStore
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -67,6 +69,23 @@ def test_a_run_has_the_settings_that_its_data_was_prepared_with(tmp_path: Path) 
     result = train(config, Attempt.take(store, 2), Hooks())
     exported = json.loads((Path(str(result.model_uri)) / "config.json").read_text())
     assert (exported["model_type"], exported["vocab_size"]) == ("gpt_neox", 288)
+
+
+def test_the_check_opens_the_directory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    write_source(source)
+    config = by_path(tmp_path / "job", source)
+    original, reads = LocalStore._read, Counter[tuple[str, int]]()
+
+    def counted(store: LocalStore, key: str, start: int, end: int | None) -> tuple[bytes, str]:
+        reads[store.uri(key), start] += 1
+        return original(store, key, start, end)
+
+    monkeypatch.setattr(LocalStore, "_read", counted)
+    assert check(config, store_of(config)).outcome == "PrepareData"
+    of_model = {place: times for place, times in reads.items() if Path(place[0]) in set(source.iterdir())}
+    assert {Path(uri).name for uri, _ in of_model} >= {"config.json", "tokenizer.json", "model.safetensors"}
+    assert set(of_model.values()) == {1}, of_model
 
 
 def test_a_run_begins_with_another_of_a_library_finished_or_not(tmp_path: Path) -> None:

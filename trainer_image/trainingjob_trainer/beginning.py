@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _NO_SHAPE = ("model.initFrom.", "model.dropout")
 
 
-def source_of(config: TrainerSpec) -> Directory | CommittedRun:
+def source_of(config: TrainerSpec) -> Source:
     """Weights and tokenizer to begin with. Raises `UserError` if there are none.
 
     Of a run that exported nothing: the checkpoint that its result is about, or, if it is not finished, the newest.
@@ -45,7 +45,7 @@ def source_of(config: TrainerSpec) -> Directory | CommittedRun:
     return Directory.of(config)
 
 
-def settings_to_begin_with(config: TrainerSpec) -> str | None:
+def settings_to_begin_with(config: TrainerSpec, source: Source | None = None) -> str | None:
     """The config.json of a library's model, where `spec.model` leaves it to the model that the run begins with.
 
     It is read once, with the tokenizer, and kept in the manifest: what lies there later changes no run. (Of timm it
@@ -55,7 +55,7 @@ def settings_to_begin_with(config: TrainerSpec) -> str | None:
     by_path = model.huggingface is not None and model.huggingface.config is None
     if not by_path and (model.timm is None or model.init_from is None):
         return None
-    return json.dumps(source_of(config).settings, sort_keys=True)
+    return json.dumps((source or source_of(config)).settings, sort_keys=True)
 
 
 def begin(model: nn.Module, config: TrainerSpec, manifest: Manifest, world: World) -> None:
@@ -121,21 +121,19 @@ class CommittedRun:
         found: dict[str, Any] = json.loads(str(text))
         return found
 
-    def check(self, config: TrainerSpec, manifest: Manifest | None = None) -> None:
+    def check(self, config: TrainerSpec, manifest: Manifest) -> None:
         """Whether a run may begin with it: the same model, and the tokenizer of the data. Raises `UserError`."""
         here, there = _shape(config.identity()), _shape(self._record.identity)
         if config.model.huggingface is not None:
             there["model.config"] = json.dumps(self.settings, sort_keys=True)
-            here["model.config"] = (
-                config.model.huggingface.config or (manifest and manifest.model_settings) or there["model.config"]
-            )
+            here["model.config"] = config.model.huggingface.config or manifest.model_settings
         if different := [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]:
             fields = "; ".join(
                 f"{name}: {json.dumps(there.get(name))} there, {json.dumps(here.get(name))} here" for name in different
             )
             raise self._wrong(f"its model is another one than spec.model: {fields}", "Make spec.model the same.")
         self.tokenizer  # noqa: B018
-        if manifest is not None and manifest.tokenizer_digest != self._manifest.tokenizer_digest:
+        if manifest.tokenizer_digest != self._manifest.tokenizer_digest:
             raise self._wrong(
                 "its tokenizer is not the one that the data was prepared with",
                 "Choose another outputUri, where the data is prepared anew.",
@@ -154,6 +152,9 @@ class CommittedRun:
 
     def _wrong(self, what: str, next_step: str) -> UserError:
         return UserError(f"spec.model.initFrom.uri: {self.store.uri()} cannot be begun with: {what}.", next_step)
+
+
+Source = Directory | CommittedRun
 
 
 def _shape(identity: dict[str, object]) -> dict[str, object]:

@@ -71,7 +71,7 @@ class Directory:
         # Below the run directory, wherever it was copied to: `modelUri` says where it was written.
         return cls(open_store(store.uri(f"model/a{result.attempt}"), config.storage), of_images)
 
-    def check(self, config: TrainerSpec, manifest: Manifest | None = None) -> None:
+    def check(self, config: TrainerSpec, manifest: Manifest) -> None:
         """Whether a run may begin with it: the same shape, every weight there, and the tokenizer of the data."""
         size = config.model.architecture
         if isinstance(size, Timm):
@@ -85,7 +85,7 @@ class Directory:
             # The embedding a second time, which the configuration says is shared.
             others = {"lm_head.weight"} if config.model.size.tie_embeddings else set()
         stored, _, _ = self.tokenizer
-        if manifest is not None and manifest.tokenizer_digest != bpe.digest(stored):
+        if manifest.tokenizer_digest != bpe.digest(stored):
             raise self._wrong(
                 f"its tokenizer (SHA-256 {bpe.digest(stored)[:12]}) is not the one that the data was prepared with "
                 f"({str(manifest.tokenizer_digest)[:12]})",
@@ -93,7 +93,7 @@ class Directory:
             )
         self._check_tensors(wanted, others)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The config.json of its model. Where weights of timm lie there may be none."""
         return self._json("config.json", optional=self._of_images)
@@ -104,13 +104,13 @@ class Directory:
         return self._tensors.keys()
 
     def _wanted_of_library(
-        self, config: TrainerSpec, size: HuggingFace, manifest: Manifest | None
+        self, config: TrainerSpec, size: HuggingFace, manifest: Manifest
     ) -> tuple[list[Entry], set[str]]:
         """The tensors of a library's model, under the names that they have here, and what else may be here."""
         from trainingjob_trainer.models.from_transformers import library_model
         from trainingjob_trainer.models.transformers_settings import differing_settings
 
-        prepared = manifest and manifest.model_settings  # with the data
+        prepared = manifest.model_settings  # with the data
         text = size.config or prepared or json.dumps(self.settings)
         if different := differing_settings(json.loads(text), self.settings):
             what = "the one that the data was prepared for" if prepared else "spec.model"
@@ -120,22 +120,20 @@ class Directory:
                 if prepared
                 else f"Leave spec.model.huggingface.config out, or set it to {json.dumps(self.settings)}.",
             )
-        classes = (manifest and manifest.classes) or ("a", "b")  # of the data, which is yet to be prepared
         _, vocab_size, eos_id = self.tokenizer
-        return library_model(config, text, vocab_size, eos_id, classes).entries(self.keys)
+        return library_model(config, text, vocab_size, eos_id, manifest.classes or ()).entries(self.keys)
 
-    def _check_images(self, config: TrainerSpec, size: Timm, manifest: Manifest | None) -> None:
+    def _check_images(self, config: TrainerSpec, size: Timm, manifest: Manifest) -> None:
         """Names are timm's. The head is not looked at: the run has one of its own."""
         from trainingjob_trainer.models import build_model
         from trainingjob_trainer.models.from_timm import ImageClassifier
-        from trainingjob_trainer.prepare.supposed import supposed_manifest
 
         kind = self.settings.get("architecture", size.name)
         if kind != size.name:
             raise self._wrong(
                 f"its model is a {kind}, and spec.model.timm.name {size.name}", f"Set spec.model.timm.name to {kind}."
             )
-        model = build_model(config, manifest or supposed_manifest(config))
+        model = build_model(config, manifest)
         assert isinstance(model, ImageClassifier)
         different = model.differences({key: tensor.shape for key, tensor in self._tensors.items()})
         if different:
@@ -181,7 +179,7 @@ class Directory:
             vocabulary.get(str(token.get("content") if isinstance(token, dict) else token))
             for token in (tokens.get("eos_token"), tokens.get("sep_token"))  # BERT has the second one only
         )
-        configured = [self._json(file, optional=True) for file in ("generation_config.json", "config.json")]
+        configured = [self._json("generation_config.json", optional=True), self.settings]
         by_number = [ids.get("eos_token_id") for ids in configured]
         numbers = [number[0] if isinstance(number, list) and number else number for number in by_number]
         return next((id_ for id_ in (by_name, *numbers, closing) if id_ in vocabulary.values()), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
@@ -29,6 +29,9 @@ from trainingjob_trainer.prepare.run_record import RUN_KEY, RunRecord
 from trainingjob_trainer.prepare.supposed import supposed_manifest
 from trainingjob_trainer.records import load_result
 from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store
+
+if TYPE_CHECKING:
+    from trainingjob_trainer.beginning import Source
 
 RECORDS_READ = 3  # of the first object of each source
 ROUNDS = 5  # somebody else may write run.json between our read and our write
@@ -74,8 +77,11 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     if result and result.plan_hash == config.plan_hash():
         return CheckOutcome("Finished", result.wire(), f"The run is finished already: step {result.step}.")
     manifest = load_manifest(config, store)
-    size = model_size(config, manifest or supposed_manifest(config))
-    _check_beginning(config, store, manifest)
+    source = _to_begin_with(config, store, manifest)
+    known = manifest or supposed_manifest(config, source)
+    size = model_size(config, known)
+    if source is not None:
+        source.check(config, known)
     check_memory(config, size, sum(shard.size for shard in manifest.splits["train"].shards) if manifest else 0)
     warning = drain_warning(config, store, size.parameters)
     if manifest:
@@ -87,12 +93,13 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     return CheckOutcome("PrepareData", None, _check_raw_data(config), warning)
 
 
-def _check_beginning(config: JobConfig, store: Store, manifest: Manifest | None) -> None:
-    """Raises if the model to begin with does not fit, unless the run is beyond its beginning."""
-    if config.model.init_from is not None and latest(store) is None:
-        from trainingjob_trainer.beginning import source_of
+def _to_begin_with(config: JobConfig, store: Store, manifest: Manifest | None) -> Source | None:
+    """The model that the run begins with; None if there is none, or the run is beyond its beginning."""
+    if config.model.init_from is None or (manifest is not None and latest(store) is not None):
+        return None
+    from trainingjob_trainer.beginning import source_of
 
-        source_of(config).check(config, manifest)
+    return source_of(config)
 
 
 def _check_raw_data(config: JobConfig) -> str:
