@@ -1,13 +1,16 @@
 """`python -m trainingjob_trainer.train`: what it reads, and how it refuses."""
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from trainingjob_trainer.errors import UserError
-from trainingjob_trainer.train import main, read_config
+from trainingjob_trainer.errors import Drained, TrainerError, UserError
+from trainingjob_trainer.stop import Stop
+from trainingjob_trainer.train import Console, main, read_config, tell
 
 SPEC = {
     "outputUri": "/tmp/run",
@@ -45,6 +48,10 @@ def test_a_training_job_and_its_bare_spec_are_the_same_job(tmp_path: Path) -> No
         ),
         (with_training(steps=1, parallelism={"tensors": 2}), r"parallelism\.tensors is no field .*mean tensor\?"),
         (yaml.safe_dump({**SPEC, "data": {}}), r"data\.train is required"),
+        (yaml.safe_dump({**SPEC, "outputUri": "runs/a"}), "is 'runs/a', not s3://bucket/name or an absolute path"),
+        (yaml.safe_dump({**SPEC, "model": {"cnn": {}}}), r"not a valid job: model\.cnn is not for task\.kind"),
+        (yaml.safe_dump({"metadata": "gpt", "spec": SPEC}), "metadata is 'gpt', not a mapping"),
+        (yaml.safe_dump({**SPEC, "runPolicy": "Overwrite"}), "runPolicy is 'Overwrite', not a mapping"),
     ],
 )
 def test_a_wrong_file_is_a_user_error_that_names_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
@@ -64,3 +71,49 @@ def test_a_missing_file_ends_with_the_exit_code_of_a_user_error(
 def test_neither_help_nor_the_check_needs_torch() -> None:
     code = "import sys, trainingjob_trainer.train, trainingjob_trainer.prepare.check; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def console() -> Iterator[Console]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield Console()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_training_between_steps_and_what_comes_before_at_once(
+    console: Console, number: signal.Signals
+) -> None:
+    with pytest.raises(Drained, match="before training began"):
+        signal.raise_signal(number)
+
+    console.training_begins()
+    signal.raise_signal(number)
+    assert console.stop_requested() is Stop.NOW
+
+
+def test_lines_say_each_thing_once_and_only_of_steps_that_this_attempt_took(
+    console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = {"steps": 30, "loss": 2.5, "learningRate": 1e-3, "gradNorm": 1.0, "tokensPerSecond": None, "etaSeconds": None}
+    evaluation = {"split": "validation", "step": 20, "metrics": {"loss": 2.0}}
+    console.report({"state": "Training", "message": "Training from step 15.", "progress": {"step": 15, **at}})
+    console.report({"progress": {"step": 20, **at}})
+    console.report({"state": "Evaluating", "message": "Evaluating on the validation split."})
+    console.report({"state": "Training", "message": "Training.", "evaluation": evaluation})
+
+    said = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
+    evaluated = ["Evaluating on the validation split.", "validation: loss 2"]
+    assert said == ["Training from step 15.", "step 20/30  loss 2.5000  lr 0.001  grad norm 1", *evaluated]
+    assert console.step == 20  # what an incident names
+
+
+def test_a_defect_is_told_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise TrainerError.internal(KeyError("blocks"))
+    except TrainerError as error:
+        tell(error)
+    told = capsys.readouterr().err
+    assert "in test_a_defect_is_told_with_its_traceback" in told
+    assert "Internal: KeyError: 'blocks'" in told

@@ -13,13 +13,18 @@ class Narrator:
         self._message = ""
 
     def lines(self, fields: Mapping[str, Any]) -> Iterator[str]:
-        """A line for a new message, for progress, an evaluation and a checkpoint."""
+        """A line for a new message, for progress, an evaluation and a checkpoint.
+
+        A message that comes with an evaluation only says that this is over; progress and a checkpoint that come with a
+        state are those that the run goes on from, whose step may have been logged by nobody.
+        """
         message = fields.get("message") or self._message
         if message != self._message:
             self._message = message
-            yield message
+            if "evaluation" not in fields:
+                yield message
         progress = fields.get("progress") or {}
-        if progress.get("loss") is not None:
+        if progress.get("loss") is not None and "state" not in fields:
             yield _progress_line(progress)
         if fields.get("evaluation"):
             metrics = fields["evaluation"]["metrics"].items()

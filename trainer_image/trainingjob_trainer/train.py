@@ -3,8 +3,8 @@
     python -m trainingjob_trainer.train job.yaml
     torchrun --nproc-per-node 2 -m trainingjob_trainer.train job.yaml
 
-The file holds a TrainingJob, or its spec alone. The same run directory continues where it stands; SIGTERM commits a
-checkpoint first. Exit codes are those of a pod (docs/contracts.md §3).
+The file holds a TrainingJob, or its spec alone. The same run directory continues where it stands; SIGTERM and Ctrl-C
+commit a checkpoint first. Exit codes are those of a pod (docs/contracts.md §3); torchrun ends with codes of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -39,21 +40,34 @@ OPERATORS_FIELDS = ("image", "workers", "runPolicy")  # of the spec; they say ho
 
 
 class Console:
-    """Hooks that tell progress on stderr and take SIGTERM for the request to stop."""
+    """Hooks that tell progress on stderr and take SIGTERM and Ctrl-C for the request to stop."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._narrator = Narrator()
-        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        self._trains = False
+        self.step: int | None = None  # the last one that was reported
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked_to_stop)
 
     def report(self, fields: Mapping[str, Any]) -> None:
         """Write what is new."""
+        self.step = (fields.get("progress") or {}).get("step", self.step)
         for line in self._narrator.lines(fields):
             say(line)
 
+    def training_begins(self) -> None:
+        """From now on a request to stop is met between two steps; before, there is nothing to commit."""
+        self._trains = True
+
     def stop_requested(self) -> Stop:
-        """At once after SIGTERM."""
+        """At once after such a signal."""
         return Stop.NOW if self._stop.is_set() else Stop.NO
+
+    def _asked_to_stop(self, *_: object) -> None:
+        self._stop.set()
+        if not self._trains:
+            raise Drained("Asked to stop before training began.")
 
     def hung(self, error: Hang) -> NoReturn:
         """Say so and end."""
@@ -68,7 +82,9 @@ def say(text: str) -> None:
 
 
 def tell(error: TrainerError) -> None:
-    """What ends the program."""
+    """What ends the program; of a defect all that is known."""
+    if type(error) is TrainerError:
+        traceback.print_exception(error)
     say(f"{error.error_class}: {error.cause}" + (f"\n         {error.next_step}" if error.next_step else ""))
 
 
@@ -81,13 +97,16 @@ def read_config(path: Path, world_size: int) -> JobConfig:
     spec = document.get("spec", document) if isinstance(document, dict) else None
     if not isinstance(spec, dict):
         raise UserError(f"{path} holds no job.", "Give a TrainingJob, or its spec.")
-    metadata = document.get("metadata") or {}
+    metadata, policy = document.get("metadata") or {}, spec.get("runPolicy") or {}
+    for name, value in (("metadata", metadata), ("runPolicy", policy)):
+        if not isinstance(value, dict):
+            raise UserError(f"{path} is not a valid job: {name} is {value!r}, not a mapping.", "Correct this field.")
     facts = {
         "name": metadata.get("name", path.stem),
         "namespace": metadata.get("namespace", "default"),
         "ranksPerPod": world_size,
         "maxRestarts": 0,
-        "onExistingRun": (spec.get("runPolicy") or {}).get("onExistingRun", "Resume"),
+        "onExistingRun": policy.get("onExistingRun", "Resume"),
     }
     try:
         return JobConfig.model_validate({**{k: v for k, v in spec.items() if k not in OPERATORS_FIELDS}, **facts})
@@ -137,8 +156,8 @@ def run(path: Path, rank: int, world_size: int) -> None:
     """Train the job of a file as one rank. Raises a `TrainerError`."""
     from trainingjob_trainer.storage import open_store
 
-    console = Console()
     config = read_config(path, world_size)
+    console = Console()
     store = open_store(config.output_uri, config.storage)
     attempt = begin(config, store, console) if rank == 0 else None
     if attempt is None and world_size == 1:
@@ -151,6 +170,7 @@ def run(path: Path, rank: int, world_size: int) -> None:
     attempt = World.join().from_first(attempt)
     if attempt is None:
         return
+    console.training_begins()
     try:
         result = train(config, attempt, console)
         if rank == 0:
@@ -158,7 +178,8 @@ def run(path: Path, rank: int, world_size: int) -> None:
     except Exception as error:
         failure = of_rank(error, rank)
         if rank == 0 and not isinstance(failure, Drained | Fenced):
-            Incident.of(failure, attempt.number, failure.step).save(store)
+            step = console.step if failure.step is None else failure.step
+            Incident.of(failure, attempt.number, step).save(store)
         raise failure from error
 
 
@@ -175,7 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(job, rank, world_size)
     except TrainerError as error:
-        tell(error)
+        if rank == 0 or not isinstance(error, Drained | Fenced):  # of which all ranks have the same to tell
+            tell(error)
         return error.exit_code
     return 0
 

@@ -9,7 +9,14 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from trainingjob_trainer.config.base import QUANTITY, URI
+
 MOST = 5  # named at once
+# What texts of these patterns look like.
+_FORMS = {
+    URI: "s3://bucket/name or an absolute path",
+    QUANTITY: "an amount as Kubernetes writes it, such as 500m or 4Gi",
+}
 
 
 def mistakes(error: ValidationError, model: type[BaseModel]) -> str:
@@ -30,7 +37,9 @@ def _mistake(found: Any, model: type[BaseModel]) -> str:
             known = re.findall(r"'([^']*)'", found["ctx"]["expected"])
             return f"{field} is {found['input']!r}, not one of {', '.join(known)}{nearest(found['input'], known)}"
         case "value_error":
-            return f"{field}: {found['ctx']['error']}"
+            return f"{field}: {found['ctx']['error']}" if field else str(found["ctx"]["error"])
+        case "string_pattern_mismatch" if found["ctx"]["pattern"] in _FORMS:
+            return f"{field} is {_short(found['input'])}, not {_FORMS[found['ctx']['pattern']]}"
         case _:
             return f"{field} is {_short(found['input'])}: {found['msg'][:1].lower()}{found['msg'][1:]}"
 
