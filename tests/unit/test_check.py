@@ -158,6 +158,27 @@ def test_overwrite_deletes_commits_first(tmp_path: Path, monkeypatch: pytest.Mon
         ({"data": {"train": {"uri": "RAW", "format": "parquet"}}}, DataError, "not readable as Parquet"),
         ({"data": {"train": {"uri": "RAW"}, "test": {"uri": "RAW.gone"}}}, DataError, r"There is no data at .*\.gone"),
         ({"ranksPerPod": 6, "globalBatchSize": 5}, UserError, "less than one sample for each of 6 ranks"),
+        ({"ranksPerPod": 3, "parallelism": {"tensor": 2}}, UserError, "3 ranks do not divide into groups of 2"),
+        (
+            {"task": {"huberDelta": 2.0}},
+            UserError,
+            r"task\.huberDelta is 2, and is not read where task\.loss is cross-entropy",
+        ),
+        (
+            {
+                "data": {"train": {"uri": "RAW", "format": "csv", "features": ["a"]}},
+                "task": {"kind": "regression"},
+                "model": {"mlp": {}},
+                "labelSmoothing": 0.1,
+            },
+            UserError,
+            r"training\.labelSmoothing is 0\.1, and is not read where task\.kind is regression",
+        ),
+        (
+            {"optimizer": {"momentum": 0.5}},
+            UserError,
+            r"optimizer\.momentum is 0\.5, and is not read where name is adamw",
+        ),
         (
             {"checkpoint": {"bestMetric": "accurcay", "bestMode": "max"}},
             UserError,
@@ -272,15 +293,20 @@ def test_so_is_one_for_a_model_that_is_no_transformer_of_our_own(tmp_path: Path,
 
 
 def test_a_checkpoint_that_a_drain_has_no_time_for_is_told_of(tmp_path: Path) -> None:
-    """Judged by an upload that is really made: no disk takes 84 GB in 5 s, and each takes 1.5 GB in a day."""
-    big = spec(tmp_path, model={"preset": "llama-8b"}, checkpoint={"drainSeconds": 5})
+    """Judged by an upload that is really made: no disk takes 84 GB in 5 s, and each takes 1.5 GB in a day. Where
+    there are no pods, none drains."""
+    roomy = {"pod_memory": "900Gi"}
+    big = spec(tmp_path, model={"preset": "llama-8b"}, checkpoint={"drainSeconds": 5}).model_copy(update=roomy)
     store = store_of(big)
     warning = check(big, store).warning
     assert "A pod's part of a checkpoint has 84 GB" in warning
     assert "spec.checkpoint.drainSeconds (5)" in warning
     assert "probe" not in [info.key for info in store.list()]
     patient = spec(tmp_path / "b", model={"preset": "gpt-124m"}, checkpoint={"drainSeconds": 300})
+    patient = patient.model_copy(update=roomy)
     assert check(patient, store_of(patient)).warning == ""
+    by_hand = spec(tmp_path / "c", model={"preset": "llama-8b"}, checkpoint={"drainSeconds": 5})
+    assert check(by_hand, store_of(by_hand)).warning == ""
 
 
 def test_a_small_checkpoint_is_not_worth_a_probe(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ def test_objects_of_a_uri_are_one_object_all_below_a_prefix_or_a_globs(tmp_path:
     assert keys("a*/[12].jsonl") == ["a/1.jsonl", "a/2.jsonl"]
     with pytest.raises(DataError, match=r"There is no data at .*/b/\*"):
         keys("b/*")
+    with pytest.raises(DataError, match=r"/a is a folder") as folder:
+        keys("a")
+    assert f"{tmp_path}/a/ for all" in folder.value.next_step
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,8 @@ def test_text_is_one_document_a_file_and_parquet_one_a_row(tmp_path: Path) -> No
         ("a.jsonl", jsonl("x", field="body"), "jsonl", UserError, "no field 'text'; its fields are 'id', 'body'"),
         ("a.jsonl", jsonl("x") + b"{oops\n", "jsonl", DataError, r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b"[1]\n", "jsonl", DataError, "not a JSON object"),
-        ("a.jsonl", b'{"text": 3}\n', "jsonl", DataError, "has a int in 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', "jsonl", DataError, "has 3 in 'text' where text was expected"),
+        ("a.csv", b"a" * 99 + b",b" * 99 + b"\n", "csv", UserError, "are 'a{39}...', 'b', 'b', .* and 90 more[.]"),
         ("a.jsonl", b"\xff\xfe", "jsonl", DataError, "not UTF-8"),
         ("a.jsonl.gz", b"no gzip", "jsonl", DataError, "does not decompress"),
         ("a.jsonl.gz", gzip.compress(jsonl("x"))[:-9], "jsonl", DataError, "does not decompress"),

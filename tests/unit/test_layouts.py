@@ -13,7 +13,6 @@ from support.ranks import run_ranks
 from support.spread import Series, continued, in_turn, series_of
 from support.training import job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.config import JobConfig, Parallelism
-from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.parallel.layout import STATE_SHARE, Layout, layout_of, memory, pick
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -132,11 +131,6 @@ def test_auto_divides_what_a_rank_holds_by_the_size_of_its_tensor_group() -> Non
     layout = pick(Parallelism(tensor=4), 16, 8, 130 * GB, 80 * GB)
     assert (layout.copies, layout.shards, layout.tensor) == (4, 1, 4)
     assert "DDP: 4 copies of the model, its matrices split over 4" in str(layout)
-
-
-def test_ranks_that_do_not_divide_into_groups_are_refused() -> None:
-    with pytest.raises(UserError, match=r"6 ranks do not divide into groups of 4 "):
-        pick(Parallelism(fsdp="full", fsdp_ranks=2, tensor=2), 6, 1, 0, GB)
 
 
 def test_groups_are_of_fsdp() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainingjob_trainer.config import Storage
-from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.errors import StorageError, UserError
 from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store, open_store
 
 
@@ -105,6 +105,27 @@ def test_a_listing_has_what_starts_with_the_prefix_in_order(store: Store) -> Non
     assert [found.key for found in store.list("data")] == ["data/a", "data/b", "database"]
     assert [(found.key, found.size) for found in store.list("data/")] == [("data/a", 3), ("data/b", 3)]
     assert [found.key for found in store.list("none/")] == []
+
+
+def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path) -> None:
+    """A run whose checkpoints cannot be seen would begin anew."""
+    store = open_store(str(tmp_path), Storage())
+    (tmp_path / "checkpoints").symlink_to("checkpoints")  # no mode keeps root out, a circle does
+    with pytest.raises(StorageError, match="checkpoints/: Too many levels of symbolic links"):
+        list(store.list("checkpoints/"))
+    with pytest.raises(StorageError, match="checkpoints/: Too many levels of symbolic links"):
+        store.abort_uploads("checkpoints/", lambda key, begun: True)
+
+
+def test_a_listing_looks_into_no_folder_beside_the_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file of /home is found without a walk through all of /home."""
+    store = open_store(str(tmp_path), Storage())
+    for key in ("data.jsonl", "data/1/x", "other/1/x"):
+        store.put(key, b"{}")
+    looked_into, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (looked_into.append(Path(path).name), scandir(path))[1])
+    assert [found.key for found in store.list("data")] == ["data.jsonl", "data/1/x"]
+    assert looked_into == [tmp_path.name, "data", "1"]
 
 
 def test_deleting_what_is_missing_is_no_error(store: Store) -> None:

@@ -66,7 +66,7 @@ def test_equal_texts_are_in_one_split_whatever_their_labels(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
-        ({"body": "b", "topic": [1]}, DataError, "has a list in 'topic' where a label"),
+        ({"body": "b", "topic": [1]}, DataError, "has .1. in 'topic' where a label"),
         ({"body": "b"}, UserError, "has no field 'topic'; its fields are 'body'"),
     ],
 )

@@ -193,8 +193,13 @@ def test_no_manifest_is_written_for_data_that_is_too_small(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"globalBatchSize is 5000, but the training split has only \d+ samples"):
         prepare_data(config, store_of(config))
     short = corpus(tmp_path, sequenceLength=4096)
-    with pytest.raises(UserError, match="a sample takes 4097"):
+    with pytest.raises(UserError, match="a sample takes 4097") as held_out:
         prepare_data(short, store_of(short))
+    assert held_out.value.next_step.startswith("Raise spec.data.validation.fraction, give more data, or lower")
+    shorter = corpus(tmp_path, sequenceLength=99_999)
+    with pytest.raises(UserError, match="a sample takes 100000") as whole:
+        prepare_data(shorter, store_of(shorter))
+    assert whole.value.next_step == "Give more data, or lower spec.training.sequenceLength."
     with pytest.raises(NotFound):
         store_of(config).get("data/manifest.json")
 

@@ -160,9 +160,10 @@ class LocalStore(Store):
                 self._path(key).unlink(missing_ok=True)
 
     def abort_uploads(self, prefix: str, is_left: Callable[[str, datetime], bool]) -> None:
-        for found in self._walk(prefix, unfinished=True):
-            if is_left(found.key, found.modified):
-                self.delete([found.key])
+        with self._errors(prefix):
+            for found in self._walk(prefix, unfinished=True):
+                if is_left(found.key, found.modified):
+                    self.delete([found.key])
 
     def read_into(self, key: str, start: int, into: memoryview, *, if_match: str | None = None) -> tuple[int, str]:
         with self._errors(key), self._path(key).open("rb") as file:
@@ -179,10 +180,11 @@ class LocalStore(Store):
 
     def _walk(self, prefix: str, *, unfinished: bool = False) -> Iterator[ObjectInfo]:
         top = self._path(prefix.rpartition("/")[0])
-        for directory, _, names in os.walk(top):
+        for directory, folders, names in os.walk(top, onerror=_unless_gone):
+            below = Path(directory).relative_to(self.root)
+            folders[:] = [name for name in folders if (below / name).as_posix().startswith(prefix)]
             for name in names:
-                path = Path(directory, name)
-                key = path.relative_to(self.root).as_posix()
+                path, key = Path(directory, name), (below / name).as_posix()
                 if name.startswith(TEMPORARY) is not unfinished or not key.startswith(prefix):
                     continue
                 try:
@@ -216,6 +218,12 @@ class LocalStore(Store):
             yield
         except OSError as error:
             _raise_local(error, self.uri(key))
+
+
+def _unless_gone(error: OSError) -> None:
+    """What cannot be listed is not empty; what is no directory any more, or never was, is."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _etag(stat: os.stat_result) -> str:

@@ -11,7 +11,6 @@ from torch import nn
 
 from trainingjob_trainer.accounting import bytes_per_parameter, checkpointed_bytes_per_parameter, gigabytes
 from trainingjob_trainer.config import JobConfig, Parallelism
-from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.parallel.statistics import batch_norms, check_batch_norm
 
 # Of a rank's memory, for the state; the rest is for activations, gathered weights and what the process itself takes.
@@ -43,7 +42,7 @@ class Layout:
 def layout_of(config: JobConfig, model: nn.Module, ranks: int, device: torch.device) -> Layout:
     """The layout that a configuration asks for, or the best one for `model` where it says `auto`.
 
-    Raises `UserError` if the ranks do not divide into the groups that it asks for, or the model cannot be sharded.
+    Raises `UserError` if the model cannot be sharded. (That ranks divide into groups is known since the Check stage.)
     """
     wanted = config.training.parallelism
     check_batch_norm(model, wanted)
@@ -61,11 +60,6 @@ def pick(wanted: Parallelism, ranks: int, ranks_per_pod: int, state: int, memory
 
     The least communication that leaves room: copies on all ranks, then shards within a pod, then over all ranks.
     """
-    if ranks % wanted.group:
-        raise UserError(
-            f"{ranks} ranks do not divide into groups of {wanted.group} (spec.training.parallelism).",
-            f"Ask for a multiple of {wanted.group} ranks, or make the groups smaller.",
-        )
     if ranks == 1:
         return Layout()
     tensor = wanted.tensor

@@ -22,6 +22,7 @@ from trainingjob_trainer.prepare.limits import (
     check_metrics,
     check_profile,
     check_ranks,
+    check_unread,
     drain_warning,
     model_size,
 )
@@ -54,6 +55,7 @@ def check(config: JobConfig, store: Store) -> CheckOutcome:
     in a new run directory: `run.json` is written last.
     """
     check_ranks(config)
+    check_unread(config)
     check_metrics(config)
     check_profile(config)
     for _ in range(ROUNDS):

@@ -183,7 +183,7 @@ def _fraction(split: Split) -> float:
 def _text(record: dict[str, Any], field: str, raw: RawObject) -> str:
     value = record[field]
     if not isinstance(value, str):
-        raise DataError(f"{raw.uri} has a {type(value).__name__} in {field!r} where text was expected.", "Correct it.")
+        raise DataError(f"{raw.uri} has {value!r:.50} in {field!r} where text was expected.", "Correct it.")
     return value
 
 
@@ -196,7 +196,7 @@ def _label(value: Any, config: TrainerSpec, raw: RawObject) -> str:
             wanted = "labels (a list of integers or strings)" if several else "a label (integer or string)"
             field = config.data.train.label_field
             raise DataError(
-                f"{raw.uri} has a {type(one).__name__} in {field!r} where {wanted} was expected.",
+                f"{raw.uri} has {one!r:.50} in {field!r} where {wanted} was expected.",
                 "Correct it, or set spec.task.loss to binary-cross-entropy for lists of labels.",
             )
     return json.dumps(sorted({str(one) for one in values})) if several else str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 
 from trainingjob_trainer.accounting import (
     ModelSize,
@@ -23,15 +24,40 @@ SLOWEST = 2_000_000  # bytes a second of a pod; no storage is slower, and no pro
 
 
 def check_ranks(config: JobConfig) -> None:
-    """Raises `UserError` if the batch leaves a rank without a row."""
+    """Raises `UserError` if the batch leaves a rank without a row, or the ranks do not divide into groups."""
     # The fewest: the API server looked at the most. Those of a tensor-parallel group compute on the same rows.
-    ranks = (config.min_replicas or 1) * config.ranks_per_pod // config.training.parallelism.tensor
+    fewest, spread = config.fewest_pods * config.ranks_per_pod, config.training.parallelism
+    ranks = fewest // spread.tensor
     if config.training.global_batch_size < ranks:
         raise UserError(
             f"spec.training.globalBatchSize is {config.training.global_batch_size}, less than one sample for each of "
             f"{ranks} ranks.",
             f"Raise it to {ranks} or more, or ask for fewer ranks.",
         )
+    ranks = config.ranks_per_pod if config.min_replicas else fewest  # any number of an elastic job's pods must do
+    if ranks % spread.group:
+        raise UserError(
+            f"{ranks} ranks do not divide into groups of {spread.group} (spec.training.parallelism).",
+            f"Ask for a multiple of {spread.group} ranks, or make the groups smaller.",
+        )
+
+
+def check_unread(config: JobConfig) -> None:
+    """Raises `UserError` if a number is given that nothing reads: the run would not be the one that was meant."""
+    task, training = config.task, config.training
+    losses, optimizers = ("huber",), ("sgd", "rmsprop", "muon")
+    kinds = [kind for kind in METRICS if kind not in ("regression", "custom")]
+    fields: list[tuple[str, float | None, str, str, Sequence[str]]] = [
+        ("task.huberDelta", task.huber_delta, "task.loss", task.objective, losses),
+        ("training.optimizer.momentum", training.optimizer.momentum, "name", training.optimizer.name, optimizers),
+        ("training.labelSmoothing", training.label_smoothing or None, "task.kind", task.kind, kinds),
+    ]
+    for field, value, decides, present, readers in fields:
+        if value is not None and present not in readers:
+            raise UserError(
+                f"spec.{field} is {value:g}, and is not read where {decides} is {present}.",
+                f"Remove it; it is for {', '.join(readers)}.",
+            )
 
 
 def check_metrics(config: JobConfig) -> None:
@@ -98,6 +124,8 @@ def check_memory(config: JobConfig, model: ModelSize, data_bytes: int) -> None:
 
 def drain_warning(config: JobConfig, store: Store, parameters: int) -> str:
     """What to say if a checkpoint cannot be uploaded within the grace period of the pods, judged by a small upload."""
+    if config.pod_memory is None:  # there are none
+        return ""
     seconds = config.checkpoint.drain_seconds
     share = parameters * checkpointed_bytes_per_parameter(config.training) // config.fewest_pods
     if share <= SLOWEST * seconds:
@@ -128,11 +156,14 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
     for name in SPLITS:
         split = manifest.splits[name]
         if manifest.num_samples(name, training.sequence_length) < 1:
-            wanted = f"; a sample takes {training.sequence_length + 1}" if manifest.kind == "tokens" else ""
-            raise UserError(
-                f"The {name} split has {split.count} {manifest.kind} in {split.documents} documents{wanted}.",
-                f"Raise spec.data.{name}.fraction, give more data, or lower spec.training.sequenceLength.",
-            )
+            what, ways = f"{split.count} {manifest.kind}", ["give more data"]
+            if name != "train" and getattr(config.data, name).fraction is not None:
+                ways.insert(0, f"raise spec.data.{name}.fraction")
+            if manifest.kind == "tokens":
+                what += f" in {split.documents} documents; a sample takes {training.sequence_length + 1}"
+                ways.append("or lower spec.training.sequenceLength")
+            remedy = ", ".join(ways)
+            raise UserError(f"The {name} split has {what}.", f"{remedy[0].upper()}{remedy[1:]}.")
     _check_batch(config, manifest)
     if manifest.kind == "images" and isinstance(config.model.architecture, Transformer):
         _check_patches(config.model.architecture.patch_size, manifest.shape or ())

@@ -23,6 +23,7 @@ from trainingjob_trainer.storage import NotFound, Store, open_store
 WILDCARDS = "*?["
 BUFFER = 8 * 2**20  # bytes a ranged read
 PARQUET_ROWS = 256
+MOST_NAMES = 10  # of fields, in an error
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def list_objects(uri: str, storage: Storage, source: int = 0) -> list[RawObject]
         if info.size and (not pattern or _matches(info.key, pattern))
     ]
     if not found:
+        if start and literal == uri and next(store.list(f"{start}/"), None):
+            raise DataError(f"{uri} is a folder.", f"Write {uri}/ for all that is below it.")
         raise DataError(f"There is no data at {uri}.", "Correct the URI in spec.data, or put the data there.")
     return found
 
@@ -121,15 +124,17 @@ def _parquet(file: IO[bytes], raw: RawObject, fields: list[str]) -> Iterator[dic
             yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise DataError(
-            f"{raw.uri} is not readable as Parquet: {error}.", "Correct the object or the format."
+            f"{raw.uri} is not readable as Parquet: {str(error).rstrip('.')}.", "Correct the object or the format."
         ) from None
 
 
 def _require(fields: list[str], present: list[str], where: str) -> None:
     for field in fields:
         if field not in present:
+            names = [repr(name if len(name) < 40 else f"{name[:39]}...") for name in present[:MOST_NAMES]]
+            more = f" and {len(present) - MOST_NAMES} more" if len(present) > MOST_NAMES else ""
             raise UserError(
-                f"{where} has no field {field!r}; its fields are {', '.join(map(repr, present))}.",
+                f"{where} has no field {field!r}; its fields are {', '.join(names)}{more}.",
                 "Set spec.data.train.field (or imageField, labelField, features) to one of them.",
             )
 
