@@ -8,9 +8,13 @@ import torch
 from support.evaluated import evaluated
 from support.rank_functions import train_run
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of
+from support.training import SEQUENCE, job, prepared, put_tokens, store_of
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
 from trainingjob_trainer.checkpoint.commits import commits
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
+from trainingjob_trainer.data.reader import Reader
+from trainingjob_trainer.learner import Learner
+from trainingjob_trainer.parallel import World
 
 
 @pytest.mark.parametrize(("world_size", "max_samples"), [(2, None), (4, None), (3, 10), (3, 2)])
@@ -31,6 +35,19 @@ def test_in_bfloat16_they_are_the_same_to_a_thousandth(tmp_path: Path) -> None:
     assert alone["loss"] != evaluated(str(tmp_path), None)[0]["loss"]
     for metrics, *_ in run_ranks(4, evaluated, str(tmp_path), None, torch.bfloat16):
         assert metrics == pytest.approx(alone, rel=1e-3)
+
+
+def test_an_evaluation_holds_as_many_rows_at_once_as_training(tmp_path: Path) -> None:
+    """Else the first evaluation of a model that just fits would be the end of it."""
+    config = prepared(tmp_path, microBatchSize=2)
+    store = store_of(config)
+    manifest = Manifest.model_validate_json(store.get(MANIFEST_KEY))
+    learner = Learner.of(config, manifest, World.join())
+    learner.begin()
+    passes: list[int] = []
+    learner.model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    learner.evaluate(Reader(store, manifest, "validation", SEQUENCE), max_samples=5)
+    assert passes == [2, 2, 2]
 
 
 @pytest.mark.parametrize("fsdp", ["full", pytest.param("none", marks=pytest.mark.slow)])

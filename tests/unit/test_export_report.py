@@ -48,7 +48,7 @@ def finished(config: JobConfig) -> tuple[torch.nn.Module, Manifest, TaskMetrics,
         for parameter in model.parameters():
             parameter.mul_(3)  # far from uniform predictions
     reader = Reader(store, manifest, "test", config.training.sequence_length)
-    test = evaluate(model, build_task(config, manifest), reader, torch.device("cpu"))
+    test = evaluate(model, build_task(config, manifest), reader, torch.device("cpu"), 8)
     uri = export_model(config, manifest, model.state_dict(), Attempt(2, store), 40)
     assert uri == f"{config.output_uri}/model/a2/"
     store.put("result.json", json.dumps({"modelUri": uri}).encode())

@@ -170,7 +170,7 @@ def rows_a_pass(config: JobConfig) -> int:
     """Rows that a rank holds at once, if no more pods take part than must. Ranks of a tensor group share theirs."""
     training = config.training
     share = -(-training.global_batch_size * training.parallelism.tensor // (config.fewest_pods * config.ranks_per_pod))
-    return min(share, training.rows_a_pass(share))
+    return training.rows_a_pass(share)
 
 
 @dataclass(frozen=True)

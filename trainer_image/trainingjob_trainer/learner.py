@@ -102,6 +102,7 @@ class Learner:
                 self.stepper.task,
                 reader,
                 self.world.device,
+                self.stepper.dealing.micro_batch,  # what there is room for in training, there is here
                 max_samples=max_samples,
                 group=self.world.data_group,
             )

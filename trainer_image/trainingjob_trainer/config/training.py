@@ -39,7 +39,9 @@ class Training(Config):
     )
     sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(1024, description="Tokens a sample.")
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = Field(
-        "auto", description="Rows a rank holds in one pass. auto: its whole share of the batch, at most 8."
+        "auto",
+        description="Rows a rank holds in one pass, of training or evaluation. auto: its whole share of the batch, at "
+        "most 8.",
     )
     optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer.")
     schedule: Schedule = Field(default_factory=Schedule, description="Learning-rate schedule.")
@@ -92,8 +94,8 @@ class Training(Config):
         return self.steps
 
     def rows_a_pass(self, share: int) -> int:
-        """Rows that a rank holds in one pass, if its share of a step's rows is so large."""
-        return min(8, share) if self.micro_batch_size == "auto" else self.micro_batch_size
+        """Rows that a rank holds in one pass, whose share of a step's rows is so large."""
+        return min(8 if self.micro_batch_size == "auto" else self.micro_batch_size, share)
 
     def in_steps(self, samples: int) -> Training:
         """The same with its length in steps, for a training split of `samples` samples."""

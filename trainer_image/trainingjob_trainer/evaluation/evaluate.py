@@ -18,14 +18,15 @@ def evaluate(
     task: Task,
     reader: Reader,
     device: torch.device,
-    batch_size: int = 8,
+    batch_size: int,
     max_samples: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> TaskMetrics:
     """Metrics of the reader's split, the same dictionary on every rank of `group`.
 
-    A collective call: all ranks make the same number of forward passes; a rank without rows left runs rows of no
-    weight. `max_samples` takes that many, evenly spread over the split. The model's training mode is kept.
+    A collective call: all ranks make the same number of forward passes, of `batch_size` rows; a rank without rows left
+    runs rows of no weight. `max_samples` takes that many, evenly spread over the split. The model's training mode is
+    kept.
     """
     world_size, rank = (dist.get_world_size(group), dist.get_rank(group)) if dist.is_initialized() else (1, 0)
     total = len(reader)
