@@ -48,20 +48,25 @@ class ClassificationMetrics:
         size = len(self._classes)
         sums = self._sums.cpu()
         matrix = sums[1:].reshape(size, size)  # rows: labels, columns: predictions
-        count = float(matrix.sum())
+        labels, predictions, count = matrix.sum(1), matrix.sum(0), float(matrix.sum())
+        occurs = (labels + predictions) > 0
         return {
             "loss": float(sums[0]) / count,
             "accuracy": float(matrix.diag().sum()) / count,
-            **hits_and_misses(self._classes, matrix.diag(), matrix.sum(1), matrix.sum(0)),
+            **hits_and_misses(self._classes, matrix.diag(), labels, predictions, occurs),
             "confusionMatrix": matrix.long().tolist(),
         }
 
 
-def hits_and_misses(classes: list[str], hits: Tensor, labels: Tensor, predictions: Tensor) -> TaskMetrics:
-    """Precision, recall and F1 from what was counted of each class: cases met, cases there, cases predicted."""
-    occurs = (labels + predictions) > 0
+def hits_and_misses(
+    classes: list[str], hits: Tensor, labels: Tensor, predictions: Tensor, averaged: Tensor
+) -> TaskMetrics:
+    """Precision, recall and F1 from what was counted of each class: cases met, cases there, cases predicted.
+
+    averaged: the classes that macro means go over.
+    """
     each = _ratios(hits, labels, predictions)
-    macro = {name: float(values[occurs].mean()) for name, values in each.items()}
+    macro = {name: float(values[averaged].mean()) for name, values in each.items()}
     micro = _ratios(hits.sum(), labels.sum(), predictions.sum())
     per_class = [
         {"class": name, **{key: float(values[i]) for key, values in each.items()}, "support": int(labels[i])}

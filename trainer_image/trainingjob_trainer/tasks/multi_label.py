@@ -30,7 +30,11 @@ class MultiLabel(Task):
 
 
 class MultiLabelMetrics:
-    """A label is predicted where its chance is above a half. `accuracy` is the share of rows with all labels right."""
+    """A label is predicted where its chance is above a half. `accuracy` is the share of rows with all labels right.
+
+    Macro means go over all classes (as in scikit-learn, for which each is a question of its own): what never occurs and
+    is never predicted counts 0.
+    """
 
     def __init__(self, classes: list[str], device: torch.device) -> None:
         self._classes = classes
@@ -57,7 +61,7 @@ class MultiLabelMetrics:
         return {
             "loss": loss / (rows * len(self._classes)),
             "accuracy": right / rows,
-            **hits_and_misses(self._classes, hits, labels, predictions),
+            **hits_and_misses(self._classes, hits, labels, predictions, torch.ones_like(hits, dtype=torch.bool)),
         }
 
 
