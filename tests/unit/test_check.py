@@ -320,6 +320,22 @@ def test_a_small_checkpoint_is_not_worth_a_probe(tmp_path: Path) -> None:
     assert written == ["run.json"]
 
 
+@pytest.mark.parametrize(("name", "usual", "other"), [("sgd", 0.9, 0.0), ("rmsprop", 0.0, 0.9)])
+def test_a_momentum_that_checkpoints_do_not_have_is_another_run(
+    tmp_path: Path, name: str, usual: float, other: float
+) -> None:
+    plain, same, apart = (
+        spec(tmp_path, optimizer={"name": name, **more}) for more in ({}, {"momentum": usual}, {"momentum": other})
+    )
+    assert plain.identity() == same.identity()
+    assert plain.identity()["training.optimizer.name"] == name
+    check(plain, store_of(plain))
+    with pytest.raises(UserError, match=r"holds another run; it differs in training\.optimizer\.momentum: null -> "):
+        check(apart, store_of(apart))
+    less = spec(tmp_path, optimizer={"name": "sgd", "momentum": 0.5})
+    assert less.identity() == spec(tmp_path, optimizer={"name": "sgd"}).identity()
+
+
 def test_a_field_of_the_model_at_its_default_is_no_part_of_the_identity(tmp_path: Path) -> None:
     shape = {"layers": 2, "dim": 32, "heads": 4}
     plain, spelt = (job(tmp_path, model={"transformer": {**shape, **more}}) for more in ({}, {"normEps": 1e-5}))

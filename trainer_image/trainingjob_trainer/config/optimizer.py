@@ -58,7 +58,20 @@ class Optimizer(Config):
     @property
     def inertia(self) -> float:
         """Momentum, after the default."""
-        return self.momentum if self.momentum is not None else {"sgd": 0.9, "muon": 0.95}.get(self.name, 0.0)
+        return self.momentum if self.momentum is not None else self._usual_inertia
+
+    @property
+    def _usual_inertia(self) -> float:
+        return {"sgd": 0.9, "muon": 0.95}.get(self.name, 0.0)
+
+    def identity(self) -> dict[str, str | float]:
+        """What decides which moments there are: the name, and momentum where there is some and usually none, or none.
+
+        Muon has its momentum even if that is 0.
+        """
+        if self.name == "muon" or (self.inertia > 0) == (self._usual_inertia > 0):
+            return {"name": self.name}
+        return {"name": self.name, "momentum": "above 0" if self.inertia else 0}
 
 
 class Point(Config):

@@ -201,7 +201,7 @@ class TrainerSpec(JobSpec):
                 "globalBatchSize": self.training.global_batch_size,
                 "sequenceLength": self.training.sequence_length,
                 "emaDecay": self.training.ema_decay,
-                "optimizer": {"name": self.training.optimizer.name},
+                "optimizer": self.training.optimizer.identity(),
             },
         }
         return dict(_flatten(parts))
