@@ -166,8 +166,15 @@ def test_images_become_planes(tmp_path: Path) -> None:
     assert (second.shape, second.label, second.payload) == ((3, 3, 4), "dog", colour.transpose(2, 0, 1).tobytes())
 
 
-def test_an_undecodable_image_is_named(tmp_path: Path) -> None:
-    config = image_source(tmp_path, [b"no image"], [1])
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (b"no image", r"i\.parquet has an image in 'image' that cannot be decoded"),
+        (png(np.full((3, 4), 1000, dtype=np.uint16)), r"i\.parquet has an image in 'image' with more than 8 bits a ch"),
+    ],
+)
+def test_an_image_that_is_not_what_it_would_be_read_as_is_named(tmp_path: Path, image: bytes, message: str) -> None:
+    config = image_source(tmp_path, [image], [1])
     [(split, raw)] = raw_objects(config)
-    with pytest.raises(DataError, match=r"i\.parquet has an image in 'image' that cannot be decoded"):
+    with pytest.raises(DataError, match=message):
         list(read_examples(config, split, raw))

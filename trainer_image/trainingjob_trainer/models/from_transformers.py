@@ -98,6 +98,9 @@ class FromTransformers(Adapted):
 
     def save(self, path: Path, weights: Mapping[str, Tensor], eos_id: int, **settings: Any) -> None:
         """Write what `from_pretrained` reads. `weights`: the whole state dict, on the CPU. settings: more of them."""
+        from transformers.utils import logging as library
+
+        library.disable_progress_bar()  # it would be drawn into the log
         model: Any = self.inner
         unsaid = {name: eos_id for name in IDS if getattr(model.config, name, None) is None}
         for name, value in {**unsaid, **settings}.items():

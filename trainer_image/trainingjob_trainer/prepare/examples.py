@@ -163,8 +163,13 @@ def decode_image(value: Any, field: str, raw: RawObject) -> tuple[bytes, tuple[i
         )
     try:
         image = Image.open(io.BytesIO(encoded))
+        if image.mode[0] in "IF":  # Pillow would cut them off at 255
+            raise DataError(
+                f"{raw.uri} has an image in {field!r} with more than 8 bits a channel (mode {image.mode}).",
+                "Scale the images to 8 bits, as their values ask for, before they are uploaded.",
+            )
         pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise DataError(
             f"{raw.uri} has an image in {field!r} that cannot be decoded: {error}.", "Replace it."
         ) from error
