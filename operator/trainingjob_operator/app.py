@@ -39,6 +39,8 @@ from trainingjob_operator.stores import JobStore, PodStore
 RELIST_DELAY_SECONDS = 1.0
 LAST_WRITES_SECONDS = 5.0
 """How long a leader that is told to end may go on with what it is at; then others may lead."""
+LAST_EVENTS_SECONDS = 1.0
+"""And then with events that it has not written yet."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Operator:
         self._client = Client(connection, self._metrics.requested, guard)
         self._poller = ProgressPoller(self._queue.add_after, _now, options.progress_interval)
         self._job_metrics = JobMetrics(self._led_jobs, self._poller.facts, self._cache.pods, _now)
+        self._events = EventRecorder(self._client, _now, self._queue.rest)
         self._jobs = JobStore(self._cache, self._enqueue)
         pods = PodStore(self._cache, self._enqueue)
         self._informers = [
@@ -86,7 +89,7 @@ class Operator:
             decide,
             self._settings,
             self._poller,
-            EventRecorder(self._client, _now),
+            self._events,
             _now,
             options.resync,
         )
@@ -154,8 +157,14 @@ class Operator:
                 self._queue.add(key)
             for key, _ in self._cache.jobs():
                 self._queue.add(key)
-            workers = self._options.max_concurrent_reconciles
-            await self._queue.run(self._executor.reconcile, workers, grace=LAST_WRITES_SECONDS)
+            async with asyncio.TaskGroup() as group:
+                telling = group.create_task(self._events.run())
+                try:
+                    workers = self._options.max_concurrent_reconciles
+                    await self._queue.run(self._executor.reconcile, workers, grace=LAST_WRITES_SECONDS)
+                finally:
+                    await self._events.flush(LAST_EVENTS_SECONDS)
+                    telling.cancel()
 
     def _enqueue(self, key: Key, seconds: float = 0.0) -> None:
         """A standby queues nothing; when it becomes the leader it queues all jobs."""

@@ -51,7 +51,7 @@ class Recorder:
     def forget(self, job_uid: str) -> None:
         self.forgotten.append(job_uid)
 
-    async def publish(self, job: Job, event: EventFact) -> None:
+    def publish(self, job: Job, event: EventFact) -> None:
         self.events.append(event.reason)
 
 

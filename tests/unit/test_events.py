@@ -1,28 +1,67 @@
-"""Events are told once, counted when they repeat, and never stand in the way of anything."""
+"""Events are told once, counted when they repeat, and take no time from the jobs."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from support.memory_api import MemoryApi
 from trainingjob_operator.core.facts import Job
 from trainingjob_operator.core.plan import EventFact
 from trainingjob_operator.kube.api import EVENTS, Unreachable
-from trainingjob_operator.observe.events import EventRecorder
+from trainingjob_operator.observe.events import WAITING, EventRecorder
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 JOB = Job.from_object({"metadata": {"name": "job", "namespace": "team", "uid": "job-1", "resourceVersion": "1"}})
 FAILED = EventFact("Warning", "Internal", "the driver crashed")
+RUNNING = EventFact("Normal", "Running", "Training on 2 ranks.")
+
+
+ENOUGH = 30.0
 
 
 def told(api: MemoryApi) -> list[tuple[str, str, int]]:
     return [(event["type"], event["reason"], event["count"]) for event in api.objects.values()]
 
 
+class Jobs:
+    """Whether jobs are worked on."""
+
+    def __init__(self) -> None:
+        self.resting = asyncio.Event()
+        self.resting.set()
+
+    async def rest(self) -> None:
+        await self.resting.wait()
+
+
+@asynccontextmanager
+async def recording(
+    api: MemoryApi, jobs: Jobs | None = None, now: Callable[[], datetime] = lambda: NOW
+) -> AsyncIterator[EventRecorder]:
+    """A recorder that runs."""
+    recorder = EventRecorder(api, now, (jobs or Jobs()).rest)
+    running = asyncio.create_task(recorder.run())
+    try:
+        yield recorder
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def tell(recorder: EventRecorder, *events: EventFact) -> None:
+    for event in events:
+        recorder.publish(JOB, event)
+    await recorder.flush(ENOUGH)
+
+
 async def test_an_event_names_the_job_and_the_operator() -> None:
     api = MemoryApi()
-    await EventRecorder(api, lambda: NOW).publish(JOB, FAILED)
+    async with recording(api) as recorder:
+        await tell(recorder, FAILED)
     (event,) = api.objects.values()
     assert event["involvedObject"]["uid"] == "job-1"
     assert event["involvedObject"]["kind"] == "TrainingJob"
@@ -32,29 +71,64 @@ async def test_an_event_names_the_job_and_the_operator() -> None:
 
 async def test_a_repetition_is_counted_and_another_message_is_another_event() -> None:
     api = MemoryApi()
-    recorder = EventRecorder(api, lambda: NOW)
-    for _ in range(3):
-        await recorder.publish(JOB, FAILED)
-    await recorder.publish(JOB, EventFact("Normal", "Running", "Training on 2 ranks."))
+    async with recording(api) as recorder:
+        await tell(recorder, FAILED, FAILED, FAILED, RUNNING)
     assert told(api) == [("Warning", "Internal", 3), ("Normal", "Running", 1)]
 
 
 async def test_a_repetition_of_an_event_that_has_expired_is_told_anew() -> None:
     api = MemoryApi()
-    recorder = EventRecorder(api, lambda: NOW)
-    await recorder.publish(JOB, FAILED)
-    (name,) = [name for _, _, name in api.objects]
-    api.remove(EVENTS, name)
-    await recorder.publish(JOB, FAILED)
+    async with recording(api) as recorder:
+        await tell(recorder, FAILED)
+        (name,) = [name for _, _, name in api.objects]
+        api.remove(EVENTS, name)
+        await tell(recorder, FAILED)
     assert told(api) == [("Warning", "Internal", 1)]
 
 
 async def test_an_event_that_cannot_be_told_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     api = MemoryApi()
+    down = True
 
     def fail(verb: str, plural: str, name: str) -> None:
-        raise Unreachable(0, "Unreachable", "down")
+        if down:
+            raise Unreachable(0, "Unreachable", "down")
 
     api.before = fail
-    await EventRecorder(api, lambda: NOW).publish(JOB, FAILED)
-    assert "event Internal is lost" in caplog.text
+    async with recording(api) as recorder:
+        await tell(recorder, FAILED)
+        assert "event Internal is lost: " in caplog.text
+        down = False
+        await tell(recorder, RUNNING)
+    assert told(api) == [("Normal", "Running", 1)]
+
+
+async def test_events_wait_until_no_job_is_worked_on_and_keep_their_time() -> None:
+    api, jobs, clock = MemoryApi(), Jobs(), [NOW]
+    jobs.resting.clear()
+    async with recording(api, jobs, lambda: clock[-1]) as recorder:
+        recorder.publish(JOB, RUNNING)
+        recorder.publish(JOB, FAILED)
+        clock.append(NOW + timedelta(seconds=30))
+        await recorder.flush(0.05)
+        assert told(api) == []
+        jobs.resting.set()
+        await recorder.flush(ENOUGH)
+    assert told(api) == [("Normal", "Running", 1), ("Warning", "Internal", 1)]
+    assert {event["firstTimestamp"] for event in api.objects.values()} == {"2030-01-01T00:00:00Z"}
+
+
+async def test_an_event_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainingjob_operator.observe.events.LATEST_SECONDS", 0.05)
+    api, jobs = MemoryApi(), Jobs()
+    jobs.resting.clear()
+    async with recording(api, jobs) as recorder:
+        await tell(recorder, FAILED)
+    assert told(api) == [("Warning", "Internal", 1)]
+
+
+async def test_not_more_events_wait_than_memory_is_for(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = EventRecorder(MemoryApi(), lambda: NOW, Jobs().rest)
+    for _ in range(WAITING + 1):
+        recorder.publish(JOB, FAILED)
+    assert caplog.text.count("is lost") == 1

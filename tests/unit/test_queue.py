@@ -159,6 +159,46 @@ async def test_one_failing_key_does_not_hold_up_the_others() -> None:
         await done.wait()
 
 
+async def test_it_rests_when_nothing_is_worked_on_and_nothing_could_be() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    started, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    async def work(key: str) -> None:
+        started.set()
+        await go_on.wait()
+        seen.append(key)
+
+    await asyncio.wait_for(queue.rest(), 5)
+    queue.add("a")
+    queue.add("b")
+    queue.add_after("later", 3600)
+    async with working(queue, work, workers=1):
+        await started.wait()
+        resting = asyncio.create_task(queue.rest())
+        assert not (await asyncio.wait([resting], timeout=0.05))[0]
+        go_on.set()
+        await asyncio.wait_for(resting, 5)
+        assert seen == ["a", "b"]
+
+
+async def test_when_it_ends_it_rests_whatever_still_waits() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    started = asyncio.Event()
+
+    async def work(key: str) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    queue.add("a")
+    queue.add("b")
+    running = await run_until_it_works(queue, work, 0.01, started)
+    running.cancel()
+    await asyncio.wait([running], timeout=5)
+    queue.add("c")
+    await asyncio.wait_for(queue.rest(), 5)
+
+
 async def run_until_it_works(
     queue: WorkQueue[str], work: Callable[[str], Awaitable[float | None]], grace: float, started: asyncio.Event
 ) -> asyncio.Task[None]:

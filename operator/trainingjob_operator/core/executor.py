@@ -72,8 +72,8 @@ class ProgressSource(Protocol):
 class EventSink(Protocol):
     """Who tells events to Kubernetes."""
 
-    async def publish(self, job: Job, event: EventFact) -> None:
-        """Tell it once; never raises `ApiError`."""
+    def publish(self, job: Job, event: EventFact) -> None:
+        """Tell it, once, when there is time."""
 
 
 @dataclass
@@ -157,7 +157,7 @@ class Executor:
         if await self._labels.found(job, plan.confirm_gone):
             return self._labels.wait(job)
         if plan.status is not None:
-            await self._write_status(job, plan.status, memory)
+            await self._write_status(job, plan.status, plan.events, memory)
         elif (plan.create_pods or plan.delete_pods) and memory.licence != job.resource_version:
             await self._read_quorum(job, memory)
             raise _DecideAgain("pods come and go only for a job that was read or written by this process")
@@ -168,10 +168,6 @@ class Executor:
         except Obstructed as obstructed:
             await self._say(key, job, obstructed.obstacle, memory)
             raise Retry(obstructed.obstacle.message, within=plan.requeue_after) from None
-        finally:
-            # The next decision will not tell them again, whatever became of this one's deeds.
-            for event in plan.events:
-                await self._events.publish(job, event)
         if any(
             m["metadata"]["labels"].get(GROUP) or m.get("spec", {}).get("schedulingGroup") for m in plan.create_pods
         ):
@@ -246,7 +242,8 @@ class Executor:
 
     # Status
 
-    async def _write_status(self, job: Job, status: Any, memory: _Memory) -> None:
+    async def _write_status(self, job: Job, status: Any, events: Sequence[EventFact], memory: _Memory) -> None:
+        """Write it, and tell the events that come with it: no later decision will."""
         body = {
             "apiVersion": TRAINING_JOBS.api_version,
             "kind": TRAINING_JOBS.kind,
@@ -266,6 +263,8 @@ class Executor:
         self._cache.put_job(answer)
         memory.licence = answer["metadata"]["resourceVersion"]
         memory.written_at = self._now()
+        for event in events:
+            self._events.publish(job, event)
 
     async def _read_job(self, job: Job) -> Manifest | None:
         """Quorum GET into the cache; None if this job (by uid) does not exist any more."""
@@ -302,9 +301,7 @@ class Executor:
             return
         plan = self._think(current, memory)
         if plan.status is not None:
-            await self._write_status(current, plan.status, memory)
-            for event in plan.events:
-                await self._events.publish(current, event)
+            await self._write_status(current, plan.status, plan.events, memory)
 
     # Everything else
 

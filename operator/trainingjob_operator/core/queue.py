@@ -71,6 +71,8 @@ class WorkQueue(Generic[K]):
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._idle_workers: deque[asyncio.Future[None]] = deque()
+        self._resting = asyncio.Event()
+        self._resting.set()
         self._stopping = False
         self._troubles = 0
         self._resume_at = 0.0
@@ -94,6 +96,8 @@ class WorkQueue(Generic[K]):
         elif key not in self._waiting:
             self._waiting[key] = time.monotonic()
             self._ready.append(key)
+            if not self._stopping:
+                self._resting.clear()
             self._wake_one()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -116,6 +120,10 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         self._failures.pop(key, None)
 
+    async def rest(self) -> None:
+        """Wait until no key is worked on or could be, or until `run` is to end."""
+        await self._resting.wait()
+
     async def run(self, work: Callable[[K], Awaitable[float | None]], workers: int, grace: float = 0.0) -> None:
         """Work for ever, on up to `workers` keys at once. `work` returns after how many seconds it wants the key again.
 
@@ -127,6 +135,7 @@ class WorkQueue(Generic[K]):
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._stopping = True
+            self._resting.set()
             for idle in self._idle_workers:
                 idle.cancel()
             await asyncio.wait(tasks, timeout=grace)
@@ -176,6 +185,8 @@ class WorkQueue(Generic[K]):
                 if key in self._again:
                     self._again.discard(key)
                     self.add(key)
+                if not self._ready and not self._working:
+                    self._resting.set()
             if self._on_done is not None:
                 self._on_done(time.monotonic() - begun, error)
 
