@@ -106,7 +106,7 @@ async def test_a_stale_status_write_creates_nothing_and_is_decided_again_on_the_
     world.think = think
     await world.executor.reconcile(KEY)
     assert decided_on[-1] == live["metadata"]["resourceVersion"]
-    assert world.api.calls == [("update", "trainingjobs", "job"), ("get", "trainingjobs", "job")]
+    assert world.api.writes() == [("update", "trainingjobs", "job")]
 
 
 async def test_a_job_of_the_same_name_but_another_uid_gets_nothing_of_its_predecessor() -> None:
@@ -356,3 +356,23 @@ async def test_a_pod_is_not_deleted_for_a_job_that_was_only_watched() -> None:
     world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "status": resumed.wire()})
     await world.executor.reconcile(KEY)
     assert world.api.writes() == []
+
+
+async def test_after_a_conflict_the_pods_are_read_as_well_before_any_is_ended() -> None:
+    """It ended meanwhile, its successor is in the status, and its log is there to be read."""
+    old, live = TrainingJobStatus(phase="Starting"), TrainingJobStatus(phase="Running")
+
+    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
+        unwanted = tuple(PodRef(known.name, known.uid) for known in pods if not known.finished)
+        told = TrainingJobStatus(phase=job.status.phase, message=f"{len(unwanted)} to go")
+        return Plan(status=told if told != job.status else None, delete_pods=unwanted if job.status != old else ())
+
+    world = World(think)
+    world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "status": old.wire()})
+    world.see()
+    running = world.api.put(PODS, pod())
+    world.cache.put_pod(running)
+    world.api.put(PODS, running | {"status": {"phase": "Failed"}})
+    world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "status": live.wire()})
+    await world.executor.reconcile(KEY)
+    assert ("delete", "pods", "job-train-0-1") not in world.api.writes()

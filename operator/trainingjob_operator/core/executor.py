@@ -258,7 +258,7 @@ class Executor:
         try:
             answer = await self._api.put_status(TRAINING_JOBS, job.namespace, job.name, body)
         except (Conflict, NotFound) as error:
-            await self._read_job(job)
+            await self._read_quorum(job, memory)  # If the job is older than it was thought to be, so are its pods.
             raise _DecideAgain(str(error)) from error
         self._cache.put_job(answer)
         memory.licence = answer["metadata"]["resourceVersion"]
