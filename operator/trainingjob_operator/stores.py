@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from typing import Any
 
 from trainingjob_operator.core.cache import Cache, Key
@@ -13,6 +14,15 @@ GATHER_SECONDS = 0.1
 """The pods of a gang change together, each with an event of its own: they are decided on together."""
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _unreadable_ignored(kind: str, body: Mapping[str, Any]) -> Iterator[None]:
+    """One object that cannot be read must not end what looks after all others."""
+    try:
+        yield
+    except Exception:
+        logger.exception("%s %s cannot be read and is ignored", kind, body["metadata"]["name"])
 
 
 class PodStore:
@@ -27,15 +37,15 @@ class PodStore:
 
     def put(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is there, or has changed."""
-        try:
+        with _unreadable_ignored("pod", body):
             return self._changed(self._cache.put_pod(body))
-        except (KeyError, ValueError):
-            logger.exception("pod %s cannot be read and is ignored", body["metadata"]["name"])
-            return None
+        return None
 
     def remove(self, body: Mapping[str, Any]) -> Key | None:
         """A pod was deleted."""
-        return self._changed(self._cache.remove_pod(body))
+        with _unreadable_ignored("pod", body):
+            return self._changed(self._cache.remove_pod(body))
+        return None
 
     def retain(self, namespace: str | None, uids: Set[str], version: str) -> Set[Hashable]:
         """There are no other pods. Returns for which jobs that is news."""
@@ -66,7 +76,9 @@ class JobStore:
 
     def put(self, body: Mapping[str, Any]) -> Key | None:
         """A job is there, or has changed."""
-        return self._changed(self._cache.put_job(body))
+        with _unreadable_ignored("job", body):
+            return self._changed(self._cache.put_job(body))
+        return None
 
     def remove(self, body: Mapping[str, Any]) -> Key | None:
         """A job was deleted."""

@@ -123,6 +123,12 @@ class PlayedJob:
         """This pod ends with an exit code and a termination message."""
         self._set(name, ended(code, reason, **message))
 
+    def end_with_log(self, name: str, code: int, log: str) -> None:
+        """This pod ends without a message: its kubelet takes the end of its log for one."""
+        status = ended(code)
+        status["containerStatuses"][0]["state"]["terminated"]["message"] = log[-4096:]
+        self._set(name, status)
+
     def bind(self, name: str, node: str) -> None:
         """This pod is on a node (that need not exist)."""
         pod, reference = f"{self.name}-{name}", client.V1ObjectReference(kind="Node", name=node)

@@ -57,6 +57,8 @@ def test_an_evaluation_is_of_the_step_at_which_its_numbers_changed(progress: Pro
     assert progress.wire()["evaluation"] == {"split": "validation", "step": 20, "metrics": {"loss": 2.5}}
 
 
-def test_what_is_no_finite_number_is_left_out(progress: Progress) -> None:
+def test_what_is_no_finite_number_or_no_count_is_left_out(progress: Progress) -> None:
     seen = take(progress, loss="nan", reward="high", current_step="inf", other="-inf")
+    assert seen["progress"] == {"metrics": {}}
+    seen = take(progress, current_step=-1, total_steps=1e30)
     assert seen["progress"] == {"metrics": {}}

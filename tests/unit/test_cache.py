@@ -133,6 +133,16 @@ def test_a_pod_with_our_labels_that_the_job_does_not_control_is_not_ours(owners:
     assert cache.pods("job-1") == []
 
 
+@pytest.mark.parametrize("place", ["00-1", "0-01", "0-1000000000", f"0-{10**30}"])
+def test_a_pod_whose_name_we_would_not_have_made_stands_for_no_place(place: str) -> None:
+    """A copy that somebody made by hand; no incarnation is ever made that the API server does not store."""
+    cache = Cache()
+    copy = pod(1)
+    copy["metadata"]["name"] = f"job-train-{place}"
+    cache.put_pod(copy)
+    assert cache.pods("job-1") == []
+
+
 @pytest.mark.parametrize("labels", [{LABEL_JOB_UID: "job-1"}, {LABEL_JOB_UID: "another", LABEL_INDEX: "seven"}])
 def test_a_pod_is_known_whatever_becomes_of_its_labels(labels: dict[str, str]) -> None:
     cache = Cache()

@@ -80,9 +80,13 @@ async def test_pods_that_vanished_unseen_queue_their_job() -> None:
     assert len(world.queue) == 1
 
 
-async def test_a_pod_that_cannot_be_read_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_cannot_be_read_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.cache.put_job(job(5))
     world.pods.put(pod(7, born="yesterday"))
-    assert [entry.levelname for entry in caplog.records] == ["ERROR"]
+    world.pods.remove(pod(8, born="yesterday"))
+    undated = job(9)
+    undated["metadata"]["creationTimestamp"] = "yesterday"
+    world.jobs.take("MODIFIED", undated)
+    assert [entry.levelname for entry in caplog.records] == ["ERROR"] * 3
     assert len(world.queue) == 0

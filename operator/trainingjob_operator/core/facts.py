@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from trainingjob_operator.api.spec import GROUP, KIND, TrainingJobSpec
@@ -101,7 +100,18 @@ def _known(value: Any) -> Any:
     return value if value is None or str(value) in SAID_CLASSES else "Internal"
 
 
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    if moment < datetime.fromtimestamp(0, UTC):
+        raise ValueError("no time of a run")
+    return moment
+
+
 SaidClass = Annotated[str, BeforeValidator(_known)]
+MOST = 2**53  # more is no count, and nothing that the API server stores
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
 Sentence = Annotated[str, _cut(1024)]
 Address = Annotated[str, _cut(2048)]
 
@@ -128,19 +138,19 @@ class TerminationMessage(Told):
     outcome: Literal["Train", "PrepareData", "Finished"] | None = None
     class_: SaidClass | None = Field(None, alias="class")
     next_step: Sentence = ""
-    step: int | None = Field(None, ge=0)
-    attempt: int | None = None
-    rank: int | None = None
+    step: Count | None = None
+    attempt: Count | None = None
+    rank: Count | None = None
     result: dict[str, Any] | None = None
 
 
 class ReportedProgress(Report):
     """Part `progress` of a report."""
 
-    step: int = Field(0, ge=0)
-    steps: int | None = Field(None, ge=0)
-    samples: int | None = Field(None, ge=0)
-    tokens: int | None = Field(None, ge=0)
+    step: Count = 0
+    steps: Count | None = None
+    samples: Count | None = None
+    tokens: Count | None = None
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
     loss: float | None = None
@@ -153,9 +163,9 @@ class ReportedProgress(Report):
 class ReportedCheckpoint(Report):
     """Part `checkpoint` of a report."""
 
-    latest_step: int | None = Field(None, ge=0)
+    latest_step: Count | None = None
     latest_uri: Address | None = None
-    best_step: int | None = Field(None, ge=0)
+    best_step: Count | None = None
     best_loss: float | None = None
 
 
@@ -163,18 +173,18 @@ class ReportedEvaluation(Report):
     """Part `evaluation` of a report; metrics may hold more than numbers."""
 
     split: Annotated[str, _cut(64)]
-    step: int = Field(ge=0)
+    step: Count
     metrics: dict[str, Any] = Field(default_factory=dict)
 
 
 class ReportedIncident(Told):
     """An interruption that the driver survived or found."""
 
-    attempt: int
+    attempt: Count
     class_: SaidClass = Field(alias="class")
-    rank: int | None = None
-    step: int | None = Field(None, ge=0)
-    time: datetime
+    rank: Count | None = None
+    step: Count | None = None
+    time: Moment
 
 
 class ProgressReport(Report):
@@ -183,17 +193,17 @@ class ProgressReport(Report):
     job_uid: str
     pod_uid: str
     stage: Stage
-    attempt: int | None = None
+    attempt: Count | None = None
     state: str | None = None
     message: Sentence | None = None
     progress: ReportedProgress | None = None
     checkpoint: ReportedCheckpoint | None = None
     evaluation: ReportedEvaluation | None = None
-    world_size: int | None = None
-    pods: tuple[Annotated[int, Field(ge=0)], ...] = ()  # indexes of the pods of this attempt
-    resumed_from_step: int | None = Field(None, ge=0)
-    attempt_started_at: datetime | None = None
-    first_step_at: datetime | None = None
+    world_size: Count | None = None
+    pods: tuple[Count, ...] = ()  # indexes of the pods of this attempt
+    resumed_from_step: Count | None = None
+    attempt_started_at: Moment | None = None
+    first_step_at: Moment | None = None
     incidents: tuple[ReportedIncident, ...] = ()
 
 
@@ -330,9 +340,8 @@ def _memory_limit(spec: Mapping[str, Any]) -> str | None:
 def _termination(text: str) -> TerminationMessage | None:
     """The agent's message, or None for anything else (the tail of a log, an empty file)."""
     try:
-        value = json.loads(text)
-        return TerminationMessage.model_validate(value) if isinstance(value, dict) else None
-    except ValueError:  # pydantic's ValidationError is one
+        return TerminationMessage.model_validate_json(text)
+    except ValidationError:
         return None
 
 

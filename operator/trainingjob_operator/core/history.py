@@ -43,8 +43,11 @@ def told_by_driver(history: History, incident: Incident) -> Incident | None:
     return next(told, None)
 
 
-def merge_reported(history: History, incidents: Sequence[ReportedIncident]) -> History:
-    """`history` with the interruptions that the driver reports: one per attempt, never a second time."""
+def merge_reported(history: History, incidents: Sequence[ReportedIncident], now: datetime) -> History:
+    """`history` with the interruptions that the driver reports: one per attempt, never a second time.
+
+    The driver's clock may be ahead of ours: nothing that it tells of is in the future.
+    """
     for said in incidents:
         same = [i for i, known in enumerate(history) if _same(known, said)]
         if same:
@@ -56,7 +59,7 @@ def merge_reported(history: History, incidents: Sequence[ReportedIncident]) -> H
             }
             history = (*history[: same[0]], known.model_copy(update=update), *history[same[0] + 1 :])
         elif len(history) < LENGTH or said.time > history[0].time:
-            history = _ordered((*history, _incident(said)))
+            history = _ordered((*history, _incident(said, now)))
     return history
 
 
@@ -119,10 +122,10 @@ def _recovered(incident: Incident, report: ProgressReport, first_step_at: dateti
     return incident.model_copy(update={"steps_lost": lost, "seconds_to_recover": seconds})
 
 
-def _incident(said: ReportedIncident) -> Incident:
+def _incident(said: ReportedIncident, now: datetime) -> Incident:
     return Incident.model_validate(
         {
-            "time": said.time,
+            "time": min(said.time, now),
             "class": said.class_,
             "cause": said.sentence,
             "rank": said.rank,

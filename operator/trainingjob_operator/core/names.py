@@ -18,7 +18,8 @@ LABEL_MEMBER = f"{GROUP}/member"
 ANNOTATION_FIXED = f"{GROUP}/fixed"
 CONTAINER = "trainer"
 
-_POD_NAME = re.compile(r"(.+)-(prepare|train)-([0-9]+)-([0-9]+)")
+_NUMBER = "(0|[1-9][0-9]{0,8})"  # as we write it: another spelling would be a second pod for a place
+_POD_NAME = re.compile(rf"(.+)-(prepare|train)-{_NUMBER}-{_NUMBER}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainingjob_operator.api.status import CheckpointStatus, EvaluationStatus, Progress, Result, TrainingJobStatus
-from trainingjob_operator.core.facts import ProgressReport, ReportedProgress
+from trainingjob_operator.core.facts import MOST, ProgressReport, ReportedEvaluation, ReportedProgress
 
 
 def merge_report(
@@ -34,10 +34,7 @@ def merge_report(
             best_loss=_finite(report.checkpoint.best_loss),
         )
     if report.evaluation is not None:
-        evaluation = report.evaluation
-        update["evaluation"] = EvaluationStatus(
-            split=evaluation.split, step=evaluation.step, metrics=scalar_metrics(evaluation.metrics)
-        )
+        update["evaluation"] = _evaluation(report.evaluation)
     return status.model_copy(update=update)
 
 
@@ -52,7 +49,7 @@ def merge_result(status: TrainingJobStatus, result: Mapping[str, Any], steps: in
             last = ReportedProgress.model_validate(result["progress"])
             update["progress"] = _progress(last, steps, now).model_copy(update={"eta": None})
     step = result.get("step")
-    if isinstance(step, int) and step >= 0:
+    if isinstance(step, int) and 0 <= step <= MOST:
         before = status.progress or Progress()
         update["progress"] = before.model_copy(
             update={
@@ -64,21 +61,14 @@ def merge_result(status: TrainingJobStatus, result: Mapping[str, Any], steps: in
                 "updated_at": now,
             }
         )
-    evaluation = result.get("evaluation")
-    if isinstance(evaluation, dict):
-        metrics = scalar_metrics(evaluation.get("metrics") or {})
-        with suppress(ValidationError):
-            update["evaluation"] = EvaluationStatus.model_validate({**evaluation, "metrics": metrics})
+    with suppress(ValidationError):
+        update["evaluation"] = _evaluation(ReportedEvaluation.model_validate(result.get("evaluation")))
     return status.model_copy(update=update)
 
 
 def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers among `metrics`, at most 64; lists and tables are in the report."""
-    numbers = {
-        str(name)[:64]: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    numbers = {str(name)[:64]: number for name, value in metrics.items() if (number := _number(value)) is not None}
     return dict(sorted(numbers.items())[:64])
 
 
@@ -122,6 +112,19 @@ def duration(seconds: float | None) -> str | None:
     if whole < 86_400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
+
+
+def _evaluation(said: ReportedEvaluation) -> EvaluationStatus:
+    return EvaluationStatus(split=said.split, step=said.step, metrics=scalar_metrics(said.metrics))
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, if it is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    with suppress(OverflowError):  # of an integer that no float can be
+        return _finite(float(value))
+    return None
 
 
 def _finite(value: float | None) -> float | None:

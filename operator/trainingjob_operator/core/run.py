@@ -73,7 +73,7 @@ def absorb(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     report, fetched_at = here.report(status), here.progress.fetched_at
     if report is None or fetched_at is None:
         return status
-    told = history.merge_reported(status.history, report.incidents)
+    told = history.merge_reported(status.history, report.incidents, here.now)
     known = {incident.attempt for incident in status.history}
     counted = status.restarts
     for incident in told:

@@ -7,7 +7,6 @@ its status shows at once (`_essence`), or when writing plain progress is due.
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -168,7 +167,7 @@ class ProgressPoller:
                 raise BadReport(f"HTTP {response.status}")
             body = await _read_at_most(response.content, MAX_BODY_BYTES)
         try:
-            report = ProgressReport.model_validate(json.loads(body))
+            report = ProgressReport.model_validate_json(body)
         except ValueError as error:
             raise BadReport(f"not a progress report: {error}") from error
         if (report.job_uid, report.pod_uid) != (job_uid, pod.uid):

@@ -25,6 +25,7 @@ NAMES = {
     "tokens_per_second": "tokens_per_second",
 }
 COUNTS = ("step", "steps", "tokens")
+MOST = 2**53  # of them; the operator takes no report with more
 EVALUATION = "eval_"
 NOT_EVALUATION = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")  # how long it took
 
@@ -79,7 +80,8 @@ def report(status: TrainerStatus, before: dict[str, Any]) -> Report:
     """`status` as a report; `before`: the body of `GET /progress` up to now."""
     numbers = _numbers(status)
     known = before["progress"] or {}
-    steps: dict[str, Any] = {field: numbers[name] for name, field in NAMES.items() if name in numbers}
+    said = {field: numbers[name] for name, field in NAMES.items() if name in numbers}
+    steps: dict[str, Any] = {name: said[name] for name in said if name not in COUNTS or 0 <= said[name] <= MOST}
     steps |= {name: int(steps[name]) for name in COUNTS if name in steps}
     total: int = steps.get("steps") or known.get("steps") or 0
     percent = status.progress_percentage

@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
+from pydantic_core import from_json
 
 from trainingjob_trainer.config.base import Config
 
@@ -45,7 +46,7 @@ class Mlp(Config):
 def _canonical(text: str) -> str:
     """The text of a JSON object, always written the same way: it is part of a run's identity."""
     try:
-        found = json.loads(text)
+        found = from_json(text)  # which, unlike Python's own, says that a text is nested too deep for it
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from error
     if not isinstance(found, dict):
