@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -141,3 +142,34 @@ def check_requests(job: PlayedJob, operator: Operator) -> None:
     assert found[f"{OWN}build_info"] == {(version("trainingjob"),): 1.0}
     at_rest = (f"{OWN}queue_depth", f"{OWN}queue_age_seconds")
     wait_until("nothing is left to do", lambda: not any(scrape(operator)[name][()] for name in at_rest), 10)
+
+
+def test_a_defect_is_counted_and_logged_and_holds_up_no_other_job(
+    operator: Operator, played: Callable[..., PlayedJob]
+) -> None:
+    """A time that somebody has written into the status by hand, and from which no deadline can be counted."""
+    job, other = played(runPolicy={"activeDeadlineSeconds": 3600}), played("other")
+    job.apply()
+    began = job.wait("it is begun", lambda status: job.uids() and status.get("startTime"))["startTime"]
+    errors = f"{OWN}reconcile_errors_total"
+    assert ("error",) not in scrape(operator).get(errors, {})
+    edit_start(job, "9999-12-31T23:59:59Z")
+
+    def as_logged() -> float:
+        logged = operator.log.read_text().count("OverflowError: ")
+        counted = scrape(operator).get(errors, {}).get(("error",), 0)
+        return counted if counted == logged >= 3 else 0
+
+    wait_until("three tries are counted as they are logged", as_logged, 30)
+    other.apply()
+    other.run_to_training()
+    edit_start(job, began)
+    job.run_to_training()
+    counted = wait_until("no try is left out", as_logged, 10)
+    job.wait("it trains", lambda status: status["workers"]["ready"] == 2)
+    assert scrape(operator)[errors][("error",)] == counted
+
+
+def edit_start(job: PlayedJob, at: str) -> None:
+    patch = ("--subresource=status", "--type=merge", "-p", json.dumps({"status": {"startTime": at}}))
+    job.cluster.kubectl("-n", job.namespace, "patch", "tj", job.name, *patch)
