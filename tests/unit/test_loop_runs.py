@@ -5,23 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.rank_functions import train_by_the_clock, train_exactly, train_run, train_with_a_bad_step
 from support.ranks import run_ranks
 from support.resuming import resumed_like_its_twin
-from support.training import VOCABULARY, job, newest, put_tokens, store_of, without_dropout
+from support.training import SEQUENCE, VOCABULARY, contents, job, newest, prepared, store_of, without_dropout
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
 from trainingjob_trainer.checkpoint.commits import commits, latest, read_verified
 from trainingjob_trainer.checkpoint.state import LoggedStep
 from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, Shard, SplitData
+from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.errors import DataError, Drained, UserError
 from trainingjob_trainer.stop import Stop
-
-
-def prepared(directory: Path, **changes: Any) -> JobConfig:
-    config = job(directory, **changes)
-    put_tokens(store_of(config))
-    return config
+from trainingjob_trainer.storage import Store
 
 
 def history_of(config: JobConfig) -> list[LoggedStep]:
@@ -115,18 +113,59 @@ def test_whole_runs_are_the_same_at_every_world_size(tmp_path: Path, run: Any, b
             assert result.evaluation.metrics == pytest.approx(alone.evaluation.metrics, rel=0, abs=10 * bound)
 
 
+def in_two_shards(store: Store) -> Manifest:
+    """The training data in two shards of one size."""
+    manifest = Manifest.model_validate_json(store.get(MANIFEST_KEY))
+    data = store.get(manifest.splits["train"].shards[0].key)
+    parts = {"data/a.bin": data[: len(data) // 2], "data/b.bin": data[len(data) // 2 :]}
+    shards = [Shard.of(key, part, len(part) // 2, 1, "test") for key, part in parts.items()]
+    for key, part in parts.items():
+        store.put(key, part)
+    train = SplitData(shards=shards, documents=2, bytes=len(data))
+    changed = manifest.model_copy(update={"splits": {**manifest.splits, "train": train}})
+    store.put(MANIFEST_KEY, changed.to_json())
+    return changed
+
+
 def test_corrupt_data_ends_a_run_or_is_skipped_and_counted_over_all_ranks(tmp_path: Path) -> None:
-    """200 tokens of 4000 are lost with the second shard's; an epoch has 250 samples, 20 steps take 200 of them."""
+    """The second half of the training tokens is lost; an epoch has 250 samples, 20 steps take 200 of them."""
     config = prepared(tmp_path, steps=20)
     store = store_of(config)
-    key = "data/train-test-0.bin"
-    store.put(key, store.get(key)[:-2])
+    manifest = in_two_shards(store)
+    store.put("data/b.bin", store.get("data/b.bin")[:-2])
     [error] = run_ranks(1, train_run, config, 1)
     assert isinstance(error, DataError)
-    assert key in error.cause
+    assert "data/b.bin" in error.cause
     skipping = job(tmp_path, steps=20, data={**config.data.wire(), "onCorrupt": "skip"})
     run_ranks(2, train_run, skipping, 2)
-    assert read_progress(store, newest(skipping)).corrupt_samples == 200
+    taken = Reader(store, manifest, "train", SEQUENCE).order(skipping.training.seed).indices(np.arange(200))
+    lost = (taken + 1) * SEQUENCE >= manifest.splits["train"].shards[0].count
+    assert read_progress(store, newest(skipping)).corrupt_samples == lost.sum() > 50
+
+
+def test_a_run_that_can_read_nothing_ends_and_has_not_moved(tmp_path: Path) -> None:
+    """Skipped samples are left out of the mean, and there is no mean of nothing: a loss of 0 would pass for success."""
+    config = prepared(tmp_path, steps=20, logEvery=5, checkpoint={"everySteps": 5})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"on_corrupt": "skip"})})
+    store = store_of(config)
+    run_ranks(1, train_run, config.model_copy(update={"training": config.training.model_copy(update={"steps": 5})}), 1)
+    before = contents(newest(config))
+    store.delete(["data/train-test-0.bin"])
+    [error] = run_ranks(1, train_run, config, 2)
+    assert isinstance(error, DataError)
+    assert (error.step, error.exit_code) == (15, 11)
+    assert "All data of step 15 is corrupt" in error.cause
+    assert newest(config).step == 10
+    progress = read_progress(store, newest(config))
+    assert ([logged.step for logged in progress.history], progress.skipped) == ([5], 5)
+    weights = [after for key, after in contents(newest(config)).items() if key.endswith(".bin")]
+    assert weights == [hash_ for key, hash_ in before.items() if key.endswith(".bin")]
+
+    store.delete(["data/test-test-0.bin"])
+    finished = config.model_copy(update={"training": config.training.model_copy(update={"steps": 10})})
+    [error] = run_ranks(1, train_run, finished, 3)
+    assert isinstance(error, DataError)
+    assert "all data of the test split is corrupt" in error.cause
 
 
 def test_a_run_with_more_steps_continues_from_its_last_checkpoint_at_the_rate_that_is_configured_now(

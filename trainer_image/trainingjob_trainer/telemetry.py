@@ -12,7 +12,7 @@ import torch
 
 from trainingjob_trainer.checkpoint.state import LoggedStep, Progress
 from trainingjob_trainer.config import Training
-from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.errors import DataError, UserError
 from trainingjob_trainer.optim import learning_rate
 from trainingjob_trainer.parallel import StepSums, Stragglers
 from trainingjob_trainer.stopwatch import Reading, Stopwatch
@@ -21,7 +21,7 @@ from trainingjob_trainer.utilization import Utilization
 log = logging.getLogger(__name__)
 
 MAX_PENDING = 100  # steps whose sums may wait on the device
-MAX_SKIPPED = 10  # steps in a row that were not finite: the run does not come back from there by itself
+MAX_SKIPPED = 10  # steps in a row that moved nothing: the run does not come back from there by itself
 
 
 @dataclass
@@ -48,7 +48,11 @@ class Telemetry:
         return due
 
     def flush(self) -> None:
-        """Read the pending sums. Raises `UserError` after ten steps in a row whose loss or gradient was not finite."""
+        """Read the pending sums.
+
+        Raises `UserError` after ten steps in a row whose loss or gradient was not finite; `DataError` where the last of
+        them had no data that could be read.
+        """
         if not self._pending:
             return
         rows: list[list[float]] = torch.stack([torch.stack(sums) for sums in self._pending]).tolist()
@@ -58,7 +62,7 @@ class Telemetry:
         for step, (loss, grad_norm, count) in enumerate(rows, start=first):
             rate = learning_rate(step - 1, self.training)
             targets += round(count)
-            if not self._finite(step, loss, grad_norm, rate):
+            if not self._counts(step, loss, grad_norm, count, rate):
                 continue
             if self._logged(step):
                 logged = LoggedStep(step=step, loss=loss, learning_rate=rate, grad_norm=grad_norm)
@@ -94,19 +98,29 @@ class Telemetry:
     def _logged(self, step: int) -> bool:
         return step % self.training.log_every == 0 or step == self.training.total_steps
 
-    def _finite(self, step: int, loss: float, grad_norm: float, rate: float) -> bool:
+    def _counts(self, step: int, loss: float, grad_norm: float, targets: float, rate: float) -> bool:
         """Whether the step moved the weights; otherwise it is counted as skipped."""
+        progress = self.progress
         if math.isfinite(loss) and math.isfinite(grad_norm):
-            self.progress.skipped_in_a_row = 0
+            progress.skipped_in_a_row = 0
             return True
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        too_many, before = progress.skipped_in_a_row == MAX_SKIPPED, f"the {MAX_SKIPPED - 1} steps before it"
+        if not targets:
+            log.warning("step %d is skipped: all of its data is corrupt", step)
+            if too_many:
+                raise DataError(
+                    f"All data of step {step} is corrupt, and so was that of {before}: nothing is learnt any more.",
+                    "Restore the shards that the log names.",
+                    step=step,
+                )
+            return False
         what = "gradient norm" if math.isfinite(loss) else "loss"
         log.warning("step %d is skipped: its %s is not finite; learning rate %g", step, what, rate)
-        if self.progress.skipped_in_a_row == MAX_SKIPPED:
+        if too_many:
             raise UserError(
-                f"The {what} of step {step} is not finite, as in the {MAX_SKIPPED - 1} steps before it; "
-                f"the learning rate was {rate:g}.",
+                f"The {what} of step {step} is not finite, as in {before}; the learning rate was {rate:g}.",
                 "Lower training.optimizer.lr, lengthen training.schedule.warmupSteps, or look at the data. "
                 "A run with another learning rate resumes from the last checkpoint.",
                 step=step,

@@ -37,7 +37,7 @@ class Progress(Config, frozen=False):
     step: int = 0
     samples: int = 0
     tokens: int = 0
-    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped: int = 0  # steps whose loss or gradient was not finite, or that had no data
     skipped_in_a_row: int = 0  # up to `step`
     corrupt_samples: int = 0  # training samples that were left out because their data is corrupt, on all ranks
     history: list[LoggedStep] = Field(default_factory=list)

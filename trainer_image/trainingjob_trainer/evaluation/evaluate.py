@@ -9,6 +9,7 @@ from torch import nn
 from trainingjob_trainer.data.batches import evaluation_rows
 from trainingjob_trainer.data.prefetch import prefetch
 from trainingjob_trainer.data.reader import Batch, Reader
+from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.tasks import Task, TaskMetrics, weightless
 
 
@@ -26,7 +27,7 @@ def evaluate(
 
     A collective call: all ranks make the same number of forward passes, of `batch_size` rows; a rank without rows left
     runs rows of no weight. `max_samples` takes that many, evenly spread over the split. The model's training mode is
-    kept.
+    kept. Raises `DataError` if all samples were skipped.
     """
     world_size, rank = (dist.get_world_size(group), dist.get_rank(group)) if dist.is_initialized() else (1, 0)
     total = len(reader)
@@ -44,7 +45,13 @@ def evaluate(
     finally:
         model.train(was_training)
     metrics.reduce(group)
-    return metrics.compute()
+    try:
+        return metrics.compute()
+    except ZeroDivisionError:  # on every rank alike
+        raise DataError(
+            f"There is no mean over nothing: all data of the {reader.split} split is corrupt.",
+            "Restore the shards that the log names.",
+        ) from None
 
 
 def _pad(batch: Batch, rows: int, weight: bool) -> Batch:

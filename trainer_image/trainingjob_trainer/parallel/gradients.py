@@ -14,7 +14,7 @@ from trainingjob_trainer.parallel.world import World, is_first_holder, local_par
 class StepSums(NamedTuple):
     """A step over all ranks, float64 scalars on the device."""
 
-    loss: Tensor  # mean over the targets that weigh, nats
+    loss: Tensor  # mean over the targets that weigh, nats; NaN where none does
     grad_norm: Tensor  # before clipping
     targets: Tensor  # targets that weigh
 
@@ -36,10 +36,10 @@ def scale_and_clip(
         squares = torch.stack(torch._foreach_norm(counted)).double().square().sum()
     totals = torch.stack([squares, world.once(loss_sum).double(), world.once(count).double()])
     world.sum(totals)
-    count = totals[2].clamp(min=1)
-    grad_norm = totals[0].sqrt() / count
-    factor = 1 / count
+    divisor = totals[2].clamp(min=1)
+    grad_norm = totals[0].sqrt() / divisor
+    factor = 1 / divisor
     if clip_norm:  # 0: not clipped
         factor = factor * (clip_norm / (grad_norm + 1e-6)).clamp(max=1)
     torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
-    return StepSums(totals[1] / count, grad_norm, count)
+    return StepSums(totals[1] / totals[2], grad_norm, totals[2])
