@@ -50,11 +50,14 @@ def test_a_run_that_stops_getting_better_is_evaluated_exported_and_stays_ended(t
         evaluation={"everySteps": 5},
     )
     put_tokens(store_of(config))
-    [(result, _)] = run_ranks(1, train_run, config, 1)
+    [(result, reports)] = run_ranks(1, train_run, config, 1)
     assert result.step == 10
+    told = "Stopped early at step 10: loss was no better by more than 0.01 in 1 evaluation."
+    assert told in [report.get("message") for report in reports]
     assert result.model_uri
     commit = latest(store_of(config))
     assert commit is not None
     assert commit.step == 10
-    [(again, _)] = run_ranks(1, train_run, config, 2)
+    [(again, reports)] = run_ranks(1, train_run, config, 2)
     assert again.step == 10
+    assert told in [report.get("message") for report in reports]

@@ -208,6 +208,9 @@ class _Run:
 
     def finish(self) -> RunResult:
         """Evaluate the best weights on the test split, export them, write the report."""
+        training = self.config.training
+        if self.progress.step < training.total_steps:
+            self.report(message=f"Stopped early at step {self.progress.step}: {training.early_stopping}.")
         self.between_steps()
         step = self.saves.take_best()
         test = self.evaluate("test", step)

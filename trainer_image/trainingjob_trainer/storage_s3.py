@@ -235,7 +235,8 @@ def _raise_s3(error: BaseException, store: S3Store, key: str) -> NoReturn:
         raise UserError(
             f"There are no credentials for {endpoint}.",
             "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in spec.storage.credentialsSecret, "
-            "or a ServiceAccount that stands for them in spec.storage.serviceAccountName.",
+            "or a ServiceAccount that stands for them in spec.storage.serviceAccountName; by hand, set them in the "
+            "environment or in a profile.",
         ) from error
     if isinstance(error, boto.NoRegionError):
         raise UserError("No S3 region is set.", "Set spec.storage.region.") from error

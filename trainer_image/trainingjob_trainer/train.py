@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from trainingjob_trainer.storage import Store
 
 OPERATORS_FIELDS = ("image", "workers", "runPolicy")  # of the spec; they say how to run it in a cluster
+
+CLOCK = "%H:%M:%S"
 
 
 class Console:
@@ -77,7 +80,7 @@ class Console:
 
 def say(text: str) -> None:
     """One line on stderr, with the time."""
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.write(f"{time.strftime(CLOCK)} {text}\n")
     sys.stderr.flush()
 
 
@@ -192,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("job", type=Path, help="YAML file with a TrainingJob or its spec")
     job: Path = parser.parse_args(arguments).job
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt=CLOCK)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     try:
         run(job, rank, world_size)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 URI = r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.*|/.*)$"
+ENDPOINT = r"^https?://[^/\s]+(/\S*)?$"
 # Above zero.
 QUANTITY = r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 

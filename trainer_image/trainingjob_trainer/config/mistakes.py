@@ -9,12 +9,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from trainingjob_trainer.config.base import QUANTITY, URI
+from trainingjob_trainer.config.base import ENDPOINT, QUANTITY, URI
 
 MOST = 5  # named at once
 # What texts of these patterns look like.
 _FORMS = {
     URI: "s3://bucket/name or an absolute path",
+    ENDPOINT: "http://host:port or https://host",
     QUANTITY: "an amount as Kubernetes writes it, such as 500m or 4Gi",
 }
 

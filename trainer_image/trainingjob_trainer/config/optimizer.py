@@ -116,3 +116,7 @@ class EarlyStopping(Config):
     mode: Literal["min", "max"] = Field("min", description="Whether less or more of it is better.")
     patience: Annotated[int, Field(ge=1, le=10_000)] = Field(3, description="Evaluations without a better one.")
     min_delta: Annotated[float, Field(ge=0, le=1e6)] = Field(0.0, description="Least improvement that counts.")
+
+    def __str__(self) -> str:
+        by = f" by more than {self.min_delta:g}" if self.min_delta else ""
+        return f"{self.metric} was no better{by} in {self.patience} evaluation{'s' if self.patience > 1 else ''}"

@@ -6,13 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainingjob_trainer.config.base import Argument, Config, ObjectName
+from trainingjob_trainer.config.base import ENDPOINT, Argument, Config, ObjectName
 
 
 class Storage(Config):
     """Where `s3://` leads and whose credentials open it."""
 
-    endpoint_url: Annotated[str, Field(max_length=1024, pattern=r"^https?://[^/\s]+(/\S*)?$")] | None = Field(
+    endpoint_url: Annotated[str, Field(max_length=1024, pattern=ENDPOINT)] | None = Field(
         None, description="S3 endpoint, for S3-compatible servers. Absent: Amazon's."
     )
     region: Annotated[str, Field(max_length=64, pattern=r"^[-_A-Za-z0-9]+$")] | None = Field(
