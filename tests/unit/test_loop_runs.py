@@ -196,7 +196,11 @@ def test_the_model_learns_and_every_phase_reports(tmp_path: Path) -> None:
     assert last["tokens"] == 1200 * config.training.sequence_length
     assert last["tokensPerSecond"] > 0
     assert last["etaSeconds"] == 0
-    told = [report["progress"]["metrics"] for report in reports if report.get("progress", {}).get("metrics")]
+    measured = [report["progress"] for report in reports if report.get("progress", {}).get("metrics")]
+    for progress in measured:
+        a_step = progress["tokensPerSecond"] * progress["metrics"]["stepSeconds"]  # evaluations left out of both
+        assert a_step == pytest.approx(10 * SEQUENCE, rel=0.01)
+    told = [progress["metrics"] for progress in measured]
     assert all(spent["stepSeconds"] > spent["dataWaitSeconds"] + spent["checkpointWaitSeconds"] for spent in told)
     assert all(spent["dataWaitSeconds"] > 0 for spent in told)
     saves = [spent["checkpointWaitSeconds"] > 0 for spent in told]

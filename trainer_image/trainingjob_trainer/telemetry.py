@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainingjob_trainer.config import Training
 from trainingjob_trainer.errors import DataError, UserError
 from trainingjob_trainer.optim import learning_rate
 from trainingjob_trainer.parallel import StepSums, Stragglers
-from trainingjob_trainer.stopwatch import Reading, Stopwatch
+from trainingjob_trainer.stopwatch import Phase, Reading, Stopwatch
 from trainingjob_trainer.utilization import Utilization
 
 log = logging.getLogger(__name__)
@@ -131,9 +132,10 @@ class Telemetry:
         reading = self.stopwatch.read()
         left = max(0, self.training.total_steps - self.progress.step)
         self._fields["etaSeconds"] = round(left * reading.seconds / steps, 1)
+        training = reading.seconds - reading.spent.get("evaluation", 0.0)
         if self.tokens:
-            self._fields["tokensPerSecond"] = round(targets / reading.seconds, 1)
-        self._fields["metrics"] = self._speed(steps, reading) | self._lag(steps, reading)
+            self._fields["tokensPerSecond"] = round(targets / training, 1)
+        self._fields["metrics"] = self._speed(steps, training / steps, reading.spent) | self._lag(steps, reading)
 
     def _lag(self, steps: int, reading: Reading) -> dict[str, float]:
         """The slowest rank of the last report, and its seconds a step more than the median's, waits for peers left out.
@@ -146,10 +148,8 @@ class Telemetry:
             return {}
         return {"slowestRank": straggler.rank, "stragglerSeconds": round(straggler.seconds, 6)}
 
-    def _speed(self, steps: int, reading: Reading) -> dict[str, float]:
+    def _speed(self, steps: int, step_seconds: float, spent: Mapping[Phase, float]) -> dict[str, float]:
         """This rank's seconds a step, what of them it waited for data or a checkpoint, MFU, and its memory's peak."""
-        seconds, spent, _ = reading
-        step_seconds = (seconds - spent.get("evaluation", 0.0)) / steps
         speed = {
             "stepSeconds": round(step_seconds, 6),
             "dataWaitSeconds": round(spent.get("data", 0.0) / steps, 6),
