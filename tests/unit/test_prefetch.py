@@ -13,7 +13,7 @@ from support.runs import wait_until
 from trainingjob_trainer.config import Storage
 from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
 from trainingjob_trainer.data.order import Order
-from trainingjob_trainer.data.prefetch import AHEAD, GROWTH, READY, prefetch
+from trainingjob_trainer.data.prefetch import AHEAD, READY, TOGETHER, prefetch
 from trainingjob_trainer.data.reader import Loaded, Memory, Reader
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.storage import LocalStore
@@ -22,13 +22,15 @@ LENGTH, SHARD = 32, 3000
 
 
 class Counting(Reader):
-    """Counts how often each block is loaded, and how many loads have ended."""
+    """Counts how often each block is loaded, how many loads have ended, and the rooms that blocks were loaded into."""
 
     loads: Counter[int]
     ended = 0
+    rooms = 0
 
     def load(self, block: int, memory: Memory, room: int) -> Loaded:
         self.loads[block] += 1
+        self.rooms = max(self.rooms, len(memory))
         loaded = super().load(block, memory, room)
         self.ended += 1
         return loaded
@@ -79,6 +81,7 @@ def test_reading_ahead_is_bounded_by_its_memory(reader: Counting) -> None:
         for _ in range(10 * samples_a_block):
             next(read)
         assert max(reader.loads) <= 10 + 2 + 4  # handed out, ready or being put together, read ahead
+    assert reader.rooms == 4
 
 
 def test_the_next_blocks_are_read_while_a_batch_is_used(reader: Counting) -> None:
@@ -108,7 +111,7 @@ def test_while_a_batch_is_being_read_blocks_are_asked_for_however_far_ahead(
         return Counting.load(reader, block, memory, room)
 
     monkeypatch.setattr(reader, "load", load)
-    batches = [[reader.blocks.bounds(block)[0]] for block in [0] * 3 * GROWTH + [1]]
+    batches = [[reader.blocks.bounds(block)[0]] for block in [0] * 3 * TOGETHER + [1]]
     with prefetch(reader, batches, memory=8 * reader.block_bytes) as read:
         assert len(list(read)) == len(batches)
 
@@ -126,10 +129,10 @@ def test_the_first_batch_does_not_wait_for_those_far_ahead(reader: Counting) -> 
 
     with prefetch(reader, batches()) as read:
         assert int(next(read).inputs[0, 0]) == 0
-        assert len(asked) <= (READY + 3) * (GROWTH + 1)
+        assert len(asked) <= 4 * TOGETHER
         for _ in range(2000):
             next(read)
-        assert len(asked) <= 2000 + AHEAD + READY + 3
+        assert len(asked) <= 2000 + (AHEAD + 2) * TOGETHER + READY + 3
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from trainingjob_trainer.data.manifest import PIECE_BYTES, Manifest
 from trainingjob_trainer.data.order import BLOCK_BYTES, Ints, Order
-from trainingjob_trainer.data.reader import Batch, Indices, Loaded, Memory, Reader
+from trainingjob_trainer.data.reader import Batch, Bools, Indices, Loaded, Memory, Reader
 from trainingjob_trainer.storage import Store
 
 
@@ -107,13 +107,17 @@ class MixedReader:
         source = int(np.searchsorted(self._first_block, block, side="right")) - 1
         return self._readers[source].load(block - self._first_block[source], memory, room)
 
-    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded], memory: Memory) -> Batch:
-        """The samples, in this order, from the blocks that they lie in."""
+    def find(self, indices: Indices, blocks: Mapping[int, Loaded]) -> tuple[Ints, Bools]:
+        """Of each sample the byte of the blocks' memory that it begins with, and whether it is skipped."""
         begins, skipped = np.empty(len(indices), np.int64), np.empty(len(indices), dtype=bool)
         for source, chosen in self._by_source(indices).items():
             first, end = self._first_block[source : source + 2]
             own = {number - first: block for number, block in blocks.items() if first <= number < end}
             begins[chosen], skipped[chosen] = self._readers[source].find(self._own(source, indices, chosen), own)
+        return begins, skipped
+
+    def gather(self, begins: Ints, skipped: Bools, memory: Memory) -> Batch:
+        """The samples that begin with these bytes of a memory."""
         return self._readers[0].gather(begins, skipped, memory)
 
     def _by_source(self, indices: Indices) -> dict[int, Ints]:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
 
-from trainingjob_trainer.data.reader import Batch, Indices, Loaded, Memory
+from trainingjob_trainer.data.order import Ints
+from trainingjob_trainer.data.reader import Batch, Bools, Indices, Loaded, Memory
+from trainingjob_trainer.errors import TrainerError
 
 # Bytes of blocks, two groups of them: those of the batches to come, and as many used ones as fit beside them.
 # `accounting.PREFETCH` counts as much.
 MEMORY = 576 * 2**20
 READS_AT_ONCE = 8
 READY = 2  # batches
-AHEAD = 1024  # batches whose blocks are asked for
-# Batches by which that grows with each one that is handed out, and as long as its blocks are being read: the first ones
+TOGETHER = 16  # batches for which all is reckoned at once
+SHARE = 0.75  # of the memory's rooms: they need no more blocks, so that others are read meanwhile
+AHEAD = 64  # times as many batches, whose blocks are asked for
+# By how many times that grows with each that is handed out, and as long as its blocks are being read: the first batches
 # don't wait for it, and of the next group as much is being read as there is room for.
-GROWTH = 32
+GROWTH = 2
 
 
 class Reads(Protocol):
@@ -35,7 +40,9 @@ class Reads(Protocol):
 
     def load(self, block: int, memory: Memory, room: int) -> Loaded: ...
 
-    def assemble(self, indices: Indices, blocks: Mapping[int, Loaded], memory: Memory) -> Batch: ...
+    def find(self, indices: Indices, blocks: Mapping[int, Loaded]) -> tuple[Ints, Bools]: ...
+
+    def gather(self, begins: Ints, skipped: Bools, memory: Memory) -> Batch: ...
 
 
 @contextmanager
@@ -88,20 +95,64 @@ def prefetch(
 
 def _read_ahead(reader: Reads, batches: Iterable[Indices], pool: ThreadPoolExecutor, memory: int) -> Iterator[Batch]:
     blocks = _Blocks(reader, pool, memory)
-    coming = ((indices, reader.blocks_of(indices)) for indices in batches)
-    ahead: deque[tuple[Indices, Set[int]]] = deque()
-    next_one = next(coming, None)
-    while next_one is not None or ahead:
+    coming = _together(reader, iter(batches), blocks)
+    ahead: deque[_Some] = deque()
+    next_ones = next(coming, None)
+    while next_ones or ahead:
         growth = 0
-        while next_one is not None and len(ahead) < AHEAD and (growth < GROWTH or blocks.being_read(ahead[0][1])):
-            if not blocks.want(next_one[1], alone=not ahead):
+        while next_ones and len(ahead) < AHEAD and (growth < GROWTH or blocks.being_read(ahead[0].blocks)):
+            if not blocks.want(next_ones.blocks, alone=not ahead):
                 break
-            ahead.append(next_one)
-            next_one = next(coming, None)
+            ahead.append(next_ones)
+            next_ones = next(coming, None)
             growth += 1
-        indices, own = ahead.popleft()
-        loaded = blocks.take(own)
-        yield reader.assemble(indices, loaded, blocks.memory)
+        yield from _assembled(reader, ahead.popleft(), blocks)
+        blocks.release()
+
+
+class _Some:
+    """Batches that follow each other: what is reckoned for all of them at once costs as much as for each by itself."""
+
+    def __init__(self, reader: Reads, batches: Sequence[Indices]) -> None:
+        self._reader, self.batches = reader, batches
+        self.samples = np.concatenate([np.asarray(batch, np.int64) for batch in batches])
+        self.blocks = reader.blocks_of(self.samples)
+
+    def halves(self) -> Iterator[_Some]:
+        middle = len(self.batches) // 2
+        yield _Some(self._reader, self.batches[:middle])
+        yield _Some(self._reader, self.batches[middle:])
+
+
+def _together(reader: Reads, batches: Iterator[Indices], blocks: _Blocks) -> Iterator[_Some]:
+    """One batch, then more at once, so that the first one does not wait; fewer where they need too many blocks."""
+    size = 1
+    while some := list(islice(batches, size)):
+        yield from _fitting(_Some(reader, some), blocks)
+        size = min(2 * size, TOGETHER)
+
+
+def _fitting(some: _Some, blocks: _Blocks) -> Iterator[_Some]:
+    if len(some.batches) == 1 or len(some.blocks) <= SHARE * len(blocks.memory):
+        yield some
+        return
+    for half in some.halves():
+        yield from _fitting(half, blocks)
+
+
+def _assembled(reader: Reads, some: _Some, blocks: _Blocks) -> Iterator[Batch]:
+    try:
+        begins, skipped = reader.find(some.samples, blocks.wait_for(some.blocks))
+    except TrainerError:
+        if len(some.batches) == 1:
+            raise
+        for half in some.halves():  # the batches before the one that it belongs to are given
+            yield from _assembled(reader, half, blocks)
+        return
+    end = 0
+    for batch in some.batches:
+        start, end = end, end + len(batch)
+        yield reader.gather(begins[start:end], skipped[start:end], blocks.memory)
 
 
 class _Blocks:
@@ -111,8 +162,8 @@ class _Blocks:
         self._reader, self._pool = reader, pool
         self._read: dict[int, Loaded] = {}
         self._reading: dict[int, Future[Loaded]] = {}
-        self._last: dict[int, int] = {}  # of each of both, the last batch that wants it
-        self._wanted, self._taken = 0, 0  # batches
+        self._last: dict[int, int] = {}  # of each of both, the last one of `want` that wants it
+        self._wanted, self._released = 0, 0  # how often blocks were
         self._make(max(1, memory // reader.block_bytes))
 
     def want(self, blocks: Set[int], alone: bool) -> bool:
@@ -137,13 +188,16 @@ class _Blocks:
         """Whether some of these are not there yet."""
         return any(not self._reading[block].done() for block in blocks & self._reading.keys())
 
-    def take(self, blocks: Set[int]) -> dict[int, Loaded]:
-        """Blocks that the next batch wanted: waits for them. Raises what reading them raised."""
+    def wait_for(self, blocks: Set[int]) -> dict[int, Loaded]:
+        """Blocks that are wanted, when they are there. Raises what reading them raised."""
         for block in blocks & self._reading.keys():
             self._read[block] = self._reading[block].result()
             del self._reading[block]
-        self._taken += 1
         return {block: self._read[block] for block in blocks}
+
+    def release(self) -> None:
+        """Nobody wants blocks any more for what wanted them first."""
+        self._released += 1
 
     def _make(self, rooms: int) -> None:
         """Another memory, without blocks."""
@@ -155,7 +209,7 @@ class _Blocks:
     def _drop_one(self) -> int | None:
         """The room of a block that nobody wants, the one that was last wanted before all others."""
         block = min(self._read, key=self._last.__getitem__, default=None)
-        if block is None or self._last[block] >= self._taken:
+        if block is None or self._last[block] >= self._released:
             return None
         del self._last[block]
         return self._read.pop(block).room
