@@ -21,7 +21,7 @@ def _exactly_one(first: str, second: str) -> Rule:
 # On the spec: which data is for which task.
 TASK_DATA_RULES = (
     Rule(
-        "self.task.kind == 'language-modeling' || !has(self.data) || !has(self.data.train.mixture)",
+        "!has(self.data) || !has(self.data.train.mixture) || self.task.kind == 'language-modeling'",
         "data.train.mixture is not for task.kind %s: give one uri",
         ("self.task.kind",),
         field=".data.train.mixture",
@@ -57,26 +57,30 @@ TASK_DATA_RULES = (
         unless="!has(self.data) || !self.data.packing",
     ),
     Rule(
-        "self.task.kind != 'image-classification' || !has(self.data) || self.data.train.format == 'parquet'",
+        "self.task.kind != 'image-classification' || self.data.train.format == 'parquet'",
         "data.train.format is %s: image-classification reads parquet, with a column of encoded images",
         ("self.data.train.format",),
         field=".data.train.format",
+        unless="!has(self.data)",
     ),
     Rule(
-        "self.task.kind != 'text-classification' || !has(self.data) || self.data.train.format != 'text'",
+        "self.task.kind != 'text-classification' || self.data.train.format != 'text'",
         "data.train.format is text: text-classification reads jsonl, csv or parquet, with labels",
         field=".data.train.format",
+        unless="!has(self.data)",
     ),
     Rule(
-        "self.task.kind != 'regression' || !has(self.data) || self.data.train.format != 'text'",
+        "self.task.kind != 'regression' || self.data.train.format != 'text'",
         "data.train.format is text: regression reads columns, of csv, jsonl or parquet",
         field=".data.train.format",
+        unless="!has(self.data)",
     ),
     Rule(
-        "self.task.kind != 'regression' || !has(self.data) || self.data.train.?features.orValue([]).size() > 0",
+        "self.task.kind != 'regression' || self.data.train.?features.orValue([]).size() > 0",
         "data.train.features is required for task.kind regression: name the columns",
         field=".data.train.features",
         reason="FieldValueRequired",
+        unless="!has(self.data)",
     ),
 )
 

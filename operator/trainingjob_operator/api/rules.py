@@ -210,15 +210,15 @@ SPEC_RULES = (
         unless=NOT_SPLIT,
     ),
     Rule(
-        "self.task.kind == 'language-modeling' || !has(self.training) || !has(self.training.tokens)",
+        "!has(self.training) || !has(self.training.tokens) || self.task.kind == 'language-modeling'",
         "training.tokens is not for task.kind %s: give steps or epochs",
         ("self.task.kind",),
         field=".training.tokens",
         reason="FieldValueForbidden",
     ),
     Rule(
-        "self.task.kind != 'language-modeling' || !has(self.model) || self.model.export == 'none' || "
-        f"!has(self.model.transformer) || ({IN_A_FAMILY})",
+        "!has(self.model) || !has(self.model.transformer) || self.model.export == 'none' || "
+        f"self.task.kind != 'language-modeling' || ({IN_A_FAMILY})",
         "model.transformer (norm %s, positions %s, ffn %s, bias %s) has no counterpart among GPT-2, Llama and Qwen to "
         "be exported to: change it, or set model.export to none",
         tuple(f"self.model.transformer.{part}" for part in ("norm", "positions", "ffn", "bias")),
@@ -243,7 +243,7 @@ SPEC_RULES = (
         for name in ("cnn", "timm")
     ),
     Rule(
-        "self.task.kind == 'language-modeling' || !has(self.model) || !has(self.model.initFrom) || "
+        "!has(self.model) || !has(self.model.initFrom) || self.task.kind == 'language-modeling' || "
         "has(self.model.huggingface) || has(self.model.timm)",
         "model.initFrom is for task.kind language-modeling or models of libraries, not %s with another model: remove "
         "it",
