@@ -358,14 +358,17 @@ async def test_a_pod_is_not_deleted_for_a_job_that_was_only_watched() -> None:
     assert world.api.writes() == []
 
 
-async def test_after_a_conflict_the_pods_are_read_as_well_before_any_is_ended() -> None:
-    """It ended meanwhile, its successor is in the status, and its log is there to be read."""
-    old, live = TrainingJobStatus(phase="Starting"), TrainingJobStatus(phase="Running")
+@pytest.mark.parametrize("meanwhile", ["Starting", "Running"])
+async def test_no_pod_is_ended_by_what_an_operator_that_starts_was_told_of_the_pods(meanwhile: Phase) -> None:
+    """It ended meanwhile, and its log is there to be read; the job changed as well, or did not."""
+    old, live = TrainingJobStatus(phase="Starting"), TrainingJobStatus(phase=meanwhile)
 
     def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
         unwanted = tuple(PodRef(known.name, known.uid) for known in pods if not known.finished)
         told = TrainingJobStatus(phase=job.status.phase, message=f"{len(unwanted)} to go")
-        return Plan(status=told if told != job.status else None, delete_pods=unwanted if job.status != old else ())
+        return Plan(
+            status=told if told != job.status else None, delete_pods=unwanted if job.status.phase == meanwhile else ()
+        )
 
     world = World(think)
     world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "status": old.wire()})
@@ -373,6 +376,8 @@ async def test_after_a_conflict_the_pods_are_read_as_well_before_any_is_ended() 
     running = world.api.put(PODS, pod())
     world.cache.put_pod(running)
     world.api.put(PODS, running | {"status": {"phase": "Failed"}})
-    world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "status": live.wire()})
+    if live != old:
+        world.api.put(TRAINING_JOBS, {"metadata": {"name": "job", "uid": "job-1"}, "status": live.wire()})
     await world.executor.reconcile(KEY)
+    assert world.status()["message"] == "0 to go"
     assert ("delete", "pods", "job-train-0-1") not in world.api.writes()

@@ -1,8 +1,9 @@
 """Carries plans out: reads the cache, lets the plan be decided, and makes the writes in the order that keeps it safe.
 
-The status goes first, with resourceVersion: what is counted is written before it is acted on. A pod is created only
-for a job whose state this process has written or read by a quorum GET; else the job and its pods are read first and
-decided again, because a POST has no precondition and a stale one would bring a deleted pod back.
+The status goes first, with resourceVersion: what is counted is written before it is acted on. Pods come and go only for
+a job whose state this process has written or read by a quorum GET, and of which it has read the pods, if it is not a
+new one; else both are read first and decided on again: a POST has no precondition, and a stale one would bring a
+deleted pod back.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class _Memory:
 
     uid: str
     licence: str = ""
-    """resourceVersion at which this process wrote the job's status, or read the job and its pods from the quorum."""
+    """resourceVersion at which this process wrote the job's status, or read the job and its pods from the quorum; none
+    before it has read them, unless the job is new."""
     written_at: datetime | None = None
     """When this process last wrote the job's status."""
     refusal: Obstacle | None = None
@@ -156,11 +158,11 @@ class Executor:
         labels_wait = self._labels.wait(job) if plan.relabel else None
         if await self._labels.found(job, plan.confirm_gone):
             return self._labels.wait(job)
-        if plan.status is not None:
-            await self._write_status(job, plan.status, plan.events, memory)
-        elif (plan.create_pods or plan.delete_pods) and memory.licence != job.resource_version:
+        if (plan.create_pods or plan.delete_pods) and not self._licensed(job, plan, memory):
             await self._read_quorum(job, memory)
             raise _DecideAgain("pods come and go only for a job that was read or written by this process")
+        if plan.status is not None:
+            await self._write_status(job, plan.status, plan.events, memory)
         starting = plan.wants_progress is None and (plan.status or job.status).phase == "Starting"
         self._progress.follow(key, job.uid, plan.wants_progress, starting)
         try:
@@ -180,6 +182,10 @@ class Executor:
             memory.refusal = None
             raise _DecideAgain("what is in the way is known better")
         return min((w for w in (plan.requeue_after, labels_wait, looks_wait) if w is not None), default=None)
+
+    def _licensed(self, job: Job, plan: Plan, memory: _Memory) -> bool:
+        """Whether pods may come and go, once the plan's status is written, if it has one."""
+        return bool(memory.licence or _new(job)) if plan.status is not None else memory.licence == job.resource_version
 
     def _think(self, job: Job, memory: _Memory) -> Plan:
         pods = [*self._cache.pods(job.uid), *self._cache.gone_pods(job.uid)]
@@ -261,7 +267,8 @@ class Executor:
             await self._read_quorum(job, memory)  # If the job is older than it was thought to be, so are its pods.
             raise _DecideAgain(str(error)) from error
         self._cache.put_job(answer)
-        memory.licence = answer["metadata"]["resourceVersion"]
+        if memory.licence or _new(job):
+            memory.licence = answer["metadata"]["resourceVersion"]
         memory.written_at = self._now()
         for event in events:
             self._events.publish(job, event)
@@ -346,6 +353,11 @@ class Executor:
             answer = await self._api.delete(PODS, job.namespace, pod.name, pod.uid)
             if answer.get("kind") == PODS.kind:
                 self._cache.put_pod(answer)
+
+
+def _new(job: Job) -> bool:
+    """Whether no status was ever written, so that it has no pods: none is created before."""
+    return job.status.phase is None
 
 
 def _group(pod: PodFacts) -> tuple[Resource, str, str] | None:
