@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -67,6 +68,21 @@ def test_a_report_of_whatever_numbers_and_times_stops_nothing(training: Play, sa
     assert training.status.phase == "Pending"
     assert training.status.start_time is not None
     assert training.status.start_time <= training.now
+
+
+def test_an_incident_that_was_dropped_is_not_counted_again(training: Play) -> None:
+    """However far the driver's clock is ahead."""
+    said = {**INCIDENT, "time": (training.now + timedelta(hours=1)).isoformat()}
+    for attempt in range(2, 12):
+        training.report(training.head(), attempt=attempt, incidents=[said])
+        training.step(300)
+        training.vanish(f"gpt-train-1-{attempt - 1}")
+        training.settle()
+        training.step(300)
+        training.run_pods()
+    assert [incident.attempt for incident in training.status.history] == list(range(2, 12))
+    training.step(20)
+    assert training.status.restarts.by_class == {"Hang": 1, "Deleted": 10}
 
 
 @pytest.mark.parametrize("field", ["step", "attempt", "rank"])

@@ -46,7 +46,8 @@ def told_by_driver(history: History, incident: Incident) -> Incident | None:
 def merge_reported(history: History, incidents: Sequence[ReportedIncident], now: datetime) -> History:
     """`history` with the interruptions that the driver reports: one per attempt, never a second time.
 
-    The driver's clock may be ahead of ours: nothing that it tells of is in the future.
+    The driver's clock may be ahead of ours: nothing that it tells of is in the future. Of a history that is full, what
+    it tells of an older attempt has been dropped.
     """
     for said in incidents:
         same = [i for i, known in enumerate(history) if _same(known, said)]
@@ -58,7 +59,7 @@ def merge_reported(history: History, incidents: Sequence[ReportedIncident], now:
                 "step": said.step if known.step is None else known.step,
             }
             history = (*history[: same[0]], known.model_copy(update=update), *history[same[0] + 1 :])
-        elif len(history) < LENGTH or said.time > history[0].time:
+        elif len(history) < LENGTH or said.attempt > max(known.attempt or 0 for known in history):
             history = _ordered((*history, _incident(said, now)))
     return history
 
