@@ -182,6 +182,8 @@ def test_a_pod_needs_less_the_more_there_are_and_much_less_with_gpus() -> None:
     assert alone[STATE] == 16 * 124_439_808
     assert alone[COPY] == 12 * 124_439_808 + 128 * 2**20
     assert alone[REST] == 10**9
+    assert alone["for 1 process"] == 500_000_000
+    assert alone["for Ray"] == 700_000_000
     assert alone["for Ray's objects in /dev/shm"] == 128 * 2**20
     shared = host_memory(a_pod(pods=4), SMALL_GPT, 0).parts
     assert shared[STATE] == 4 * 124_439_808

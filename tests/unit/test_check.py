@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from support.dying import die_after_a_deletion
 from support.training import job, store_of
+from trainingjob_trainer.accounting import host_memory
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.config.data import ORDER_VERSION
 from trainingjob_trainer.errors import DataError, Fenced, UserError
 from trainingjob_trainer.prepare.check import check
+from trainingjob_trainer.prepare.limits import model_size
 from trainingjob_trainer.prepare.local import prepare_data
+from trainingjob_trainer.prepare.supposed import supposed_manifest
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.storage import Store
 
@@ -264,6 +267,10 @@ def test_a_pod_that_is_too_small_is_refused_with_the_figures(tmp_path: Path) -> 
     assert "Gi or more" in raised.value.next_step
     assert not list(store.list()), "a refused job left something behind"
     assert check(enough, store).outcome == "PrepareData"
+    needed = host_memory(config, model_size(config, supposed_manifest(config, None)), 0).total
+    with pytest.raises(UserError, match=r"memory is \d+ "):
+        check(config.model_copy(update={"pod_memory": str(needed - 1)}), store)
+    assert check(config.model_copy(update={"pod_memory": str(needed)}), store).outcome == "PrepareData"
 
 
 def test_a_pod_that_is_too_small_for_an_encoder_is_refused_too(tmp_path: Path) -> None:
