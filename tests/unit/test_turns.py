@@ -31,3 +31,10 @@ def test_who_does_not_come_back_keeps_nobody_from_its_turn() -> None:
     turns = Turns(SECOND)
     assert [turns.wait(job, NOW) for job in "abc"] == [0, 1, 2]
     assert turns.wait("c", NOW + 2 * SECOND) == 0
+
+
+def test_a_clock_that_is_set_back_stops_nobody() -> None:
+    turns = Turns(SECOND)
+    assert turns.wait("a", NOW) == 0
+    assert turns.wait("b", NOW - timedelta(hours=1)) == 0
+    assert turns.wait("a", NOW - timedelta(hours=1)) == 1

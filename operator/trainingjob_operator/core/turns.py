@@ -15,7 +15,7 @@ class Turns:
 
     def wait(self, job_uid: str, now: datetime) -> float:
         """Seconds after which to ask again; 0: it is the job's turn."""
-        if self._next is None or now >= self._next:
+        if self._next is None or not self._next - self._pause <= now < self._next:  # a clock may be set back
             self._next = now + self._pause
             self.leave(job_uid)
             return 0.0
