@@ -24,6 +24,7 @@ from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY
 from trainingjob_trainer.errors import Hang
 from trainingjob_trainer.loop import train
+from trainingjob_trainer.standstill import Stand
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import open_store
 
@@ -91,6 +92,9 @@ class _Record:
     def stop_requested(self) -> Stop:
         """Nobody asks."""
         return Stop.NO
+
+    def stands(self, stand: Stand | None) -> None:
+        """There are no others to compare it with."""
 
     def hung(self, error: Hang) -> NoReturn:
         """Ends the benchmark."""

@@ -26,6 +26,7 @@ from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.optim import build_optimizer
 from trainingjob_trainer.parallel import World
 from trainingjob_trainer.parallel.sharding import project_apart
+from trainingjob_trainer.standstill import Stand
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import open_store
 from trainingjob_trainer.tasks import build_task
@@ -121,6 +122,9 @@ def ours(work: Work, turn: Turn) -> None:
         def stop_requested(self) -> Stop:
             turn()
             return Stop.NO
+
+        def stands(self, stand: Stand | None) -> None:
+            pass
 
         def hung(self, error: Hang) -> NoReturn:
             raise error

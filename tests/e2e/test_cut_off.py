@@ -1,10 +1,10 @@
-"""A pod's network is gone for good while its processes go on, and Kubernetes sees nothing wrong with it."""
+"""A pod's network is gone, or a part of it, while its processes go on, and Kubernetes sees nothing wrong with it."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.disturb import cut_off, is_heard, lose_on_the_way
+from support.disturb import cut_apart, cut_off, is_heard, lose_on_the_way
 from support.manifests import language_job
 from support.runs import Run, wait_until
 
@@ -71,6 +71,47 @@ def test_a_head_that_is_cut_off_for_good_ends_by_itself_and_has_a_successor(star
     (lost,) = [entry for entry in history if entry.get("pod") == "headless-train-0-1"]
     assert lost["class"] in ("Storage", "WorkerLost"), "it reaches neither"
     assert lost["secondsToRecover"] > 0
+
+
+def impatient_job(*place: str) -> Object:
+    """Three workers, of which two do not see each other through the third. A hang is told after 15 s."""
+    job = language_job(*place)
+    spec = job["spec"]
+    training = {**spec["training"], "steps": 600, "globalBatchSize": 12, "hangSeconds": 15}
+    return job | {"spec": {**spec, "workers": {**spec["workers"], "replicas": 3}, "training": training}}
+
+
+@pytest.mark.slow  # four minutes; ten more until ranks have given up to come together
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_workers_that_do_not_reach_each_other_are_named_and_none_is_blamed_or_replaced(
+    start_job: Callable[..., Run], attempts: int
+) -> None:
+    """Both reach the head, the API server and the storage. The run goes on when they reach each other again."""
+    run = start_job(impatient_job, f"apart-{attempts}")
+    committed, before = run.wait_commit(), run.pods()
+    with cut_apart(before[1], before[2]):
+        heard = [(a, b) for a, b in ((1, 2), (2, 1), (0, 1), (2, 0)) if is_heard(before[a], before[b])]
+        assert heard == [(0, 1), (2, 0)]
+        wait_until("the attempts hang", lambda: len(run.status()["history"]) == attempts, 60 + 600 * (attempts - 1))
+        status = run.status()
+        logs = run.kubectl("logs", before[0]["metadata"]["name"])
+    hung, *apart = status["history"]
+    assert hung["cause"].startswith("No pass began for 15 s after step ")
+    assert " wait in " in hung["cause"]
+    assert logs.count("No pass for 15 s. The stacks of all threads:") == 3
+    assert all(entry["cause"].startswith("The ranks did not come together within ") for entry in apart)
+    for entry in status["history"]:
+        assert entry["class"] == "Hang"
+        assert entry["cause"].endswith("; train-1 and train-2 do not reach each other.")
+        assert entry.keys().isdisjoint({"rank", "pod", "node"}), "somebody is blamed"
+    assert status["history"][-1]["cause"] in status["message"]
+    run.wait_commit(after=committed)
+    status = run.wait_succeeded(600)
+    assert len(status["history"]) == status["restarts"]["total"] == attempts
+    assert all(entry["secondsToRecover"] > 0 for entry in status["history"])
+    assert not status["resolved"].get("avoidedNodes")
+    attempted = {pod["metadata"]["uid"] for pod in before.values()}
+    assert {member["uid"] for member in status["pods"] if member["role"] == "train"} == attempted
 
 
 def replaced(run: Run, old: Object) -> bool:

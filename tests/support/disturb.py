@@ -183,11 +183,28 @@ def lose_on_the_way(pod: Object, other: Object) -> None:
     To the pod, the other's address belongs to a network card that nobody has.
     """
 
+    _as_neighbour(pod, other, "replace", lladdr="0a:58:00:00:00:00", state="permanent")
+
+
+@contextmanager
+def cut_apart(pod: Object, other: Object) -> Iterator[None]:
+    """Nothing that one of the two pods sends to the other arrives. All others hear both and are heard."""
+    for each, its in ((pod, other), (other, pod)):
+        lose_on_the_way(each, its)
+    try:
+        yield
+    finally:
+        for each, its in ((pod, other), (other, pod)):
+            _as_neighbour(each, its, "delete")
+
+
+def _as_neighbour(pod: Object, other: Object, do: str, **entry: str) -> None:
+    """Change what the pod's network knows of the other's address."""
+
     def tell() -> None:
         with IPRoute() as ip:
             (index,) = ip.link_lookup(ifname="eth0")
-            address = other["status"]["podIP"]
-            ip.neigh("replace", dst=address, lladdr="0a:58:00:00:00:00", ifindex=index, state="permanent")
+            ip.neigh(do, dst=other["status"]["podIP"], ifindex=index, **entry)
 
     _in_network_of(pod, tell)
 

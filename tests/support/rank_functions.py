@@ -36,6 +36,7 @@ from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.parallel import StepSums, World
 from trainingjob_trainer.seeding import make_deterministic
+from trainingjob_trainer.standstill import Stand
 from trainingjob_trainer.step import Stepper
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import LocalStore, Store
@@ -427,6 +428,11 @@ def train_until_a_rank_dozes_off(config: JobConfig, logs: str, after: int) -> No
     watchdog.GRACE = 1.0
     impatient = config.training.model_copy(update={"hang_seconds": 2})
 
+    class Standing(Hooks):
+        def stands(self, stand: Stand | None) -> None:
+            assert stand is not None
+            Path(logs, f"{world.rank}.json").write_text(stand.model_dump_json())
+
     reduce, number = World.sum, itertools.count()
 
     def doze(self: World, values: torch.Tensor) -> None:
@@ -435,7 +441,7 @@ def train_until_a_rank_dozes_off(config: JobConfig, logs: str, after: int) -> No
         reduce(self, values)
 
     with mock.patch.object(World, "sum", doze):
-        train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Hooks())
+        train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Standing())
 
 
 def train_compiling_slowly(config: JobConfig, part: str, limit: int, seconds: int) -> Any:

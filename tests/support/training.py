@@ -18,6 +18,7 @@ from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
 from trainingjob_trainer.errors import Hang
 from trainingjob_trainer.prepare import tokenizer
+from trainingjob_trainer.standstill import Stand
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import Store, open_store
 
@@ -170,6 +171,9 @@ class Hooks:
             os.kill(os.getpid(), signal.SIGKILL)
         self._asked += 1
         return self._stop if self._stop_after is not None and self._asked >= self._stop_after else Stop.NO
+
+    def stands(self, stand: Stand | None) -> None:
+        pass
 
     def hung(self, error: Hang) -> NoReturn:
         os._exit(error.exit_code)

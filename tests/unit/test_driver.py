@@ -1,5 +1,6 @@
 """The driver: attempts and their bounds, with Ray's part played; stages that need no Ray as real processes."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 import pytest
 from trainingjob_trainer import driver, ray_train
 from trainingjob_trainer.agent.pod import Pod
+from trainingjob_trainer.agent.progress import Progress
+from trainingjob_trainer.agent.server import Server
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import Commit, publish
 from trainingjob_trainer.config import JobConfig, Storage
@@ -20,6 +23,7 @@ from trainingjob_trainer.errors import Drained, Fenced, Hang, TrainerError, User
 from trainingjob_trainer.ray_pods import PATIENCE, Gang, Node
 from trainingjob_trainer.records import Evaluation, Incident, RunResult, load_result
 from trainingjob_trainer.reporting import Reporter
+from trainingjob_trainer.standstill import Stand
 from trainingjob_trainer.storage import Store, open_store
 
 Play = Callable[[Attempt], dict[str, Any]]
@@ -309,18 +313,45 @@ def test_a_check_says_that_data_must_be_prepared(pod: Pod, tmp_path: Path) -> No
     assert (code, message["outcome"]) == (0, "PrepareData")
 
 
-def test_a_rank_that_stands_still_leaves_the_driver_a_note_for_its_attempt(
-    pod: Pod, head: Head, monkeypatch: pytest.MonkeyPatch
+async def test_where_ranks_stand_still_is_known_to_the_driver_when_they_end(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leave(code: int) -> NoReturn:
         raise SystemExit(code)
 
+    def slowly(reporter: Reporter, fields: dict[str, Any]) -> None:
+        threading.Event().wait(0.2)
+        send(reporter, fields)
+
+    send = Reporter._send
+    monkeypatch.setattr(Reporter, "_send", slowly)
     monkeypatch.setattr(os, "_exit", leave)
-    hooks = ray_train.RankHooks(Reporter(head.url, "secret"), 3, 1, pod)
-    assert ray_train._hang(pod, 3) is None
-    with pytest.raises(SystemExit, match="21"):
-        hooks.hung(Hang("No pass began.", "Look.", step=7))
-    found = ray_train._hang(pod, 3)
-    assert found is not None
-    assert (found.cause, found.next_step, found.rank, found.step) == ("No pass began.", "Look.", 1, 7)
-    assert ray_train._hang(pod, 4) is None, "an older attempt's note"
+    monkeypatch.setattr(ray_train, "unheard", lambda _, pods: [2] if 2 in pods else [])
+    server = Server(Progress("job-uid", "pod-uid", "Train", 300), pod.token)
+    await server.start("127.0.0.1", 0)
+    try:
+        await asyncio.to_thread(stand_still, f"http://127.0.0.1:{server._runner.addresses[0][1]}/report", pod)
+    finally:
+        await server.stop()
+
+
+def stand_still(url: str, pod: Pod) -> None:
+    """Three ranks on three pods, of which one is not heard, and one goes on after all."""
+    stand = Stand(step=7, seconds=300, where="all_reduce", waits=True)
+    reporters = [Reporter(url, pod.token) for _ in range(3)]
+    ranks = [ray_train.RankHooks(reporters[rank], 3, rank, pod, [0, 1, 2][: rank + 2]) for rank in range(3)]
+    assert ray_train._stands(url, 3) == {}
+    for rank in ranks:
+        rank.stands(stand)
+    for rank in ranks[:0:-1]:
+        with pytest.raises(SystemExit, match="21"):
+            rank.hung(Hang("It stands.", step=7))
+        assert rank._rank in ray_train._stands(url, 3)
+    ranks[0].stands(None)
+    reporters[0].close()
+    assert ray_train._stands(url, 3) == {rank: stand.model_copy(update={"unheard": [2]}) for rank in (1, 2)}
+    assert ray_train._stands(url, 4) == {}, "of an older attempt"
+    with Reporter(url, pod.token) as driver:
+        driver.report({"attempt": 4})
+    assert ray_train._stands(url, 4) == {}, "of an older attempt"
+    assert ray_train._stands("http://127.0.0.1:1/report", 4) == {}

@@ -246,3 +246,21 @@ def test_a_pod_is_there_if_its_name_has_an_address_whose_port_is_not_closed(
         monkeypatch.setattr(ray_pods, "AGENT_PORT", silent.getsockname()[1])
         assert [ray_pods._is_there(pod, index) for index in range(3)] == [False, False, True]
     assert not nobody_there(socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"))
+
+
+def test_pods_that_are_there_and_silent_are_not_heard(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answers, one has ended, one does not answer; of itself the pod does not ask."""
+    peers = ["127.0.0.3", "127.0.0.1", "127.0.0.2", "127.0.0.4"]
+    monkeypatch.setattr(Pod, "peer", lambda _, index: peers[index])
+    monkeypatch.setattr(Agent, "answer", json.dumps({"jobUid": "job-uid", "state": "Training"}).encode())
+    with ThreadingHTTPServer(("127.0.0.1", 0), Agent) as server:
+        monkeypatch.setattr(ray_pods, "AGENT_PORT", server.server_port)
+        monkeypatch.setattr(ray_pods, "TRIES", 1)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            with socket.create_server(("127.0.0.2", server.server_port)):
+                assert ray_pods.unheard(pod, [0, 1, 2, 3]) == [2]
+        finally:
+            server.shutdown()
+            thread.join()

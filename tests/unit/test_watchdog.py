@@ -12,6 +12,7 @@ from trainingjob_trainer import watchdog as watchdog_module
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import Hang
+from trainingjob_trainer.standstill import Stand, hang
 from trainingjob_trainer.watchdog import PATIENCE, Watchdog
 
 
@@ -32,11 +33,15 @@ def test_all_ranks_end_with_their_stacks_in_the_log_when_one_sleeps_in_a_reducti
     commit = latest(store_of(config))
     assert commit is not None
     assert commit.step == 4
+    stands = {rank: Stand.model_validate_json((tmp_path / f"{rank}.json").read_bytes()) for rank in (0, 1)}
+    said = hang(stands, 2, [0, 1])
+    assert said.cause == "No pass began for 2 s after step 5: rank 0 waits in all_reduce, rank 1 in wait."
+    assert said.rank == 1
 
 
 def test_what_is_slow_but_goes_on_is_left_alone() -> None:
     model, hangs = torch.nn.Linear(1, 1), []
-    with Watchdog(model, 0.4, lambda: 0, hangs.append) as watchdog:  # type: ignore[arg-type]
+    with Watchdog(model, 0.4, lambda: 0, hangs.append, hangs.append) as watchdog:  # type: ignore[arg-type]
         for _ in range(8):
             watchdog._ended.wait(0.1)
             model(torch.zeros(1))
@@ -49,7 +54,7 @@ def test_what_is_slow_but_goes_on_is_left_alone() -> None:
 def test_what_is_compiled_may_take_longer_and_leaves_a_later_hang_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog_module, "GRACE", 0.1)
     model, hung = torch.nn.Linear(1, 1), threading.Event()
-    with Watchdog(model, 0.5, lambda: 0, lambda _: hung.set()) as watchdog:  # type: ignore[arg-type,return-value]
+    with Watchdog(model, 0.5, lambda: 0, lambda _: None, lambda _: hung.set()) as watchdog:  # type: ignore[arg-type,return-value]
         with watchdog.patient():
             for _ in range(2):
                 model(torch.zeros(1))

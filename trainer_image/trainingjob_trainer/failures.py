@@ -29,7 +29,8 @@ _TELLING = (Fenced, UserError, DataError, OutOfMemory, StorageError, Hang)
 def of_rank(error: BaseException, rank: int) -> TrainerError:
     """An exception of the training function on `rank`, on that rank: plain data, which the driver can unpickle."""
     if isinstance(error, TrainerError):
-        error.rank = rank if error.rank is None else error.rank
+        if error.rank is None and not isinstance(error, Hang):  # of which this rank may be a victim
+            error.rank = rank
         return error
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -42,7 +43,7 @@ def of_rank(error: BaseException, rank: int) -> TrainerError:
             "Set training.compile: never, or mend the compiler in the image; the pod's log says what it lacks.",
             rank=rank,
         )
-    if isinstance(error, OSError | RuntimeError) and any(sign in text for sign in _PEER_GONE):
+    if peer_gone(error):
         return WorkerLost(f"Rank {rank} lost its peers: {text}")
     lines = "".join(traceback.format_exception(error)).strip().splitlines()
     return TrainerError(
@@ -50,6 +51,11 @@ def of_rank(error: BaseException, rank: int) -> TrainerError:
         "Look at the pod's log for the whole traceback.",
         rank=rank,
     )
+
+
+def peer_gone(error: BaseException) -> bool:
+    """Whether a rank failed because another one is gone."""
+    return isinstance(error, OSError | RuntimeError) and any(sign in str(error) for sign in _PEER_GONE)
 
 
 def of_attempt(error: Exception) -> TrainerError:

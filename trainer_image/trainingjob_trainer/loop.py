@@ -28,6 +28,7 @@ from trainingjob_trainer.profiling import Profiler
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.saves import Saves
 from trainingjob_trainer.seeding import make_deterministic
+from trainingjob_trainer.standstill import Stand
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.tasks import TaskMetrics
 from trainingjob_trainer.telemetry import Telemetry
@@ -43,6 +44,9 @@ class Hooks(Protocol):
 
     def stop_requested(self) -> Stop:
         """Whether this rank was asked to stop. If any was, all stop at the same step, with that step committed."""
+
+    def stands(self, stand: Stand | None) -> None:
+        """This rank stands still, like all others; None: it goes on. Not called in its main thread."""
 
     def hung(self, error: Hang) -> NoReturn:
         """Tell of it and end the process at once: its main thread answers to nothing. Not called in that thread."""
@@ -86,7 +90,7 @@ class _Run:
         self.telemetry = Telemetry(training, Progress(), manifest.kind == "tokens", Stragglers(world), utilization)
         self.profiler = Profiler(training.profile, attempt, world.rank)
         seconds = training.hang_seconds
-        self.watchdog = Watchdog(self.learner.model, seconds, lambda: self.progress.step, hooks.hung)
+        self.watchdog = Watchdog(self.learner.model, seconds, lambda: self.progress.step, hooks.stands, hooks.hung)
         self.saves = Saves(self.learner, self.telemetry, attempt, self.watchdog, self.report)
         self.vote = Vote(world)
 

@@ -8,7 +8,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,9 @@ LOOK_AROUND = 2.0  # seconds between two looks for pods that joined, or that are
 # Seconds that nothing must have changed about the pods that joined before they are taken in: those of one scale-up come
 # one after another, and each time they are taken in costs the start of an attempt.
 SETTLE = 10.0
+# A pod is silent when it has not answered so many times, a second each.
+TRIES = 3
+ASKED_AT_ONCE = 64
 
 State = Literal["ready", "leaving", "silent"]
 
@@ -125,6 +129,17 @@ def look(pod: Pod) -> list[Node]:
     for index, incarnation in map(_place, alive):
         newest[index] = max(newest.get(index, 0), incarnation)
     return [_node(each, free, pod) for each in alive if _place(each) in newest.items()]
+
+
+def unheard(pod: Pod, indexes: Iterable[int]) -> list[int]:
+    """Those of the gang's pods that do not answer this one, though they are there."""
+
+    def is_silent(index: int) -> bool:
+        return all(_state(pod.peer(index), pod) == "silent" for _ in range(TRIES))
+
+    others = [index for index in indexes if index != pod.index]
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        return [index for index, silent in zip(others, threads.map(is_silent, others), strict=True) if silent]
 
 
 @contextmanager

@@ -6,9 +6,11 @@ failure handling of its own.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .agent.pod import Pod
 from .config import JobConfig
 from .errors import Drained, Hang, TrainerError, WorkerLost
-from .failures import of_attempt, of_rank
+from .failures import of_attempt, of_rank, peer_gone
 from .narration import Narrator
 from .network import interface_of
-from .outcome import Outcome
 from .ray_node import INCARNATION_LABEL, INDEX_LABEL, RANK_RESOURCE
-from .ray_pods import Node
+from .ray_pods import Node, unheard
 from .reporting import Reporter
+from .standstill import Stand, apart, hang
 from .stop import Stop
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: Sequence[Node], re
             "attempt": attempt,
             "rendezvous": f"tcp://{pod.ip}:{port}",
             "report_url": report_url,
+            "pods": [node.index for node in nodes],
         },
         scaling_config=ScalingConfig(
             num_workers=len(ranks),
@@ -81,27 +84,33 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: Sequence[Node], re
     try:
         answer: dict[str, Any] = trainer.fit().return_value
     except Exception as error:
-        raise _hang(pod, attempt.number) or of_attempt(error) from error
+        stands = _stands(report_url, attempt.number)
+        indexes = [node.index for node in nodes]
+        raise (hang(stands, len(ranks), indexes) if stands else of_attempt(error)) from error
     return answer
 
 
-def _hang(pod: Pod, attempt: int) -> Hang | None:
-    """What a rank of this pod left behind when it had come to a stand in this attempt, as all ranks do together."""
+def _stands(report_url: str, attempt: int) -> dict[int, Stand]:
+    """Where the ranks of this attempt stand still, as they have told this pod's agent."""
     try:
-        note = Outcome.model_validate_json(pod.hang_note.read_bytes())
-    except FileNotFoundError:
-        return None
-    return Hang(note.cause, note.next_step, rank=note.rank, step=note.step) if note.attempt == attempt else None
+        with urllib.request.urlopen(report_url.removesuffix("report") + "standing", timeout=5) as response:
+            told = json.load(response)
+    except (OSError, ValueError):
+        return {}
+    standing = told["standing"] if told["attempt"] == attempt else {}
+    return {int(rank): Stand.model_validate(stand) for rank, stand in standing.items()}
 
 
 class RankHooks:
     """A rank's surroundings, as the training loop sees them."""
 
-    def __init__(self, reporter: Reporter, attempt: int, rank: int, pod: Pod) -> None:
+    def __init__(self, reporter: Reporter, attempt: int, rank: int, pod: Pod, pods: Sequence[int] = ()) -> None:
+        """pods: indexes of those that take part, if it is this rank that looks for them when nothing goes on."""
         self._reporter = reporter
         self._attempt = attempt
         self._rank = rank
         self._pod = pod
+        self._pods = pods
         self._narrator = Narrator()
 
     def report(self, fields: Mapping[str, Any]) -> None:
@@ -116,10 +125,16 @@ class RankHooks:
             return Stop.NOW
         return Stop.TO_RESIZE if self._pod.resize_flag.exists() else Stop.NO
 
+    def stands(self, stand: Stand | None) -> None:
+        """Tell the head's agent, where the driver finds it: Ray only tells it that the process is gone."""
+        if stand is not None:
+            stand = stand.model_copy(update={"unheard": unheard(self._pod, self._pods)})
+        told = {str(self._rank): None if stand is None else stand.wire()}
+        self._reporter.report({"attempt": self._attempt, "standing": told})
+
     def hung(self, error: Hang) -> NoReturn:
-        """Leave a note for the driver, to which Ray only tells that the process is gone."""
-        error.rank = self._rank
-        self._pod.hang_note.write_text(Outcome.failure(error, self._attempt).model_dump_json(by_alias=True))
+        """End; the driver says why when it has heard of all ranks."""
+        self._reporter.close()
         os._exit(error.exit_code)
 
 
@@ -140,8 +155,9 @@ def run_rank(work: dict[str, Any]) -> dict[str, Any]:
             raise TrainerError(f"Rank {rank} was placed on pod {pod.index}.", "This is a defect; please report it.")
         with Reporter(work["report_url"], pod.token) as reporter:
             config = JobConfig.model_validate(work["config"])
-            _join(work["rendezvous"], rank, size, pod.ip, config.training.collective_timeout)
-            return _train(config, work["attempt"], RankHooks(reporter, work["attempt"].number, rank, pod))
+            _join(work["rendezvous"], rank, size, pod, work["pods"], config.training.collective_timeout)
+            pods = work["pods"] if get_context().get_local_rank() == 0 else ()
+            return _train(config, work["attempt"], RankHooks(reporter, work["attempt"].number, rank, pod, pods))
     except Exception as error:
         logger.exception("Rank %d failed", rank)
         failure = of_rank(error, rank)
@@ -160,15 +176,24 @@ def _train(config: JobConfig, attempt: Attempt, hooks: RankHooks) -> dict[str, A
     return {"result": result.wire()}
 
 
-def _join(rendezvous: str, rank: int, size: int, ip: str, timeout: timedelta) -> None:
-    """Form the process group: NCCL for CUDA tensors, gloo for the others. A world of one has no group."""
+def _join(rendezvous: str, rank: int, size: int, pod: Pod, pods: Sequence[int], timeout: timedelta) -> None:
+    """Form the process group: NCCL for CUDA tensors, gloo for the others. A world of one has no group.
+
+    Raises `Hang` if it comes to nothing though all ranks are there.
+    """
     import torch
     import torch.distributed as dist
 
     if size == 1:
         return
-    interface = interface_of(ip)
+    interface = interface_of(pod.ip)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rendezvous, rank=rank, world_size=size, timeout=timeout)
+    begun = time.monotonic()
+    try:
+        dist.init_process_group(backend, rendezvous, rank=rank, world_size=size, timeout=timeout)
+    except RuntimeError as error:
+        if peer_gone(error):
+            raise
+        raise apart(time.monotonic() - begun, pod.index, unheard(pod, pods)) from error

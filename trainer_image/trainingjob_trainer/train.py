@@ -31,6 +31,7 @@ from trainingjob_trainer.errors import Drained, Fenced, Hang, TrainerError, User
 from trainingjob_trainer.failures import of_rank
 from trainingjob_trainer.narration import Narrator
 from trainingjob_trainer.records import Incident
+from trainingjob_trainer.standstill import Stand
 from trainingjob_trainer.stop import Stop
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class Console:
         self._stop.set()
         if not self._trains:
             raise Drained("Asked to stop before training began.")
+
+    def stands(self, stand: Stand | None) -> None:
+        """Each rank says it for itself, in the end."""
 
     def hung(self, error: Hang) -> NoReturn:
         """Say so and end."""

@@ -15,12 +15,12 @@ from typing import NoReturn, Self
 from torch import nn
 
 from trainingjob_trainer.errors import Hang
+from trainingjob_trainer.standstill import NEXT_STEP, Stand
 
 GRACE = 10.0
 """Seconds that the other ranks have at least to notice it by themselves, before this one ends and takes them along."""
 PATIENCE = 4
 """Times as long as other passes may take one that is compiled first: 24 s when idle, six minutes on a busy CPU."""
-NEXT_STEP = "Compare the stacks of all ranks in the pods' logs: the one that differs holds up the others."
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,20 @@ log = logging.getLogger(__name__)
 class Watchdog:
     """Expects the model to begin a forward pass every `seconds`, as training and evaluation do.
 
-    Ranks are in lockstep, so all of them notice within a step's time of each other. Each logs the stacks of its threads
-    and then calls `hung`, in a thread of its own, because the main thread answers to nothing.
+    Ranks are in lockstep, so all of them notice within a step's time of each other. Each logs the stacks of its
+    threads, tells where it `stands` (None: it goes on after all) and then calls `hung`, in a thread of its own, because
+    the main thread answers to nothing.
     """
 
     def __init__(
-        self, model: nn.Module, seconds: float, step: Callable[[], int], hung: Callable[[Hang], NoReturn]
+        self,
+        model: nn.Module,
+        seconds: float,
+        step: Callable[[], int],
+        stands: Callable[[Stand | None], None],
+        hung: Callable[[Hang], NoReturn],
     ) -> None:
-        self._model, self._seconds, self._step, self._hung = model, seconds, step, hung
+        self._model, self._seconds, self._step, self._stands, self._hung = model, seconds, step, stands, hung
         self._main = threading.get_ident()
         self._last = time.monotonic()
         self._longest = 0.0  # between two passes
@@ -88,13 +94,15 @@ class Watchdog:
                 self._tell_and_end(limit)
 
     def _tell_and_end(self, limit: float) -> None:
-        step, last = self._step(), self._last
-        where = traceback.extract_stack(sys._current_frames()[self._main])[-1].name
+        last = self._last
+        stand = Stand.of(sys._current_frames()[self._main], self._step(), limit)
         log.error("No pass for %g s. The stacks of all threads:\n%s", limit, stacks())
+        self._stands(stand)
         self._ended.wait(max(GRACE, 2 * self._longest))
         if self._last == last:
-            cause = f"No pass began for {limit:g} s after step {step}; this rank is in {where}."
-            self._hung(Hang(cause, NEXT_STEP, step=step))
+            cause = f"No pass began for {limit:g} s after step {stand.step}; this rank is in {stand.where}."
+            self._hung(Hang(cause, NEXT_STEP, step=stand.step))
+        self._stands(None)
 
 
 def stacks() -> str:

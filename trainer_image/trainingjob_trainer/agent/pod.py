@@ -65,11 +65,6 @@ class Pod:
         return self.work / "resize"
 
     @property
-    def hang_note(self) -> Path:
-        """Where a rank that ends because nothing goes on leaves why."""
-        return self.work / "hang.json"
-
-    @property
     def outcome_path(self) -> Path:
         """Where the stage's program leaves its outcome for the termination message."""
         return self.work / "outcome.json"

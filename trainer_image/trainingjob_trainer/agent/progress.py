@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ..config import Config
 from ..records import Incident, now
+from ..standstill import Stand
 
 State = Literal["Starting", "Checking", "Preparing", "Training", "Evaluating", "Exporting", "Draining", "Done"]
 
@@ -59,6 +60,7 @@ class Report(Config):
     resumed_from_step: int | None = None
     first_step_at: str | None = None
     incidents: list[Incident] | None = Field(None, max_length=20)
+    standing: dict[int, Stand | None] | None = None
 
 
 class Progress:
@@ -73,6 +75,7 @@ class Progress:
         self._fields |= {"attemptStartedAt": None, "firstStepAt": None}
         self._steps = steps
         self._ending = False
+        self._standing: dict[int, Stand | None] = {}
 
     @property
     def state(self) -> str:
@@ -114,7 +117,11 @@ class Progress:
                 return
             if report.attempt > current:
                 self._fields |= {"attemptStartedAt": now(), "firstStepAt": None, "resumedFromStep": None}
-        for name, value in report.model_dump(mode="json", by_alias=True, exclude_unset=True).items():
+                self._standing = {}
+        self._standing |= report.standing or {}
+        for name, value in report.model_dump(
+            mode="json", by_alias=True, exclude_unset=True, exclude={"standing"}
+        ).items():
             if self._ending and name in ("state", "message"):
                 continue
             if isinstance(value, dict) and name != "evaluation":
@@ -124,6 +131,11 @@ class Progress:
     def wire(self) -> dict[str, Any]:
         """The body of `GET /progress`."""
         return self._fixed | self._fields
+
+    def standing(self) -> dict[str, Any]:
+        """The body of `GET /standing`: of the ranks of the newest attempt that stand still, where."""
+        stands = {rank: stand.wire() for rank, stand in self._standing.items() if stand is not None}
+        return {"attempt": self.attempt, "standing": stands}
 
     def metrics(self) -> dict[str, tuple[str, float]]:
         """Prometheus gauges: name -> (help, value). What is not known yet is left out."""

@@ -36,6 +36,7 @@ class Server:
         self.routes = app.router
         self.routes.add_get("/healthz", self._healthz)
         self.routes.add_get("/progress", self._get_progress)
+        self.routes.add_get("/standing", self._get_standing)
         self.routes.add_get("/metrics", self._metrics)
         self.routes.add_post("/report", self._report)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
@@ -63,6 +64,9 @@ class Server:
                 self._left.add(request.query["leaving"])
                 self._another_left.notify_all()
         return web.json_response(self._progress.wire())
+
+    async def _get_standing(self, _: web.Request) -> web.Response:
+        return web.json_response(self._progress.standing())
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), content_type="text/plain", charset="utf-8")
