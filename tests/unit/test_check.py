@@ -153,6 +153,9 @@ def test_overwrite_deletes_commits_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert check(new, store).outcome == "PrepareData"
 
 
+TABLE: dict[str, Any] = {"task": {"kind": "regression"}, "model": {"mlp": {}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -81,6 +81,13 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
         prepare_data(config, store_of(config))
 
 
+def test_labels_of_which_hardly_any_occurs_twice_are_refused(tmp_path: Path) -> None:
+    """The text itself, or a number of the row: each would be a class."""
+    config = labelled(tmp_path, *({"body": f"text {i}", "topic": f"text {i}"} for i in range(200)))
+    with pytest.raises(UserError, match=r"There are 200 classes for \d+ training texts: hardly any has a second case"):
+        prepare_data(config, store_of(config))
+
+
 def test_padding_does_not_change_what_an_encoder_says_of_a_text() -> None:
     model = Encoder(Transformer(layers=2, dim=32, heads=4, kv_heads=2), vocab_size=50, eos_id=0, num_classes=3).eval()
     init_weights(model, 1)

@@ -17,6 +17,7 @@ from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, read_token
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
 from trainingjob_trainer.prepare.limits import (
+    check_columns,
     check_limits,
     check_memory,
     check_metrics,
@@ -56,6 +57,7 @@ def check(config: JobConfig, store: Store) -> CheckOutcome:
     """
     check_ranks(config)
     check_unread(config)
+    check_columns(config)
     check_metrics(config)
     check_profile(config)
     for _ in range(ROUNDS):

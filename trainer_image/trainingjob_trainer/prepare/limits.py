@@ -19,6 +19,7 @@ from trainingjob_trainer.data.manifest import SPLITS, Manifest
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.storage import Store
 
+MOST_RARE = 100  # classes; more of them, for less than two examples each, are no labels but names or texts
 PROBE, PROBE_KEY = 8 * 2**20, "probe"
 SLOWEST = 2_000_000  # bytes a second of a pod; no storage is slower, and no probe is made for less
 
@@ -58,6 +59,21 @@ def check_unread(config: JobConfig) -> None:
                 f"spec.{field} is {value:g}, and is not read where {decides} is {present}.",
                 f"Remove it; it is for {', '.join(readers)}.",
             )
+
+
+def check_columns(config: JobConfig) -> None:
+    """Raises `UserError` if a table's columns are not what they should be: each once, and without the answer."""
+    source = config.data.train
+    if config.task.kind != "regression":
+        return
+    if source.label_field in source.features:
+        raise UserError(
+            f"spec.data.train.features has {source.label_field}, which is spec.data.train.labelField: the model would "
+            "be given what it is to predict.",
+            "Take it out of features.",
+        )
+    if twice := [name for name in source.features if source.features.count(name) > 1]:
+        raise UserError(f"spec.data.train.features has {twice[0]} more than once.", "Name each column once.")
 
 
 def check_metrics(config: JobConfig) -> None:
@@ -171,6 +187,12 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
         raise UserError(
             f"All {manifest.kind} have the same label ({', '.join(manifest.classes)}).",
             "Correct spec.data.train.labelField.",
+        )
+    classes, examples = len(manifest.classes or ()), manifest.splits["train"].count
+    if not manifest.multi_label and classes > MOST_RARE and 2 * classes > examples:
+        raise UserError(
+            f"There are {classes} classes for {examples} training {manifest.kind}: hardly any has a second case.",
+            "Correct spec.data.train.labelField, or give more data.",
         )
 
 
