@@ -13,7 +13,7 @@ from trainingjob_trainer.accounting import host_memory
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.config.data import ORDER_VERSION
-from trainingjob_trainer.errors import DataError, Fenced, UserError
+from trainingjob_trainer.errors import DataError, Fenced, StorageError, UserError
 from trainingjob_trainer.prepare.check import check
 from trainingjob_trainer.prepare.limits import model_size
 from trainingjob_trainer.prepare.local import prepare_data
@@ -73,6 +73,15 @@ def test_a_new_run_is_prepared_then_trained_then_finished(tmp_path: Path) -> Non
     done = check(config, store)
     assert (done.outcome, done.result) == ("Finished", result.wire())
     assert record(store) == created, "checking again changed the record"
+
+
+def test_a_manifest_that_is_damaged_is_named(tmp_path: Path) -> None:
+    config = spec(tmp_path)
+    store = store_of(config)
+    check(config, store)
+    store.put("data/manifest.json", prepare_data(config, store).to_json()[:99])
+    with pytest.raises(StorageError, match=r"data/manifest\.json is not the manifest of prepared data: Invalid JSON"):
+        check(config, store)
 
 
 def test_a_finished_run_needs_its_raw_data_no_more(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from trainingjob_trainer.errors import Drained, TrainerError, UserError
+from trainingjob_trainer.errors import Drained, UserError
 from trainingjob_trainer.stop import Stop
-from trainingjob_trainer.train import Console, main, read_config, tell
+from trainingjob_trainer.train import Console, main, read_config
 
 SPEC = {
     "outputUri": "/tmp/run",
@@ -109,11 +109,14 @@ def test_lines_say_each_thing_once_and_only_of_steps_that_this_attempt_took(
     assert console.step == 20  # what an incident names
 
 
-def test_a_defect_is_told_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        raise TrainerError.internal(KeyError("blocks"))
-    except TrainerError as error:
-        tell(error)
+def test_a_defect_is_told_with_its_traceback_and_ends_as_it_does_in_a_pod(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise KeyError("blocks")
+
+    monkeypatch.setattr("trainingjob_trainer.train.run", run)
+    assert main([str(tmp_path)]) == 20
     told = capsys.readouterr().err
-    assert "in test_a_defect_is_told_with_its_traceback" in told
+    assert "in run\n" in told
     assert "Internal: KeyError: 'blocks'" in told

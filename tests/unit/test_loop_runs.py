@@ -12,7 +12,7 @@ from support.ranks import run_ranks
 from support.resuming import resumed_like_its_twin
 from support.training import SEQUENCE, VOCABULARY, contents, job, newest, prepared, store_of, without_dropout
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
-from trainingjob_trainer.checkpoint.commits import commits, latest, read_verified
+from trainingjob_trainer.checkpoint.commits import commits, encoding_of, latest, read_verified
 from trainingjob_trainer.checkpoint.state import LoggedStep
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, Shard, SplitData
@@ -166,6 +166,19 @@ def test_a_run_that_can_read_nothing_ends_and_has_not_moved(tmp_path: Path) -> N
     [error] = run_ranks(1, train_run, finished, 3)
     assert isinstance(error, DataError)
     assert "all data of the test split is corrupt" in error.cause
+
+
+def test_a_checkpoint_is_not_continued_on_data_that_means_something_else(tmp_path: Path) -> None:
+    config = prepared(tmp_path, steps=2)
+    store = store_of(config)
+    run_ranks(1, train_run, config, 1)
+    manifest = Manifest.model_validate_json(store.get(MANIFEST_KEY))
+    assert newest(config).encoding == encoding_of(manifest)
+    store.put(MANIFEST_KEY, manifest.model_copy(update={"eos_id": 1}).to_json())
+    [error] = run_ranks(1, train_run, job(tmp_path, steps=4), 2)
+    assert isinstance(error, UserError)
+    assert "was trained on data with another tokenizer" in error.cause
+    assert newest(config).step == 2
 
 
 def test_a_run_with_more_steps_continues_from_its_last_checkpoint_at_the_rate_that_is_configured_now(

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from support.corpus import digits, images
 from support.training import job, store_of
 from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.commits import Commit, encoding_of
+from trainingjob_trainer.checkpoint.commits import publish as publish_commit
 from trainingjob_trainer.checkpoint.state import Progress
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.data.manifest import Manifest, read_tokenizer
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.errors import DataError, UserError
 from trainingjob_trainer.evaluation.report import report_data
@@ -202,6 +204,25 @@ def test_no_manifest_is_written_for_data_that_is_too_small(tmp_path: Path) -> No
     assert whole.value.next_step == "Give more data, or lower spec.training.sequenceLength."
     with pytest.raises(NotFound):
         store_of(config).get("data/manifest.json")
+
+
+def test_data_that_is_prepared_again_means_what_the_checkpoints_have_learnt(tmp_path: Path) -> None:
+    """Other documents make another tokenizer of the same size: the model would go on without an error, and in vain."""
+    config = corpus(tmp_path)
+    store = store_of(config)
+    manifest = prepare_data(config, store)
+    attempt = Attempt.take(store, 0)
+    learnt = Commit(step=5, attempt=1, world_size=1, identity_hash="", encoding=encoding_of(manifest), objects=[])
+    publish_commit(learnt, attempt)
+    store.delete(["data/manifest.json"])
+    assert prepare_data(config, store) == manifest
+
+    store.delete(["data/manifest.json"])
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text(raw.read_text().replace("alpha", "omega"))
+    with pytest.raises(UserError, match=r"checkpoint of step 5 in .* was trained on data with another tokenizer"):
+        prepare_data(config, store)
+    read_tokenizer(manifest, store)  # not overwritten
 
 
 def test_an_empty_source_is_a_data_error(tmp_path: Path) -> None:

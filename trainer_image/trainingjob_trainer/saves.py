@@ -12,7 +12,7 @@ import torch
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence, best_of
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
-from trainingjob_trainer.checkpoint.commits import commits, latest, step_prefix
+from trainingjob_trainer.checkpoint.commits import check_encoding, commits, encoding_of, latest, step_prefix
 from trainingjob_trainer.checkpoint.retention import best_commits
 from trainingjob_trainer.checkpoint.state import weights_of
 from trainingjob_trainer.errors import UserError
@@ -35,7 +35,8 @@ class Saves:
         self._learner, self._telemetry, self._attempt = learner, telemetry, attempt
         self._watchdog, self._report = watchdog, report
         self._policy, self._skips = learner.config.checkpoint, learner.config.data.on_corrupt == "skip"
-        self._checkpointer = Checkpointer(attempt, learner.world, learner.config.identity_hash(), self._policy)
+        identity, encoding = learner.config.identity_hash(), encoding_of(learner.manifest)
+        self._checkpointer = Checkpointer(attempt, learner.world, identity, self._policy, encoding)
         self._cadence = Cadence(self._policy)
         self._told_step = 0  # of the newest checkpoint that was reported
         self.corrupt_samples = 0  # that this rank has skipped since the last checkpoint
@@ -60,6 +61,7 @@ class Saves:
                 f"{self._attempt.store.uri()} holds checkpoints of another run.",
                 "Choose another outputUri, or set runPolicy.onExistingRun: Overwrite.",
             )
+        check_encoding(commit, self._learner.manifest, self._attempt.store)
         self._telemetry.progress = self._checkpointer.load(commit, self._learner.tensors())
         self._told_step = commit.step
         return commit.step

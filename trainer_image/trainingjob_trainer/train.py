@@ -88,10 +88,10 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def tell(error: TrainerError) -> None:
-    """What ends the program; of a defect all that is known."""
+def tell(error: TrainerError, raised: Exception | None = None) -> None:
+    """What ends the program; of a defect all that is known. raised: what `error` was made of, if it is another."""
     if type(error) is TrainerError:
-        traceback.print_exception(error)
+        traceback.print_exception(raised or error)
     say(f"{error.error_class}: {error.cause}" + (f"\n         {error.next_step}" if error.next_step else ""))
 
 
@@ -203,10 +203,11 @@ def main(arguments: list[str] | None = None) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     try:
         run(job, rank, world_size)
-    except TrainerError as error:
-        if rank == 0 or not isinstance(error, Drained | Fenced):  # of which all ranks have the same to tell
-            tell(error)
-        return error.exit_code
+    except Exception as error:
+        failure = of_rank(error, rank)
+        if rank == 0 or not isinstance(failure, Drained | Fenced):  # of which all ranks have the same to tell
+            tell(failure, error)
+        return failure.exit_code
     return 0
 
 

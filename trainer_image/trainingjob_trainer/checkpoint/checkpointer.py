@@ -44,11 +44,13 @@ class Checkpointer:
     group that nothing else uses: collectives of several threads on one group would be matched with each other.
     """
 
-    def __init__(self, attempt: Attempt, world: World, identity_hash: str, policy: Checkpoint) -> None:
+    def __init__(
+        self, attempt: Attempt, world: World, identity_hash: str, policy: Checkpoint, encoding: str | None = None
+    ) -> None:
         self._store = PatientStore(attempt.store)
         self._attempt = replace(attempt, store=self._store)
         self._world, self._uploaders = world, world.apart()
-        self.identity_hash, self._policy = identity_hash, policy
+        self.identity_hash, self._policy, self._encoding = identity_hash, policy, encoding
         self._staging = Staging(world.device)
         self._upload: Future[None] | None = None
         self._committed_step = 0
@@ -138,6 +140,7 @@ class Checkpointer:
             attempt=self._attempt.number,
             world_size=self._world.size,
             identity_hash=self.identity_hash,
+            encoding=self._encoding,
             metrics=metrics,
             versions={name: version(name) for name in ("trainingjob", "torch")},
             objects=objects,

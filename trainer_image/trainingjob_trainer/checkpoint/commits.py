@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 from pydantic import Field, ValidationError
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
-from trainingjob_trainer.config import Config
-from trainingjob_trainer.errors import StorageError
+from trainingjob_trainer.config import Config, digest
+from trainingjob_trainer.data.manifest import Manifest
+from trainingjob_trainer.errors import StorageError, UserError
 from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store
 
 PREFIX = "checkpoints/"
@@ -32,7 +33,8 @@ class StoredObject(Config):
 class Commit(Config):
     """A checkpoint: complete, and of one attempt alone. `metrics` are of an evaluation at this very step, if any.
 
-    `versions` of what wrote it are for people: loading does not depend on them.
+    `versions` of what wrote it are for people: loading does not depend on them. `encoding`: digest of what the numbers
+    mean that the model has learnt; None in checkpoints of earlier versions.
     """
 
     version: int = 1
@@ -40,6 +42,7 @@ class Commit(Config):
     attempt: int
     world_size: int
     identity_hash: str
+    encoding: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     objects: list[StoredObject]
@@ -71,7 +74,7 @@ def commits(store: Store) -> list[Commit]:
     for key in sorted(info.key for info in store.list(PREFIX)):
         if PurePosixPath(key).name == COMMIT_NAME:
             try:
-                found.append(_parse(key, store.get(key)))
+                found.append(_parse(store.uri(key), store.get(key)))
             except NotFound:
                 continue
     return found
@@ -80,6 +83,23 @@ def commits(store: Store) -> list[Commit]:
 def latest(store: Store) -> Commit | None:
     """The newest checkpoint, derived from what is there."""
     return max(commits(store), key=lambda found: found.step, default=None)
+
+
+def encoding_of(manifest: Manifest) -> str:
+    """Digest of what the numbers of the data mean: its tokens, classes, scales."""
+    meaning = {"kind", "vocab_size", "tokenizer_digest", "eos_id", "shape", "classes", "multi_label", "scales"}
+    return digest(manifest.model_dump(mode="json", include=meaning))
+
+
+def check_encoding(commit: Commit | None, manifest: Manifest, store: Store) -> None:
+    """Raises `UserError` if a checkpoint was trained on numbers that mean something else: it would not understand."""
+    if commit is not None and commit.encoding not in (None, encoding_of(manifest)):
+        raise UserError(
+            f"The checkpoint of step {commit.step} in {store.uri()} was trained on data with another tokenizer, other "
+            "classes or other scales than the data has now.",
+            "Restore data/ in the run directory, or the raw data as it was; or choose another outputUri and begin with "
+            "this model (spec.model.initFrom).",
+        )
 
 
 def publish(commit: Commit, attempt: Attempt) -> bool:
@@ -92,7 +112,7 @@ def publish(commit: Commit, attempt: Attempt) -> bool:
     try:
         store.put(commit.key, commit.model_dump_json(by_alias=True, indent=1).encode(), if_none_match=True)
     except PreconditionFailed:
-        if _parse(commit.key, store.get(commit.key)) == commit:  # our own PUT, answered late and retried
+        if _parse(store.uri(commit.key), store.get(commit.key)) == commit:  # our own PUT, answered late and retried
             return True
         store.delete([stored.key for stored in commit.objects])
         return False
@@ -120,11 +140,11 @@ def _damaged(store: Store, stored: StoredObject, how: str) -> StorageError:
     )
 
 
-def _parse(key: str, data: bytes) -> Commit:
+def _parse(uri: str, data: bytes) -> Commit:
     try:
         return Commit.model_validate_json(data)
     except ValidationError as error:
         raise StorageError(
-            f"{key} is not a checkpoint's COMMIT: {error.errors()[0]['msg']}.",
+            f"{uri} is not a checkpoint's COMMIT: {error.errors()[0]['msg']}.",
             "Delete it to go back to the checkpoint before.",
         ) from error

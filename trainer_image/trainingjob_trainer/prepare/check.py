@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
+
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, read_tokenizer
-from trainingjob_trainer.errors import UserError
+from trainingjob_trainer.errors import StorageError, UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
 from trainingjob_trainer.prepare.limits import (
     check_columns,
@@ -122,6 +124,11 @@ def load_manifest(config: JobConfig, store: Store) -> Manifest | None:
         manifest = Manifest.model_validate_json(store.get(MANIFEST_KEY))
     except NotFound:
         return None
+    except ValidationError as error:
+        raise StorageError(
+            f"{store.uri(MANIFEST_KEY)} is not the manifest of prepared data: {error.errors()[0]['msg']}.",
+            "Restore it, or delete it to have the data prepared again.",
+        ) from error
     return manifest if manifest.identity_hash == config.identity_hash() else None
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trainingjob_trainer.beginning import source_of
+from trainingjob_trainer.checkpoint.commits import check_encoding, latest
 from trainingjob_trainer.config import TrainerSpec
-from trainingjob_trainer.data.manifest import ITEM_BYTES, LABEL_BYTES, TOKENIZER_KEY, Scale
+from trainingjob_trainer.data.manifest import ITEM_BYTES, LABEL_BYTES, TOKENIZER_KEY, Manifest, Scale
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.prepare import tokenizer as bpe
 from trainingjob_trainer.prepare.examples import Example, label_names
@@ -51,7 +52,18 @@ class Encoder(Protocol):
 
 def make_encoder(store: Store, config: TrainerSpec, corpus: Corpus) -> Encoder:
     """The encoder of a job's data. The tokenizer, trained on the training split only or taken with the weights that
-    the run begins with, is stored."""
+    the run begins with, is stored.
+
+    Raises `UserError` if the run has a checkpoint already, which another one encoded for: nothing is overwritten then.
+    """
+    encoder = _encoder(config, corpus)
+    check_encoding(latest(store), Manifest(splits={}, **encoder.facts()), store)
+    if not isinstance(encoder, TableEncoder | ImageEncoder):
+        store.put(TOKENIZER_KEY, encoder.tokenizer)
+    return encoder
+
+
+def _encoder(config: TrainerSpec, corpus: Corpus) -> TokenEncoder | TextEncoder | ImageEncoder | TableEncoder:
     kind, multi_label = config.task.kind, config.task.multi_label
     if kind == "regression":
         return TableEncoder(len(config.data.train.features), scales(corpus.training_payloads()))
@@ -62,7 +74,6 @@ def make_encoder(store: Store, config: TrainerSpec, corpus: Corpus) -> Encoder:
     else:
         tokenizer = bpe.train_bpe(corpus.training_payloads(), config.data.prepare.tokenizer.vocab_size)
         stored, vocab_size, eos_id = bpe.to_json(tokenizer), bpe.vocabulary_size(tokenizer), bpe.EOS_ID
-    store.put(TOKENIZER_KEY, stored)
     tokens = TokenEncoder(stored, "uint16" if vocab_size <= 2**16 else "uint32", eos_id)
     if kind == "language-modeling":
         return tokens
@@ -124,6 +135,10 @@ class TextEncoder:
     labels: Labels
     length: int
     closed: bool = False
+
+    @property
+    def tokenizer(self) -> bytes:
+        return self.tokens.tokenizer
 
     @property
     def item_bytes(self) -> int:
