@@ -17,6 +17,10 @@ YOUNG_OBJECTS = 20_000
 """New objects after which the collector looks for cycles. Next to all of ours are freed by their reference counts; at
 Python's 700 looking takes 6 % of the CPU time while many jobs start (perf)."""
 
+DEEPEST_JSON = 10_000
+"""Levels of an object that an API server stores, in a field that it does not know. Read it must be, by kopf too, or one
+object would end what looks after all others."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # Twice the series, and they say nothing.
     gc.freeze()  # What has been imported stays: the collector need not look through it again and again.
     gc.set_threshold(YOUNG_OBJECTS)
+    sys.setrecursionlimit(2 * DEEPEST_JSON)
     try:
         asyncio.run(app.run(chosen))
     except StartProblem as problem:

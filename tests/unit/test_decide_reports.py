@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from support.memory_api import owner
 from support.play import Play, policy
 from trainingjob_operator.api.status import TrainingJobStatus
-from trainingjob_operator.core.facts import TerminationMessage
+from trainingjob_operator.core.facts import PodFacts
 
 HUGE, LONG = 10**30, 10**400  # more than an int64, more than a double
 INCIDENT = {"attempt": 1, "class": "Hang", "rank": 1, "time": "2026-01-01T00:01:00Z"}
@@ -85,10 +86,20 @@ def test_an_incident_that_was_dropped_is_not_counted_again(training: Play) -> No
     assert training.status.restarts.by_class == {"Hang": 1, "Deleted": 10}
 
 
-@pytest.mark.parametrize("field", ["step", "attempt", "rank"])
-def test_last_words_with_huge_numbers_are_none(field: str) -> None:
-    with pytest.raises(ValidationError):
-        TerminationMessage.model_validate({"outcome": "Finished", field: HUGE})
+@pytest.mark.parametrize(
+    "log",
+    [
+        "[" * 4096,
+        '{"outcome": "Finished", "result": {"modelUri": "\\ud800"}}',
+        *(json.dumps({"outcome": "Finished", field: HUGE}) for field in ("step", "attempt", "rank")),
+    ],
+)
+def test_a_log_that_looks_like_a_message_is_a_log(log: str) -> None:
+    ended = {"name": "trainer", "state": {"terminated": {"exitCode": 1, "message": log}}}
+    meta = {"name": "gpt-train-0-1", "uid": "p", "ownerReferences": [owner("job-uid")]}
+    pod = PodFacts.from_object({"metadata": meta, "status": {"containerStatuses": [ended]}})
+    assert pod.termination is None
+    assert pod.termination_text == log[-1024:]
 
 
 def test_a_result_of_whatever_step_ends_the_run(training: Play) -> None:

@@ -54,3 +54,23 @@ def test_a_status_of_a_newer_operator_keeps_what_is_understood() -> None:
     status = {"phase": "Running", "observedGeneration": 3, "newField": 1, "pods": []}
     assert job(spec(), status).status.phase == "Running"
     assert job(spec(), {**status, "phase": "Dreaming"}).status.phase is None
+
+
+@pytest.mark.parametrize("field", ["affinity", "env.0.valueFrom", "volumes.0"])
+def test_what_is_handed_on_as_it_is_is_no_deeper_than_parts_of_pods_are(field: str) -> None:
+    def template(levels: int) -> Json:
+        value: Any = {}
+        for _ in range(levels - 1):
+            value = {"nested": [value]} if levels % 2 else {"nested": value}
+        made = {"affinity": value, "env.0.valueFrom": [{"name": "A", "valueFrom": value}]}
+        return {field.partition(".")[0]: made.get(field, [{"name": "v", **value}])}
+
+    def read(levels: int) -> Any:
+        return job(merged(spec(), {"workers": {"replicas": 1, "template": template(levels)}})).spec
+
+    assert not isinstance(read(16), InvalidSpec)
+    for levels in (100, 601):
+        found = read(levels)
+        assert isinstance(found, InvalidSpec)
+        said = "is nested more than 32 levels deep, which no part of a pod is"
+        assert found.message == f"spec.workers.template.{field}: {said}"

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from trainingjob_trainer.config import Config, ObjectName
 
-Free = Annotated[dict[str, Any], Field(max_length=64)]
+DEEPEST = 32  # levels of an object that is handed on as it is; no part of a pod has half as many
+
+
+def _not_too_deep(value: dict[str, Any]) -> dict[str, Any]:
+    if _is_deeper(value, DEEPEST):
+        raise ValueError(f"is nested more than {DEEPEST} levels deep, which no part of a pod is")
+    return value
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper(part, levels - 1) for part in parts)
+
+
+Free = Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_not_too_deep)]
 Key = Annotated[str, Field(max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 Labels = Annotated[dict[Key, LabelValue], Field(max_length=64)]
@@ -69,6 +83,11 @@ class Volume(Config):
     name: Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = Field(
         description="Name. trainingjob-* belongs to the operator."
     )
+
+    @model_validator(mode="after")
+    def _source_is_not_too_deep(self) -> Self:
+        _not_too_deep(self.model_extra or {})
+        return self
 
 
 class VolumeMount(Config):

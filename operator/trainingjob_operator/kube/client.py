@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -167,7 +168,7 @@ class Client:
                 if code >= 400:
                     raise await _error(response)
                 async for line in _lines(response.content):
-                    event = from_json(line)
+                    event = _decoded(line)
                     if event["type"] == "ERROR":
                         raise error_from_status(event["object"])
                     yield WatchEvent(event["type"], event["object"])
@@ -228,7 +229,7 @@ class Client:
                     code = response.status
                     if code >= 400:
                         raise await _error(response)
-                    answer: Manifest = from_json(await response.read())
+                    answer: Manifest = _decoded(await response.read())
                     return answer
             except (aiohttp.ClientError, TimeoutError) as error:
                 code = 0
@@ -283,6 +284,14 @@ _METHODS = {"get": "GET", "list": "GET", "create": "POST", "delete": "DELETE", "
 def _unreachable(error: Exception) -> Unreachable:
     what = "no answer in time" if isinstance(error, asyncio.TimeoutError) else str(error) or type(error).__name__
     return Unreachable(0, "Unreachable", f"the API server does not answer: {what}")
+
+
+def _decoded(text: bytes) -> Any:
+    """JSON as deep as API servers store it: the quick parser gives up at 200 levels."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
 
 
 async def _error(response: aiohttp.ClientResponse) -> ApiError:
