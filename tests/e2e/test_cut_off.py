@@ -81,7 +81,7 @@ def impatient_job(*place: str) -> Object:
     return job | {"spec": {**spec, "workers": {**spec["workers"], "replicas": 3}, "training": training}}
 
 
-@pytest.mark.slow  # four minutes; ten more until ranks have given up to come together
+@pytest.mark.slow  # four to six minutes; nine more until ranks have given up to come together
 @pytest.mark.parametrize("attempts", [1, 2])
 def test_workers_that_do_not_reach_each_other_are_named_and_none_is_blamed_or_replaced(
     start_job: Callable[..., Run], attempts: int
