@@ -241,6 +241,23 @@ def statistics_around_a_bad_step(config: JobConfig) -> list[list[Any]]:
     return [before, [buffer.tolist() for buffer in stepper.statistics]]
 
 
+def averaged_statistics(config: JobConfig) -> tuple[bool, bool]:
+    """Whether the average holds that of a BatchNorm's statistics over three steps, and an evaluation sees it."""
+    stepper = build(config)
+    average, model, decay = stepper.average, stepper.model, config.training.ema_decay
+    assert average is not None
+    name = next(name for name, _ in model.named_buffers() if name.endswith("running_mean"))
+    manifest = Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY))
+    reader = Reader(store_of(config), manifest, "train", config.training.sequence_length)
+    expected = model.get_buffer(name).clone()
+    for step in range(3):
+        stepper(step, reader.read(range(config.training.global_batch_size)))
+        expected = expected.lerp(model.get_buffer(name), 1 - decay)
+    held = torch.equal(average.tensors[name], expected) and not torch.equal(model.get_buffer(name), expected)
+    with average.in_place():
+        return held, torch.equal(model.get_buffer(name), expected)
+
+
 def checkpointer_of(config: JobConfig, attempt: int, world: World) -> Checkpointer:
     return Checkpointer(Attempt(attempt, store_of(config)), world, config.identity_hash(), config.checkpoint)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.begin import write_source
 from support.corpus import digits
-from support.rank_functions import initial_state, statistics_around_a_bad_step, train_run
+from support.rank_functions import averaged_statistics, initial_state, statistics_around_a_bad_step, train_run
 from support.ranks import run_ranks
 from support.resuming import resumed_like_its_twin
 from support.training import VOCABULARY, job, newest, put_tokens, store_of
@@ -124,14 +124,19 @@ def test_initial_weights_are_the_librarys_and_the_same_on_any_number_of_ranks(tm
 
 
 def test_statistics_of_batch_norm_are_committed_and_a_run_resumes_bit_for_bit(tmp_path: Path) -> None:
-    """Committed at a step without an evaluation, which shares them among the ranks, too."""
-    checkpoint = {"everySteps": 5, "keepBest": 0}
-    baseline, disturbed = (classifier(tmp_path / name, checkpoint=checkpoint) for name in ("baseline", "disturbed"))
+    """Committed at a step without an evaluation, which shares them among the ranks, too. And so are their averages."""
+    changes = {"checkpoint": {"everySteps": 5, "keepBest": 0}, "emaDecay": 0.9}
+    baseline, disturbed = (classifier(tmp_path / name, **changes) for name in ("baseline", "disturbed"))
     (_, reports), (result, _) = resumed_like_its_twin(2, baseline, disturbed, killed_at=8, saved=5)
     assert "DDP: 2 copies of the model (its BatchNorm layers are not sharded)" in reports[0]["message"]
     program = torch.export.load(f"{result.model_uri}model.pt2").state_dict
     counts = {int(value) for name, value in program.items() if name.endswith("num_batches_tracked")}
     assert counts == {24}, "12 steps of 2 passes"
+
+
+def test_averaged_weights_are_evaluated_with_averaged_statistics(tmp_path: Path) -> None:
+    """Those of the last weights are not theirs."""
+    assert run_ranks(1, averaged_statistics, classifier(tmp_path, emaDecay=0.5)) == [(True, True)]
 
 
 def test_in_bfloat16_the_statistics_stay_float32(tmp_path: Path) -> None:

@@ -90,12 +90,12 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds, live."""
-        self.world.share(self.stepper.statistics)
+        self._share_statistics()
         return state_tensors(self.model, self.stepper.optimizer, self.stepper.average)
 
     def evaluate(self, reader: Reader, max_samples: int | None = None) -> TaskMetrics:
         """Metrics of the evaluated weights on a split, the same on every rank."""
-        self.world.share(self.stepper.statistics)
+        self._share_statistics()
         with self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
             metrics = evaluate(
                 self.model,
@@ -113,6 +113,11 @@ class Learner:
         """The evaluated weights, whole: on rank 0's CPU, nothing on the others."""
         with self._evaluated_weights():
             return full_state(self.model, self.world)
+
+    def _share_statistics(self) -> None:
+        """Have those of BatchNorm that count, the first rank's, on every rank."""
+        average = self.stepper.average
+        self.world.share([*self.stepper.statistics, *(() if average is None else average.statistics)])
 
     def _evaluated_weights(self) -> AbstractContextManager[None]:
         """Those that are evaluated and exported: the average, if there is one, in place of the last ones."""

@@ -14,15 +14,17 @@ from trainingjob_trainer.parallel import local_part
 class WeightAverage:
     """`average = decay * average + (1 - decay) * weight` after every step; sharded like the weights.
 
-    The average begins at the weights of `restart`, so it needs no correction for its start.
+    The average begins at the weights of `restart`, so it needs no correction for its start. BatchNorm's statistics are
+    averaged with them: those of the last weights are not those of averaged ones.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._weights = dict(model.named_parameters())
-        self.tensors: dict[str, Tensor] = {
-            n: torch.empty_like(w, requires_grad=False) for n, w in model.named_parameters()
-        }
+        stored = model.state_dict().keys()
+        statistics = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
+        self._weights: dict[str, Tensor] = {**dict(model.named_parameters()), **statistics}
+        self.tensors = {n: torch.empty_like(w, requires_grad=False) for n, w in self._weights.items()}
+        self.statistics = [self.tensors[name] for name in statistics]
 
     @torch.no_grad()
     def restart(self) -> None:
