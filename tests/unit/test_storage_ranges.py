@@ -1,14 +1,19 @@
 """Ranges by signed URLs: a whole answer, or none, whatever the server does."""
 
 import os
+import struct
 from collections.abc import Iterator
+from fcntl import ioctl
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import SO_RCVTIMEO, SOL_SOCKET, socketpair
+from termios import FIONREAD
 from threading import Thread
 
 import boto3
 import pytest
 from botocore.config import Config
-from trainingjob_trainer.storage_ranges import PORTION, Ranges
+from support.runs import wait_until
+from trainingjob_trainer.storage_ranges import PORTION, Ranges, _receive
 
 DATA = os.urandom(PORTION + 100_000)
 
@@ -104,3 +109,19 @@ def test_tls_a_proxy_and_a_server_that_is_not_there_are_left_to_boto3(
     monkeypatch.delenv("NO_PROXY", raising=False)
     assert ranges(server.server_port).read_into("key", 0, into, None) is None
     assert not Server.requests
+
+
+def test_headers_may_come_in_parts_and_with_the_beginning_of_the_body() -> None:
+    client, server = socketpair()
+    memory, found = bytearray(len(DATA)), list[dict[str, str]]()
+    client.setsockopt(SOL_SOCKET, SO_RCVTIMEO, struct.pack("ll", 20, 0))
+    with client, server:
+        receiving = Thread(target=lambda: found.append(_receive(client, memoryview(memory))))
+        receiving.start()
+        head = f"HTTP/1.1 206 Partial Content\r\neTaG:tag\r\nContent-Length: {len(DATA)}\r\n\r\n".encode()
+        for part in (head[:9], head[9:-3], head[-3:] + DATA[:1000], DATA[1000:]):
+            server.sendall(part)
+            wait_until("it to be taken", lambda: not any(ioctl(client, FIONREAD, bytes(4))), seconds=20, every=0.001)
+        receiving.join()
+    assert found == [{"etag": "tag", "content-length": str(len(DATA))}]
+    assert memory == DATA
