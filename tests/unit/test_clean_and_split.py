@@ -75,6 +75,20 @@ def test_text_is_one_document_a_file_and_parquet_one_a_row(tmp_path: Path) -> No
     [
         ("a.jsonl", jsonl("x", field="body"), "jsonl", UserError, "no field 'text'; its fields are 'id', 'body'"),
         ("a.jsonl", jsonl("x") + b"{oops\n", "jsonl", DataError, r"a\.jsonl, line 2 is not JSON"),
+        (
+            "a.jsonl",
+            jsonl("x") + b'{"text": "\\ud83d"}\n',
+            "jsonl",
+            DataError,
+            r"line 2 is not JSON: .*escape at column 17\.",
+        ),
+        (
+            "a.jsonl",
+            jsonl("x") + b'{"text": ' + b"[" * 5000 + b"\n",
+            "jsonl",
+            DataError,
+            r"line 2 is not JSON: recursion",
+        ),
         ("a.jsonl", b"[1]\n", "jsonl", DataError, "not a JSON object"),
         ("a.jsonl", b'{"text": 3}\n', "jsonl", DataError, "has 3 in 'text' where text was expected"),
         ("a.csv", b"a" * 99 + b",b" * 99 + b"\n", "csv", UserError, "are 'a{39}...', 'b', 'b', .* and 90 more[.]"),

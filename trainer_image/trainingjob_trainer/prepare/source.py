@@ -8,13 +8,14 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import IO, Any, cast
+
+from pydantic_core import from_json
 
 from trainingjob_trainer.config import Source, Storage
 from trainingjob_trainer.errors import DataError, UserError
@@ -88,10 +89,11 @@ def _jsonl(lines: io.TextIOWrapper, raw: RawObject, fields: list[str]) -> Iterat
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = from_json(line)  # Python's own gives halves of characters, which are no text, and ends at brackets
         except ValueError as error:
             raise DataError(
-                f"{raw.uri}, line {number} is not JSON: {error}.", "Correct the line, or the format."
+                f"{raw.uri}, line {number} is not JSON: {str(error).replace('line 1 ', '')}.",
+                "Correct the line, or the format.",
             ) from None
         if not isinstance(record, dict):
             raise DataError(f"{raw.uri}, line {number} is not a JSON object.", "Write one object a line.")
