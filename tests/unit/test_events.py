@@ -103,6 +103,22 @@ async def test_an_event_that_cannot_be_told_is_logged(caplog: pytest.LogCaptureF
     assert told(api) == [("Normal", "Running", 1)]
 
 
+async def test_a_defect_loses_one_event_and_not_those_of_all_jobs(caplog: pytest.LogCaptureFixture) -> None:
+    api = MemoryApi()
+    broken = [ValueError("no JSON")]
+
+    def fail(verb: str, plural: str, name: str) -> None:
+        if broken:
+            raise broken.pop()
+
+    api.before = fail
+    async with recording(api) as recorder:
+        await tell(recorder, FAILED, RUNNING)
+    assert "event Internal is lost" in caplog.text
+    assert "ValueError: no JSON" in caplog.text
+    assert told(api) == [("Normal", "Running", 1)]
+
+
 async def test_events_wait_until_no_job_is_worked_on_and_keep_their_time() -> None:
     api, jobs, clock = MemoryApi(), Jobs(), [NOW]
     jobs.resting.clear()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from trainingjob_operator.core.facts import Job
 from trainingjob_operator.core.plan import EventFact
+from trainingjob_operator.core.writing import about
 from trainingjob_operator.kube.api import EVENTS, TRAINING_JOBS, Api, ApiError, Manifest, NotFound
 
 COMPONENT = "trainingjob-operator"
@@ -66,7 +67,7 @@ class EventRecorder:
     def publish(self, job: Job, event: EventFact) -> None:
         """Tell an event about a job: log it, and have `run` write it."""
         log = logging.WARNING if event.type == "Warning" else logging.INFO
-        logger.log(log, "%s: %s", event.reason, event.message, extra={"job": f"{job.namespace}/{job.name}"})
+        logger.log(log, "%s: %s", event.reason, event.message, extra=about(job))
         by = asyncio.get_running_loop().time() + LATEST_SECONDS
         try:
             self._waiting.put_nowait(_Told(job, event, self._now(), by))
@@ -84,6 +85,8 @@ class EventRecorder:
                 await self._write(told)
             except ApiError as error:
                 _lost(told.job, told.event, str(error))
+            except Exception:  # a defect, which must not end what writes the events of all jobs
+                logger.exception("event %s is lost", told.event.reason, extra=about(told.job))
             self._waiting.task_done()
 
     async def flush(self, seconds: float) -> None:
@@ -149,4 +152,4 @@ def _timestamp(at: datetime) -> str:
 
 
 def _lost(job: Job, event: EventFact, why: str) -> None:
-    logger.warning("event %s is lost: %s", event.reason, why, extra={"job": f"{job.namespace}/{job.name}"})
+    logger.warning("event %s is lost: %s", event.reason, why, extra=about(job))
