@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from trainingjob_trainer import errors, failures
 from trainingjob_trainer.errors import DataError, OutOfMemory, StorageError, TrainerError, UserError, WorkerLost
 from trainingjob_trainer.outcome import MAX_BYTES, Outcome
+from trainingjob_trainer.records import Incident
 
 CLASSES = {
     errors.TrainerError: ("Internal", 20),
@@ -43,6 +44,20 @@ def test_a_termination_message_is_json_that_fits(cause: str, next_step: str) -> 
     assert len(message) <= MAX_BYTES
     read = json.loads(message)
     assert (read["class"], read["nextStep"], read["attempt"], read["rank"]) == ("UserError", next_step, 2, 1)
+
+
+def test_what_is_no_text_is_written_as_its_escape() -> None:
+    """Such as half a surrogate pair, which a local file's name has for a byte that is not UTF-8."""
+    error = DataError("caf\udce9.jsonl is empty.", "Delete caf\udce9.jsonl.")
+    outcome = Outcome.failure(error)
+    for written in (
+        outcome.message(),
+        outcome.model_dump_json(by_alias=True),
+        Incident.of(error, 1, None).model_dump_json(),
+    ):
+        assert json.loads(written)["cause"] == "caf\\udce9.jsonl is empty."
+    assert outcome.next_step == "Delete caf\\udce9.jsonl."
+    assert str(error) == error.cause, "a terminal takes no more"
 
 
 def test_a_long_cause_keeps_beginning_and_end() -> None:

@@ -16,9 +16,8 @@ class TrainerError(Exception):
     exit_code: ClassVar[int] = 20
 
     def __init__(self, cause: str, next_step: str = "", *, rank: int | None = None, step: int | None = None) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.next_step = next_step
+        self.cause, self.next_step = _text(cause), _text(next_step)
+        super().__init__(self.cause)
         self.rank = rank
         self.step = step
 
@@ -89,6 +88,11 @@ class Fenced(TrainerError):
 
     error_class = "Fenced"
     exit_code = 30
+
+
+def _text(text: str) -> str:
+    """The text as UTF-8 can have it: a file's name may hold a byte that is none, as half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _rebuild(kind: type[TrainerError], cause: str, next_step: str, rank: int | None, step: int | None) -> TrainerError:
