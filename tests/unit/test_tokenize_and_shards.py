@@ -17,7 +17,7 @@ from trainingjob_trainer.checkpoint.commits import Commit, encoding_of
 from trainingjob_trainer.checkpoint.commits import publish as publish_commit
 from trainingjob_trainer.checkpoint.state import Progress
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import Manifest, read_tokenizer
+from trainingjob_trainer.data.manifest import HELD_OUT, Manifest, read_tokenizer
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.errors import DataError, UserError
 from trainingjob_trainer.evaluation.report import report_data
@@ -87,7 +87,9 @@ def test_what_is_left_out_of_the_raw_data_is_counted_and_told(tmp_path: Path) ->
         assert 0 <= data.count - seen < 16
     samples, tail = manifest.num_samples("train", 16), manifest.tail("train", 16)
     left_out = f"left out: 3 documents dropped, 4 duplicates, {tail:,} tokens at the end"
-    assert check(config, store).message == f"The data is ready: {samples:,} training samples ({left_out})."
+    validation, test = (manifest.num_samples(split, 16) for split in HELD_OUT)
+    counts = f"{samples:,} training, {validation:,} validation and {test:,} test samples"
+    assert check(config, store).message == f"The data is ready: {counts} ({left_out})."
     assert manifest.tail("train", 10**6) == manifest.splits["train"].count
 
 

@@ -156,11 +156,13 @@ class Manifest(Config):
         return sum((n - 1) % sequence_length if n > sequence_length else n for n in self._streams(split))
 
     def summary(self, sequence_length: int) -> str:
-        """How much there is to train on, and what of the raw data is not among it."""
-        samples, tail = self.num_samples("train", sequence_length), self.tail("train", sequence_length)
+        """How much there is to train on and to judge by, and what of the raw data is not among the training samples."""
+        train, validation, test = (self.num_samples(split, sequence_length) for split in SPLITS)
+        tail = self.tail("train", sequence_length)
         counts = {"documents dropped": self.dropped, "duplicates": self.duplicates, "tokens at the end": tail}
         left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        return f"{samples:,} training samples" + (f" (left out: {left_out})" if left_out else "")
+        samples = f"{train:,} training, {validation:,} validation and {test:,} test samples"
+        return samples + (f" (left out: {left_out})" if left_out else "")
 
     def _streams(self, split: SplitName, source: int | None = None) -> list[int]:
         """Tokens, or rows, of each source's stream of a split, or of one source's."""
