@@ -6,12 +6,13 @@ import pytest
 import torch
 from support.rank_functions import SlowStore, build, masked_batch, take, train_run
 from support.ranks import run_ranks
+from support.state_hash import hash_state
 from support.training import contents, newest, prepared, store_of
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import commits
 from trainingjob_trainer.checkpoint.staging import Staging
-from trainingjob_trainer.checkpoint.state import Progress, hash_state, state_tensors
+from trainingjob_trainer.checkpoint.state import Progress, state_tensors
 from trainingjob_trainer.step import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

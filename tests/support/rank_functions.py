@@ -26,7 +26,7 @@ from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import commits, latest
-from trainingjob_trainer.checkpoint.state import Progress, hash_state, state_tensors
+from trainingjob_trainer.checkpoint.state import Progress, state_tensors
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.batches import share
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
@@ -42,6 +42,7 @@ from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import LocalStore, Store
 from trainingjob_trainer.tasks import IGNORE
 
+from support.state_hash import hash_state
 from support.training import VOCABULARY, Hooks, store_of
 
 aten = torch.ops.aten

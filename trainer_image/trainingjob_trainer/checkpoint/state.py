@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from trainingjob_trainer.config import Config
 from trainingjob_trainer.optim import OptimizerGroup, WeightAverage
-from trainingjob_trainer.parallel import local_part
 
 
 class LoggedStep(Config):
@@ -71,14 +68,3 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of `state_tensors` that evaluation and export take: all but the optimizer's."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
-
-
-def hash_state(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes; equal means equal bit for bit. Of shards: of this rank's."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        local = local_part(tensor)
-        digest.update(f"{name} {tuple(local.shape)} {local.dtype};".encode())
-        digest.update(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
