@@ -46,8 +46,8 @@ MUTANTS = (
     Mutant(
         "gradients are divided by the number of ranks once more",
         "parallel/gradients.py",
-        "    factor = 1 / count\n",
-        "    factor = 1 / count / world.size\n",
+        "    factor = 1 / divisor\n",
+        "    factor = 1 / divisor / world.size\n",
         ("tests/unit/test_layouts.py::test_losses_and_weights_are_those_of_one_process",),
     ),
     Mutant(
