@@ -1,9 +1,8 @@
 """Ranges of S3 objects, by a URL that boto3 signs once for all ranges of an object, into memory that is there already.
 
 boto3 takes 1 ms of CPU to put a request together and to read the answer's headers, and copies each body once more: with
-a server nearby, two thirds of what reading 8 MiB costs. What is not a
-whole answer is none here: whoever asked then asks boto3, which tries again and knows what errors mean. So this knows
-nothing of TLS, proxies and redirections either.
+a server nearby, two thirds of what reading 8 MiB costs. What is not a whole answer is none here: whoever asked then
+asks boto3, which tries again and knows what errors mean. So this knows nothing of TLS, proxies and redirections either.
 """
 
 from __future__ import annotations
