@@ -185,7 +185,7 @@ class Executor:
 
     def _licensed(self, job: Job, plan: Plan, memory: _Memory) -> bool:
         """Whether pods may come and go, once the plan's status is written, if it has one."""
-        return bool(memory.licence or _new(job)) if plan.status is not None else memory.licence == job.resource_version
+        return _pods_known(job, memory) if plan.status is not None else memory.licence == job.resource_version
 
     def _think(self, job: Job, memory: _Memory) -> Plan:
         pods = [*self._cache.pods(job.uid), *self._cache.gone_pods(job.uid)]
@@ -267,7 +267,7 @@ class Executor:
             await self._read_quorum(job, memory)  # If the job is older than it was thought to be, so are its pods.
             raise _DecideAgain(str(error)) from error
         self._cache.put_job(answer)
-        if memory.licence or _new(job):
+        if _pods_known(job, memory):
             memory.licence = answer["metadata"]["resourceVersion"]
         memory.written_at = self._now()
         for event in events:
@@ -355,9 +355,9 @@ class Executor:
                 self._cache.put_pod(answer)
 
 
-def _new(job: Job) -> bool:
-    """Whether no status was ever written, so that it has no pods: none is created before."""
-    return job.status.phase is None
+def _pods_known(job: Job, memory: _Memory) -> bool:
+    """Whether this process has read the job's pods; one of which no status was ever written has none."""
+    return bool(memory.licence) or job.status.phase is None
 
 
 def _group(pod: PodFacts) -> tuple[Resource, str, str] | None:
