@@ -159,85 +159,68 @@ async def test_one_failing_key_does_not_hold_up_the_others() -> None:
         await done.wait()
 
 
+class Held:
+    """Work that goes on once it may. seen: the keys that are done."""
+
+    def __init__(self) -> None:
+        self.started, self.go_on = asyncio.Event(), asyncio.Event()
+        self.seen: list[str] = []
+
+    async def work(self, key: str) -> None:
+        self.started.set()
+        await self.go_on.wait()
+        self.seen.append(key)
+
+
 async def test_it_rests_when_nothing_is_worked_on_and_nothing_could_be() -> None:
-    queue: WorkQueue[str] = WorkQueue()
-    started, go_on = asyncio.Event(), asyncio.Event()
-    seen: list[str] = []
-
-    async def work(key: str) -> None:
-        started.set()
-        await go_on.wait()
-        seen.append(key)
-
+    queue, held = WorkQueue[str](), Held()
     await asyncio.wait_for(queue.rest(), 5)
     queue.add("a")
     queue.add("b")
     queue.add_after("later", 3600)
-    async with working(queue, work, workers=1):
-        await started.wait()
+    async with working(queue, held.work, workers=1):
+        await held.started.wait()
         resting = asyncio.create_task(queue.rest())
         assert not (await asyncio.wait([resting], timeout=0.05))[0]
-        go_on.set()
+        held.go_on.set()
         await asyncio.wait_for(resting, 5)
-        assert seen == ["a", "b"]
+        assert held.seen == ["a", "b"]
 
 
 async def test_when_it_ends_it_rests_whatever_still_waits() -> None:
-    queue: WorkQueue[str] = WorkQueue()
-    started = asyncio.Event()
-
-    async def work(key: str) -> None:
-        started.set()
-        await asyncio.Event().wait()
-
+    queue, held = WorkQueue[str](), Held()
     queue.add("a")
     queue.add("b")
-    running = await run_until_it_works(queue, work, 0.01, started)
+    running = await run_until_it_works(queue, held, 0.01)
     running.cancel()
     await asyncio.wait([running], timeout=5)
     queue.add("c")
     await asyncio.wait_for(queue.rest(), 5)
 
 
-async def run_until_it_works(
-    queue: WorkQueue[str], work: Callable[[str], Awaitable[float | None]], grace: float, started: asyncio.Event
-) -> asyncio.Task[None]:
-    running = asyncio.create_task(queue.run(work, 2, grace))
-    await started.wait()
+async def run_until_it_works(queue: WorkQueue[str], held: Held, grace: float) -> asyncio.Task[None]:
+    running = asyncio.create_task(queue.run(held.work, 2, grace))
+    await held.started.wait()
     return running
 
 
 async def test_when_it_is_cancelled_the_work_at_hand_is_finished_and_no_other_begun() -> None:
-    queue: WorkQueue[str] = WorkQueue()
-    started, go_on = asyncio.Event(), asyncio.Event()
-    seen: list[str] = []
-
-    async def work(key: str) -> None:
-        started.set()
-        await go_on.wait()
-        seen.append(key)
-
+    queue, held = WorkQueue[str](), Held()
     queue.add("a")
-    running = await run_until_it_works(queue, work, 5, started)
+    running = await run_until_it_works(queue, held, 5)
     running.cancel()
     assert not (await asyncio.wait([running], timeout=0.05))[0]
     queue.add("b")
-    go_on.set()
+    held.go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert seen == ["a"]
+    assert held.seen == ["a"]
 
 
 async def test_work_that_takes_longer_than_the_grace_is_cut_off() -> None:
-    queue: WorkQueue[str] = WorkQueue()
-    started = asyncio.Event()
-
-    async def work(key: str) -> None:
-        started.set()
-        await asyncio.Event().wait()
-
+    queue, held = WorkQueue[str](), Held()
     queue.add("a")
-    running = await run_until_it_works(queue, work, 0.01, started)
+    running = await run_until_it_works(queue, held, 0.01)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(running, 5)
