@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
 
 MakeJob = Callable[..., PlayedJob]
+TRIED_AGAIN = 90
+"""Seconds within which what was refused is tried again: the queue's backoff grows to 72."""
 NAMED: Object = {"name": "EXTRA", "valueFrom": {"configMapKeyRef": {"name": "later", "key": "key"}}}
 
 
@@ -72,7 +74,7 @@ def test_an_exhausted_quota_queues_the_job_until_it_is_raised(operator: Operator
     assert operator.value("trainingjob_operator_reconcile_errors_total", kind="retry") >= 1
     assert job.get()["metadata"]["resourceVersion"] == before, "a restart is no news"
     job.cluster.apply({**quota, "spec": {"hard": {"pods": "10"}}})
-    job.wait("the pod is created", lambda status: job.uids(), 60)
+    job.wait("the pod is created", lambda status: job.uids(), TRIED_AGAIN)
     job.run("prepare-0-1")
     assert holding(job.wait_phase("Preparing")) == {"Reconciling"}
 
@@ -85,7 +87,7 @@ def test_a_missing_service_account_is_named_and_waited_for(operator: Operator, p
     assert "create the ServiceAccount" in status["message"]
     assert holding(status) == {"Reconciling"}
     job.cluster.kubectl("-n", job.namespace, "create", "serviceaccount", "trainer")
-    job.wait("the pod is created", lambda status: job.uids(), 60)
+    job.wait("the pod is created", lambda status: job.uids(), TRIED_AGAIN)
     job.run("prepare-0-1")
     job.wait_phase("Preparing")
 
@@ -102,7 +104,7 @@ def test_a_pod_that_admission_refuses_stalls_the_job_until_the_policy_allows_it(
     assert "correct spec.workers" in status["message"]
     assert holding(status) == {"Stalled"}
     job.cluster.kubectl("label", "namespace", job.namespace, f"{label}-")
-    job.wait("the pod is created", lambda status: job.uids(), 60)
+    job.wait("the pod is created", lambda status: job.uids(), TRIED_AGAIN)
     assert holding(job.wait_phase("Pending")) == {"Reconciling"}
 
 
@@ -114,7 +116,7 @@ def test_an_admission_webhook_that_does_not_answer_is_said_and_waited_for(
     status = blocked(job, "PodNotStarted", 'failed calling webhook "dead.trainingjob.io"')
     assert (status["phase"], holding(status)) == ("Starting", {"Reconciling"})
     dead_webhook()
-    job.wait("the pod is created", lambda status: job.uids(), 60)
+    job.wait("the pod is created", lambda status: job.uids(), TRIED_AGAIN)
     job.run("prepare-0-1")
     job.wait_phase("Preparing")
 
@@ -181,10 +183,10 @@ def test_a_class_of_pods_that_does_not_exist_is_named_and_waited_for(
     priority = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": 1}
     job.cluster.apply({**priority, "metadata": {"name": new_classes}})
     words = f'RuntimeClass "{new_classes}" not found; create it; or'
-    job.wait(words, lambda status: words in status["message"], 60)
+    job.wait(words, lambda status: words in status["message"], TRIED_AGAIN)
     runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "h"}
     job.cluster.apply({**runtime, "metadata": {"name": new_classes}})
-    job.wait("the pod is created", lambda status: job.uids(), 60)
+    job.wait("the pod is created", lambda status: job.uids(), TRIED_AGAIN)
 
 
 @pytest.fixture

@@ -134,6 +134,10 @@ class World(RuleBasedStateMachine):
         refusal = self.play.findings.refusal
         return refusal is not None and refusal.stalled and self.play.status.message == refusal.message
 
+    def overdue(self) -> bool:
+        """Whether the pods are drained because a deadline has passed."""
+        return any(c.reason in ("DeadlineExceeded", "StartDeadlineExceeded") for c in self.play.status.conditions)
+
     @invariant()
     def kstatus_is_of_one_mind(self) -> None:
         """https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus: what tools read, at every instant."""
@@ -179,7 +183,8 @@ class World(RuleBasedStateMachine):
     @invariant()
     def the_gang_has_the_size_that_the_spec_wants(self) -> None:
         status = self.play.status
-        if status.phase not in FINISHED and status.stage == "Train" and not self.play.job.spec.suspended:
+        ending = self.play.job.spec.suspended or self.overdue()
+        if status.phase not in FINISHED and status.stage == "Train" and not ending:
             gang = {m.index for m in status.pods if m.role == "train"}
             assert set(range(self.play.spec["workers"]["replicas"])) <= gang
             beyond = [p for p in self.play.pods if p.role == "train" and p.index >= status.workers.desired]
