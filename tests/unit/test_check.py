@@ -11,6 +11,7 @@ from support.dying import die_after_a_deletion
 from support.training import job, store_of
 from trainingjob_trainer.accounting import host_memory
 from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.commits import Commit, publish
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.config.data import ORDER_VERSION
 from trainingjob_trainer.errors import DataError, Fenced, StorageError, UserError
@@ -104,6 +105,24 @@ def test_more_steps_continue_a_finished_run_and_are_recorded(tmp_path: Path) -> 
     assert check(longer, store).outcome == "Train"
     [change] = record(store)["changes"]
     assert (change["steps"], change["planHash"]) == (80, longer.plan_hash())
+
+
+def test_a_run_that_has_taken_more_steps_than_are_asked_for_is_refused(tmp_path: Path) -> None:
+    """Its weights, which are those after step 60, would pass for those after step 59."""
+    config = spec(tmp_path, steps=60)
+    store = store_of(config)
+    check(config, store)
+    prepare_data(config, store)
+    identity = config.identity_hash()
+    publish(Commit(step=60, attempt=1, world_size=1, identity_hash=identity, objects=[]), Attempt.take(store, 0))
+    before = record(store)
+    with pytest.raises(UserError, match=r"steps is 59, but the run .* step 60") as caught:
+        check(spec(tmp_path, steps=59), store)
+    assert "60 steps or more" in caught.value.next_step
+    assert record(store) == before
+    with pytest.raises(UserError, match=r"tokens is 1000, which is \d+ steps, but the run .* step 60"):
+        check(spec(tmp_path, steps=None, tokens=1000), store)
+    assert check(config, store).outcome == "Train"
 
 
 def test_another_identity_is_refused_with_the_fields_and_the_ways_out(tmp_path: Path) -> None:

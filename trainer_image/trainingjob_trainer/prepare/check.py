@@ -20,6 +20,7 @@ from trainingjob_trainer.errors import StorageError, UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
 from trainingjob_trainer.prepare.limits import (
     check_columns,
+    check_length,
     check_limits,
     check_memory,
     check_metrics,
@@ -92,6 +93,8 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     warning = drain_warning(config, store, size.parameters)
     if manifest:
         check_limits(config, manifest)
+        if (commit := latest(store)) is not None:
+            check_length(config, manifest, commit.step)
         if manifest.tokenizer_digest is not None:
             read_tokenizer(manifest, store)
         summary = manifest.summary(config.training.sequence_length)

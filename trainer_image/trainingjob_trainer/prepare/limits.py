@@ -196,6 +196,20 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
         )
 
 
+def check_length(config: TrainerSpec, manifest: Manifest, taken: int) -> None:
+    """Raises `UserError` if a run took more steps than are asked for: its weights would pass for earlier ones."""
+    training = config.training
+    steps = training.in_steps(manifest.num_samples("train", training.sequence_length)).total_steps
+    if steps < taken:
+        field = next(name for name in ("steps", "epochs", "tokens") if getattr(training, name) is not None)
+        in_steps = "" if field == "steps" else f", which is {steps} steps"
+        raise UserError(
+            f"spec.training.{field} is {getattr(training, field)}{in_steps}, but the run in spec.outputUri has a "
+            f"checkpoint of step {taken}.",
+            f"Ask for {taken} steps or more, or choose another spec.outputUri for a shorter run.",
+        )
+
+
 def _check_batch(config: TrainerSpec, manifest: Manifest) -> None:
     """No batch must hold a sample twice."""
     batch, length, source = config.training.global_batch_size, config.training.sequence_length, config.data.train
