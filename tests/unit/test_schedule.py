@@ -3,8 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trainingjob_trainer.checkpoint.state import Progress
 from trainingjob_trainer.config import Training
 from trainingjob_trainer.optim.schedule import learning_rate
+from trainingjob_trainer.parallel import Stragglers, World
+from trainingjob_trainer.telemetry import Telemetry
 
 
 def training(steps: int, name: str = "cosine", warmup: int = 10, min_ratio: float = 0.1) -> Training:
@@ -69,3 +72,19 @@ def test_points_are_joined_by_straight_lines_after_the_warm_up() -> None:
 def test_a_schedule_that_cannot_be_meant_is_refused(schedule: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Training.model_validate({"steps": 100, "schedule": schedule})
+
+
+@pytest.mark.parametrize(("step", "begins"), [(0, "; the learning rate never"), (20, "; learning rate 0.208; the ")])
+def test_a_run_that_is_over_before_its_warm_up_is_told_how_far_it_comes(step: int, begins: str) -> None:
+    """The length of the warm-up has a default, so it is no mistake that could be refused."""
+
+    def told(warmup: int) -> str:
+        return Telemetry(training(40, warmup=warmup), Progress(step=step), True, Stragglers(World.join())).rates()
+
+    assert told(100).startswith(begins)
+    assert told(100).endswith(
+        "never reaches its peak of 1, only 0.396: training.schedule.warmupSteps is 100 and the run has 40 steps"
+    )
+    assert "warmupSteps is 40" in told(40)
+    assert "never" not in told(39)
+    assert learning_rate(39, training(40, warmup=39)) == 1.0

@@ -89,12 +89,26 @@ class Telemetry:
         }
 
     def rates(self) -> str:
-        """Of a run that goes on, the learning rate now and when one was last logged: a changed schedule shows there."""
-        step, history = self.progress.step, self.progress.history
-        if not 0 < step < self.training.total_steps:
+        """What is to be known of the learning rate before the first step; nothing, if it is as everybody expects.
+
+        Of a run that goes on, the rate now and when one was last logged: a changed schedule shows there. Of a run that
+        is over before its warm-up, how far it comes: the warm-up has a length also where nobody asked for one.
+        """
+        step, steps, history = self.progress.step, self.training.total_steps, self.progress.history
+        if step >= steps:
             return ""
-        before = f" ({history[-1].learning_rate:.3g} at step {history[-1].step})" if history else ""
-        return f"; learning rate {learning_rate(step, self.training):.3g}{before}"
+        told = ""
+        if step:
+            before = f" ({history[-1].learning_rate:.3g} at step {history[-1].step})" if history else ""
+            told = f"; learning rate {learning_rate(step, self.training):.3g}{before}"
+        peak, warmup = self.training.optimizer.lr, self.training.schedule.warmup_steps
+        if warmup >= steps:
+            told += (
+                f"; the learning rate never reaches its peak of {peak:.3g}, only "
+                f"{learning_rate(steps - 1, self.training):.3g}: training.schedule.warmupSteps is {warmup} and the run "
+                f"has {steps} steps"
+            )
+        return told
 
     def _logged(self, step: int) -> bool:
         return step % self.training.log_every == 0 or step == self.training.total_steps
