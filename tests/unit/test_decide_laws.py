@@ -183,7 +183,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def the_gang_has_the_size_that_the_spec_wants(self) -> None:
         status = self.play.status
-        ending = self.play.job.spec.suspended or self.overdue()
+        ending = status.phase == "Suspending" or self.overdue()
         if status.phase not in FINISHED and status.stage == "Train" and not ending:
             gang = {m.index for m in status.pods if m.role == "train"}
             assert set(range(self.play.spec["workers"]["replicas"])) <= gang
