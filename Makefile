@@ -57,6 +57,7 @@ test: on-cluster ## Everything but what takes many minutes
 
 .PHONY: test-all
 test-all: PROGRAMS := --all
+test-all: SELECTED := --hypothesis-profile=search
 test-all: TAKES := an hour or more
 test-all: on-cluster ## Everything
 

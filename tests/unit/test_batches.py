@@ -11,7 +11,7 @@ from trainingjob_trainer.data.batches import evaluation_rows, training_rows
 from trainingjob_trainer.data.order import BLOCK_BYTES, Order
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 200), st.sampled_from([1, BLOCK_BYTES]))
 def test_the_global_batch_is_the_same_at_any_world_size(step: int, batch: int, size: int, each: int) -> None:
     order = Order(blocks_of(size, each), seed=1)
@@ -39,7 +39,6 @@ def test_a_rank_reads_its_own_blocks_of_a_group() -> None:
     assert len(np.unique(blocks.block_of(np.asarray(list(rows))))) <= blocks.strata / 3
 
 
-@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(1, 9), st.integers(1, 20))
 def test_an_evaluation_takes_each_sample_once_in_equally_many_passes(size: int, world_size: int, batch: int) -> None:
     ranks = [evaluation_rows(size, world_size, rank, batch) for rank in range(world_size)]

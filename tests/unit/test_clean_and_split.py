@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.training import job
@@ -115,7 +115,6 @@ def test_cleaning_normalizes_cuts_and_drops() -> None:
     assert clean_text(" raw\r\n", Clean(normalize=False)) == " raw\r\n"
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     cleaned = clean_text(text, Clean())

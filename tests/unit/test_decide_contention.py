@@ -141,7 +141,7 @@ class Cluster:
                 self.jobs.remove(job)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), nodes=st.integers(2, 5), draw=st.randoms(use_true_random=False))
 def test_every_gang_that_fits_into_the_cluster_is_placed_at_last(
     data: st.DataObject, nodes: int, draw: random.Random

@@ -239,7 +239,5 @@ class World(RuleBasedStateMachine):
         assert status.phase == "Failed" or status.restarts.without_progress <= allowed
 
 
-World.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+World.TestCase.settings = settings(stateful_step_count=20, suppress_health_check=list(HealthCheck))
 TestWorld = World.TestCase

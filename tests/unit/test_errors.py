@@ -4,7 +4,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trainingjob_trainer import errors, failures
 from trainingjob_trainer.errors import DataError, OutOfMemory, StorageError, TrainerError, UserError, WorkerLost
@@ -37,7 +37,6 @@ def test_each_class_has_its_exit_code(kind: type[TrainerError], expected: tuple[
     assert (outcome.error_class, outcome.exit_code) == expected
 
 
-@settings(deadline=None)  # disks and machines are slow at times
 @given(cause=st.text(max_size=20_000), next_step=st.text(max_size=500))
 def test_a_termination_message_is_json_that_fits(cause: str, next_step: str) -> None:
     message = Outcome.failure(UserError(cause, next_step, rank=1), attempt=2).message()

@@ -346,7 +346,7 @@ FAULTS = st.tuples(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(FAULTS, max_size=8))
 def test_whatever_happens_to_requests_two_never_write(faults: list[Fault]) -> None:
     async def play() -> None:

@@ -41,7 +41,6 @@ def source_of(mixture: list[tuple[int, int]], samples: Ints) -> Any:
     return np.searchsorted(np.cumsum([size for size, _ in mixture]), samples, side="right")
 
 
-@settings(deadline=None)
 @given(mixtures, seeds, st.integers(0, 10**9))
 @example([(60, 28), *[(5, 1)] * 31], 1, 0)
 @example([(1, 3), (1, 1), (1, 1)], 0, 0)
@@ -60,7 +59,7 @@ def test_every_window_has_each_source_as_often_as_its_weight(
         assert (abs(np.cumsum(source == number) - shares) < 1 - 1e-9).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(mixtures, seeds, st.sampled_from([1, BLOCK_BYTES]))
 def test_every_source_has_epochs_of_its_own_each_of_which_visits_each_sample_once(
     mixture: list[tuple[int, int]], seed: int, each: int
@@ -75,7 +74,7 @@ def test_every_source_has_epochs_of_its_own_each_of_which_visits_each_sample_onc
         first += size
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(mixtures, st.integers(0, 100), st.integers(1, 20))
 def test_the_global_batch_is_the_same_at_any_world_size_and_from_any_start(
     mixture: list[tuple[int, int]], step: int, batch: int

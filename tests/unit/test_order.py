@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.order import blocks_of
 from trainingjob_trainer.data.order import BLOCK_BYTES, BLOCKS_PER_GROUP, LARGE, Blocks, Order
@@ -20,14 +20,12 @@ def epoch_of(order: Order, epoch: int = 0) -> np.ndarray[Any, np.dtype[np.int64]
     return order.indices(np.arange(epoch * len(order), (epoch + 1) * len(order)))
 
 
-@settings(deadline=None)
 @given(sizes, sample_bytes, st.integers(0, 2**31 - 1), st.integers(0, 50))
 def test_every_epoch_visits_every_sample_once(size: int, each: int, seed: int, epoch: int) -> None:
     visited = epoch_of(Order(blocks_of(size, each), seed), epoch)
     assert np.array_equal(np.sort(visited), np.arange(size))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), sample_bytes, st.integers(0, 1000), st.lists(st.integers(0, 3000), min_size=1))
 def test_a_position_means_the_same_sample_alone_and_among_others(
     size: int, each: int, seed: int, positions: list[int]
@@ -36,7 +34,6 @@ def test_a_position_means_the_same_sample_alone_and_among_others(
     assert [order.index(position) for position in positions] == order.indices(np.asarray(positions)).tolist()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**13), st.integers(256, 2**24))
 def test_blocks_are_small_and_a_sample_is_found_in_its_own(total: int, each: int) -> None:
     """Up to ten terabytes."""
@@ -82,7 +79,6 @@ def test_a_group_takes_few_blocks_and_from_everywhere() -> None:
 shards = st.lists(st.integers(0, 200) | st.integers(0, 5000), min_size=1, max_size=60).filter(lambda all: sum(all) > 1)
 
 
-@settings(deadline=None)
 @given(shards, st.integers(1, 300), st.integers(1, 200), st.integers(0, 1000))
 def test_blocks_begin_where_windows_of_their_shards_do(sizes: list[int], tokens: int, window: int, seed: int) -> None:
     """Shards of any size in tokens, samples of `tokens` and one more, which is the first one of the next sample."""

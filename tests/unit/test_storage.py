@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trainingjob_trainer.config import Storage
 from trainingjob_trainer.errors import StorageError, UserError
@@ -24,7 +24,6 @@ def test_an_object_is_read_as_it_was_written(store: Store) -> None:
     assert store.uri("a/b/c.bin").endswith("/run/a/b/c.bin")
 
 
-@settings(deadline=None)  # disks and machines are slow at times
 @given(data=st.binary(max_size=50), start=st.integers(0, 60), length=st.integers(0, 60))
 def test_a_range_is_a_slice(tmp_path_factory: pytest.TempPathFactory, data: bytes, start: int, length: int) -> None:
     store = open_store(str(tmp_path_factory.mktemp("store")), Storage())

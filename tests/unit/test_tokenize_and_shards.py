@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.corpus import digits, images
 from support.training import job, store_of
@@ -113,7 +113,6 @@ def test_the_tokenizer_sees_training_documents_only(tmp_path: Path) -> None:
     assert not any("xy" in token for token in vocabulary)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_every_text_survives_the_tokenizer(text: str) -> None:
     tokenizer = bpe.load(STORED)
