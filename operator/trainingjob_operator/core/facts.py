@@ -236,7 +236,8 @@ class PodFacts:
     created_at: datetime
     node: str | None = None
     ip: str | None = None
-    phase: str = "Pending"
+    phase: str = "Pending"  # by the trainer's end, once it has ended
+    lingering: bool = False  # the trainer has ended, while a container that somebody else put beside it runs on
     ready: bool = False
     deleting: bool = False
     deletion_due: datetime | None = None  # when the grace period of a deleted pod is over
@@ -294,7 +295,8 @@ class PodFacts:
             created_at=parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
             node=(body.get("spec") or {}).get("nodeName"),
             ip=status.get("podIP"),
-            phase=status.get("phase") or "Pending",
+            phase=_phase(status, ended),
+            lingering=bool(ended) and any("running" in (c.get("state") or {}) for c in status["containerStatuses"]),
             ready=conditions.get("Ready", {}).get("status") == "True",
             deleting="deletionTimestamp" in meta,
             deletion_due=parse_time(meta.get("deletionTimestamp")),
@@ -323,6 +325,14 @@ def controlling_job(body: Mapping[str, Any]) -> str | None:
         if owner.get("controller") and owner["kind"] == KIND and owner["apiVersion"].startswith(f"{GROUP}/"):
             return str(owner["uid"])
     return None
+
+
+def _phase(status: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
+    """By the trainer's end, which is final (restartPolicy Never): a container that a webhook put there may run on, or
+    fail when all is done. What a kubelet says of the pod as a whole comes before that."""
+    if ended and not status.get("reason"):
+        return "Failed" if ended.get("exitCode") else "Succeeded"
+    return status.get("phase") or "Pending"
 
 
 def _part(conditions: Mapping[str, Mapping[str, Any]], name: str, status: str, part: str) -> str | None:

@@ -37,7 +37,8 @@ def has_place(here: Situation, member: Member) -> bool:
     """Whether a pod for `member` would not be one too many: in a queue, its predecessors must have ended."""
     if here.spec.run_policy.queue_name is None:
         return True
-    return not any((p.role, p.index) == (member.role, member.index) for p in here.unfinished)
+    there = (p for p in here.pods if p.lingering or not p.finished)
+    return not any((p.role, p.index) == (member.role, member.index) for p in there)
 
 
 def stopped(here: Situation, status: TrainingJobStatus) -> tuple[Member, PodFacts, str] | None:

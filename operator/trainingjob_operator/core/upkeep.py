@@ -53,7 +53,7 @@ def keep_running(here: Situation, status: TrainingJobStatus) -> Upkeep:
         create_pods=tuple(
             pod(here.job, here.spec, resolved, Place(stage, m.index, len(gang), m.incarnation), group) for m in due
         ),
-        delete_pods=_deletions([*strangers, *_surplus(here.pods, wanted)]),
+        delete_pods=_deletions([*strangers, *_left_behind(here.pods, wanted)]),
         give_up=_given_up(here, queueing.group(here, status)),
         wait=_wait(here, missing),
     )
@@ -70,7 +70,7 @@ def _gang(here: Situation, status: TrainingJobStatus) -> tuple[Manifest, ...]:
 def drain(here: Situation) -> Upkeep:
     """No pod runs; those that ended stay."""
     return Upkeep(
-        delete_pods=_deletions([*here.unfinished, *_surplus(here.pods, set())]), give_up=_given_up(here, None)
+        delete_pods=_deletions([*here.unfinished, *_left_behind(here.pods, set())]), give_up=_given_up(here, None)
     )
 
 
@@ -106,15 +106,15 @@ def _wait(here: Situation, missing: Sequence[Member]) -> float | None:
     return min((w for w in waits if w > 0), default=None)
 
 
-def _surplus(pods: Sequence[PodFacts], wanted: Set[Key]) -> list[PodFacts]:
-    """Ended pods beyond the newest three of each role and index."""
+def _left_behind(pods: Sequence[PodFacts], wanted: Set[Key]) -> list[PodFacts]:
+    """Ended pods that are not kept for their logs: those that hold their resources still, of the others those beyond
+    the newest three of each role and index."""
     ended: dict[tuple[str, int], list[PodFacts]] = defaultdict(list)
     for p in pods:
         if p.finished and (p.role, p.index, p.incarnation) not in wanted:
             ended[(p.role, p.index)].append(p)
-    return [
-        p for group in ended.values() for p in sorted(group, key=lambda p: p.incarnation, reverse=True)[KEPT_PER_INDEX:]
-    ]
+    newest_first = [sorted(group, key=lambda p: p.incarnation, reverse=True) for group in ended.values()]
+    return [p for group in newest_first for place, p in enumerate(group) if p.lingering or place >= KEPT_PER_INDEX]
 
 
 def _given_up(here: Situation, group: str | None) -> tuple[PodRef, ...]:
