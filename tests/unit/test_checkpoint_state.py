@@ -1,5 +1,6 @@
 """What is saved is what is loaded, bit for bit, at whatever world size; damage is found."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from support.ranks import run_ranks
 from support.training import job, put_tokens, store_of
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.errors import StorageError
+from trainingjob_trainer.errors import StorageError, UserError
 
 
 @pytest.fixture
@@ -36,18 +37,34 @@ def test_a_commit_names_every_object_with_size_and_checksum(config: JobConfig) -
     assert {key.rsplit("/")[-1] for key in stored} == {"rank-0-0.bin", "index.json", "trainer.json"}
 
 
-@pytest.mark.parametrize("damage", ["changed", "torn", "missing"])
-def test_a_damaged_object_is_found_and_named(config: JobConfig, damage: str) -> None:
-    run_ranks(1, save_state, config, 1, 1)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("rank-0-0.bin", "changed"), ("rank-0-0.bin", "torn"), ("rank-0-0.bin", "missing"), ("index.json", "changed")],
+)
+def test_a_damaged_object_is_found_and_named(config: JobConfig, name: str, damage: str) -> None:
+    run_ranks(2, save_state, config, 1, 1)
     store = store_of(config)
-    key = "checkpoints/step-00000001/a1/rank-0-0.bin"
+    key = f"checkpoints/step-00000001/a1/{name}"
     data = bytearray(store.get(key))
     data[len(data) // 2] ^= 1
     if damage == "missing":
         store.delete([key])
     else:
         store.put(key, bytes(data) if damage == "changed" else bytes(data[:-1]))
-    [error] = run_ranks(1, load_state, config, 2)
-    assert isinstance(error, StorageError)
-    assert key in error.cause
-    assert "COMMIT.json" in error.next_step
+    for error in run_ranks(2, load_state, config, 2):
+        assert isinstance(error, StorageError)
+        assert key in error.cause
+        assert "COMMIT.json" in error.next_step
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_checkpoint_without_what_is_kept_today_says_what_it_lacks(config: JobConfig, world_size: int) -> None:
+    """As one has that an earlier version has written, which kept less."""
+    run_ranks(world_size, save_state, config, 1, 1)
+    averaging = config.model_copy(update={"training": config.training.model_copy(update={"ema_decay": 0.9})})
+    for error in run_ranks(world_size, load_state, averaging, 2):
+        assert isinstance(error, UserError)
+        assert re.search(
+            r"step 1 in .* does not hold average\.\S+, average\.\S+, average\.\S+ and \d+ more", error.cause
+        )
+        assert "spec.image" in error.next_step

@@ -25,7 +25,7 @@ from trainingjob_trainer.checkpoint.patience import PatientStore
 from trainingjob_trainer.checkpoint.retention import retain
 from trainingjob_trainer.checkpoint.staging import Staged, Staging
 from trainingjob_trainer.checkpoint.state import Progress
-from trainingjob_trainer.checkpoint.storage import StoreReader, StoreWriter
+from trainingjob_trainer.checkpoint.storage import StoreReader, StoreWriter, read_index
 from trainingjob_trainer.config import Checkpoint
 from trainingjob_trainer.errors import TrainerError
 from trainingjob_trainer.parallel import World
@@ -105,13 +105,13 @@ class Checkpointer:
             self._upload, self._committed_step = None, self.saved_step
 
     def load(self, commit: Commit, tensors: Mapping[str, Tensor]) -> Progress:
-        """Go on from a checkpoint: fill `tensors` in place, and give the progress. Raises `StorageError`."""
+        """Go on from a checkpoint: fill `tensors` in place, and give the progress. Raises as `read_tensors` does."""
         self.fill(commit, tensors)
         self.saved_step = self._committed_step = commit.step
         return self._world.on_first(lambda: read_progress(self._store, commit))
 
     def fill(self, commit: Commit, tensors: Mapping[str, Tensor]) -> None:
-        """Read these tensors of a checkpoint in place. Raises `StorageError`."""
+        """Read these tensors of a checkpoint in place. Raises as `read_tensors` does."""
         read_tensors(self._store, commit, tensors, self._world)
 
     def _write(self, staged: Staged, step: int, record: bytes, metrics: dict[str, float]) -> None:
@@ -151,11 +151,15 @@ class Checkpointer:
 
 
 def read_tensors(store: Store, commit: Commit, tensors: Mapping[str, Tensor], world: World) -> None:
-    """Fill tensors in place from a checkpoint, written at whatever world size. Collective. Raises `StorageError`."""
+    """Fill tensors in place from a checkpoint, written at whatever world size. Collective.
+
+    Raises `StorageError`; `UserError` if it does not have them all.
+    """
+    index = world.on_first(lambda: read_index(store, commit, tensors.keys()))
     with _errors():
         load(
             dict(tensors),
-            storage_reader=StoreReader(store, commit),
+            storage_reader=StoreReader(store, commit, index),
             process_group=world.control,
             no_dist=world.control is None,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from trainingjob_trainer.checkpoint.commits import Commit, StoredObject, read_verified
+from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.storage import Store
 
 INDEX_NAME = "index.json"
@@ -115,19 +116,34 @@ class StoreWriter(StorageWriter):
         return False
 
 
-class StoreReader(StorageReader):
-    """Reads what a commit names; each object that this rank needs is read once and verified."""
+def read_index(store: Store, commit: Commit, wanted: Set[str]) -> bytes:
+    """The index of a checkpoint, which has all tensors that are wanted.
 
-    def __init__(self, store: Store, commit: Commit) -> None:
-        self._store = store
-        self._objects = {stored.key: stored for stored in commit.objects}
-        self._prefix = commit.prefix
-        self._pieces: dict[MetadataIndex, Piece] = {}
+    Raises `StorageError`; `UserError` if another version of the trainer has written it, which kept others.
+    """
+    index = read_verified(store, _by_key(commit)[commit.prefix + INDEX_NAME])
+    if missing := sorted(wanted - json.loads(index)["tensors"].keys()):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"The checkpoint of step {commit.step} in {store.uri()} does not hold {', '.join(missing[:3])}{more}: a "
+            "version of the trainer has written it that did not keep them.",
+            "Have the image of then go on with the run (spec.image), or begin anew in another spec.outputUri.",
+        )
+    return index
+
+
+class StoreReader(StorageReader):
+    """Reads what an index names; each object that this rank needs is read once and verified.
+
+    The index is read before, since DCP takes a rank that cannot read it for one that has an index of its own.
+    """
+
+    def __init__(self, store: Store, commit: Commit, index: bytes) -> None:
+        self._store, self._objects = store, _by_key(commit)
+        self._metadata, self._pieces = _from_json(index, self._objects)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        index = read_verified(self._store, self._objects[self._prefix + INDEX_NAME])
-        metadata, self._pieces = _from_json(index, self._objects)
-        return metadata
+        return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         wanted: dict[str, list[ReadItem]] = defaultdict(list)
@@ -157,6 +173,10 @@ class StoreReader(StorageReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         return False
+
+
+def _by_key(commit: Commit) -> dict[str, StoredObject]:
+    return {stored.key: stored for stored in commit.objects}
 
 
 def _to_json(metadata: Metadata, pieces: Mapping[MetadataIndex, Piece]) -> bytes:
