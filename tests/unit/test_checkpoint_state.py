@@ -4,12 +4,21 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from support.rank_functions import load_state, save_state
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of
+from support.training import job, newest, put_tokens, store_of
+from torch import nn
+from trainingjob_trainer.beginning import CommittedRun
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
 from trainingjob_trainer.checkpoint.commits import latest
+from trainingjob_trainer.checkpoint.state import Progress, state_tensors
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import StorageError, UserError
+from trainingjob_trainer.optim import WeightAverage, build_optimizer
+from trainingjob_trainer.parallel import World
+from trainingjob_trainer.prepare.run_record import RUN_KEY, RunRecord
 
 
 @pytest.fixture
@@ -68,3 +77,24 @@ def test_a_checkpoint_without_what_is_kept_today_says_what_it_lacks(config: JobC
             r"step 1 in .* does not hold average\.\S+, average\.\S+, average\.\S+ and \d+ more", error.cause
         )
         assert "spec.image" in error.next_step
+
+
+def test_a_run_begins_with_the_averages_of_another_ones_statistics_too(tmp_path: Path) -> None:
+    """Those of its last weights are not those of the averaged ones. Passes are counted, not averaged."""
+    config, world = job(tmp_path, emaDecay=0.5), World.join()
+    store_of(config).put(RUN_KEY, RunRecord.of(config).to_json())
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    average = WeightAverage(model, 0.5)
+    average.restart()
+    model(torch.randn(5, 3))  # moves the statistics, of which the average knows nothing
+    with Checkpointer(Attempt.take(store_of(config), 0), world, config.identity_hash(), config.checkpoint) as saves:
+        saves.save(state_tensors(model, build_optimizer(model, config.training.optimizer), average), Progress(step=1))
+        saves.wait()
+    begun = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    CommittedRun(store_of(config), newest(config)).load(begun, world)
+    count = "1.num_batches_tracked"
+    assert begun.state_dict()[count] == 1
+    assert not torch.equal(model.state_dict()["1.running_mean"], average.tensors["1.running_mean"])
+    for name, tensor in average.tensors.items():
+        assert torch.equal(begun.state_dict()[name], tensor), name
+    assert begun.state_dict().keys() == {*average.tensors, count}

@@ -140,14 +140,14 @@ class CommittedRun:
             )
 
     def load(self, model: nn.Module, world: World) -> None:
-        """Fill a model's parameters and buffers; with the moving average of the weights, if the run has one."""
+        """Fill a model's parameters and buffers; with their moving averages, if the run has them."""
         from trainingjob_trainer.checkpoint.checkpointer import read_tensors
         from trainingjob_trainer.checkpoint.state import stored_tensors
+        from trainingjob_trainer.optim import averaged_tensors
 
-        weights = "average" if self._record.identity.get("training.emaDecay") else "model"
-        parameters = dict(model.named_parameters())
+        averaged = averaged_tensors(model) if self._record.identity.get("training.emaDecay") else {}
         tensors = stored_tensors(model).items()
-        named = {f"{weights if name in parameters else 'model'}.{name}": tensor for name, tensor in tensors}
+        named = {f"{'average' if name in averaged else 'model'}.{name}": tensor for name, tensor in tensors}
         read_tensors(self.store, self.commit, named, world)
 
     def _wrong(self, what: str, next_step: str) -> UserError:

@@ -20,11 +20,9 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        stored = model.state_dict().keys()
-        statistics = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
-        self._weights: dict[str, Tensor] = {**dict(model.named_parameters()), **statistics}
+        self._weights = averaged_tensors(model)
         self.tensors = {n: torch.empty_like(w, requires_grad=False) for n, w in self._weights.items()}
-        self.statistics = [self.tensors[name] for name in statistics]
+        self.statistics = [self.tensors[name] for name, _ in model.named_buffers() if name in self.tensors]
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -54,3 +52,10 @@ class WeightAverage:
             kept = weight.detach().clone()
             weight.copy_(self.tensors[name])
             self.tensors[name].copy_(kept)
+
+
+def averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What of a model an average holds, by name: its parameters and, of its stored buffers, the real numbers."""
+    stored = model.state_dict().keys()
+    statistics = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
+    return {**dict(model.named_parameters()), **statistics}
