@@ -27,7 +27,7 @@ def evaluated(
     passes: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     model.train()
-    reader = Reader(store, manifest, "validation", SEQUENCE)
+    reader = Reader(store, manifest, "validation", SEQUENCE, skip_corrupt=True)
     expect_autocast()
     with pass_precision(World(0, 1, torch.device("cpu")), precision):
         found = evaluate(model, build_task(config, manifest), reader, torch.device("cpu"), 7, max_samples)

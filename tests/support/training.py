@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from trainingjob_trainer.checkpoint.commits import Commit, latest
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, TOKENIZER_KEY, Manifest, Shard, SplitData, SplitName
 from trainingjob_trainer.errors import Hang
 from trainingjob_trainer.prepare import tokenizer
 from trainingjob_trainer.standstill import Stand
@@ -133,6 +133,20 @@ def put_tokens(store: Store, tokens: int = 4000, vocabulary: int = VOCABULARY) -
         eos_id=0,
     )
     store.put(TOKENIZER_KEY, stored)
+    store.put(MANIFEST_KEY, manifest.to_json())
+    return manifest
+
+
+def in_two_shards(store: Store, split: SplitName = "train") -> Manifest:
+    """Have the tokens of `put_tokens` for a split in `data/a.bin` and `data/b.bin`, half of them in each."""
+    manifest = Manifest.model_validate_json(store.get(MANIFEST_KEY))
+    data = store.get(f"data/{split}-test-0.bin")
+    parts = {"data/a.bin": data[: len(data) // 2], "data/b.bin": data[len(data) // 2 :]}
+    shards = [Shard.of(key, part, len(part) // 2, 1, "test") for key, part in parts.items()]
+    for key, part in parts.items():
+        store.put(key, part)
+    changed = SplitData(shards=shards, documents=2, bytes=len(data))
+    manifest = manifest.model_copy(update={"splits": {**manifest.splits, split: changed}})
     store.put(MANIFEST_KEY, manifest.to_json())
     return manifest
 

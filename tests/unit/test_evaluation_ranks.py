@@ -8,7 +8,7 @@ import torch
 from support.evaluated import evaluated
 from support.rank_functions import train_run
 from support.ranks import run_ranks
-from support.training import SEQUENCE, job, prepared, put_tokens, store_of
+from support.training import SEQUENCE, in_two_shards, job, prepared, put_tokens, store_of
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
 from trainingjob_trainer.checkpoint.commits import commits
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
@@ -27,6 +27,22 @@ def test_metrics_are_the_same_at_every_world_size(tmp_path: Path, world_size: in
     for metrics, passes, _ in ranks:
         assert metrics == pytest.approx(alone, rel=1e-6)
         assert len(passes) == len(ranks[0][1]), "FSDP needs as many passes on every rank"
+
+
+@pytest.mark.parametrize(("world_size", "max_samples"), [(1, None), (2, None), (4, 3)])
+def test_corrupt_samples_are_left_out_and_counted_once(
+    tmp_path: Path, world_size: int, max_samples: int | None
+) -> None:
+    """The first half is lost, and with it the sample that fills up the batch of a rank that has none."""
+    put_tokens(store_of(job(tmp_path)), tokens=1000)
+    whole, *_ = evaluated(str(tmp_path), max_samples)
+    assert "corruptSamples" not in whole
+    manifest = in_two_shards(store_of(job(tmp_path)), "validation")
+    store_of(job(tmp_path)).delete(["data/a.bin"])
+    in_first = -(-manifest.splits["validation"].shards[0].count // SEQUENCE)
+    for metrics, *_ in run_ranks(world_size, evaluated, str(tmp_path), max_samples):
+        assert metrics["corruptSamples"] == (in_first if max_samples is None else 2)
+        assert metrics["loss"] != whole["loss"]
 
 
 def test_in_bfloat16_they_are_the_same_to_a_thousandth(tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def test_the_report_shows_the_run_and_loads_nothing(tmp_path: Path) -> None:
     per_class = [
         {"class": name, "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 15} for name in ("cat", "<dog>")
     ]
-    test = {"loss": 1.25, "accuracy": 0.875, "perClass": per_class, "confusionMatrix": [[14, 1], [2, 13]]}
+    test = {"loss": 1.25, "accuracy": 0.875, "perClass": per_class, "confusionMatrix": [[14, 1], [2, 13]]} | {
+        "corruptSamples": 1234
+    }
     uri = write_report(config, manifest, progress(), 20, test, Attempt(3, store_of(config)))
     assert uri == f"{tmp_path}/reports/a3/report.html"
     page = Path(uri).read_text()
@@ -152,6 +154,8 @@ def test_the_report_shows_the_run_and_loads_nothing(tmp_path: Path) -> None:
     for loads in ("src=", 'href="http', "url(http", "@import", "<script"):
         assert loads not in page
     assert "0.8750" in page
+    assert page.count("1,234") == 1, "it is a fact about the evaluation, not one of its results"
+    assert page.count("Corrupt samples") == 1
     assert "&lt;dog&gt;" in page
     assert "<dog>" not in page
     report = json.loads((tmp_path / "reports/a3/report.json").read_text())

@@ -10,16 +10,25 @@ import pytest
 from support.rank_functions import train_by_the_clock, train_exactly, train_run, train_with_a_bad_step
 from support.ranks import run_ranks
 from support.resuming import resumed_like_its_twin
-from support.training import SEQUENCE, VOCABULARY, contents, job, newest, prepared, store_of, without_dropout
+from support.training import (
+    SEQUENCE,
+    VOCABULARY,
+    contents,
+    in_two_shards,
+    job,
+    newest,
+    prepared,
+    store_of,
+    without_dropout,
+)
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
 from trainingjob_trainer.checkpoint.commits import commits, encoding_of, latest, read_verified
 from trainingjob_trainer.checkpoint.state import LoggedStep
 from trainingjob_trainer.config import JobConfig
-from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, Shard, SplitData
+from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
 from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.errors import DataError, Drained, UserError
 from trainingjob_trainer.stop import Stop
-from trainingjob_trainer.storage import Store
 
 
 def history_of(config: JobConfig) -> list[LoggedStep]:
@@ -111,20 +120,6 @@ def test_whole_runs_are_the_same_at_every_world_size(tmp_path: Path, run: Any, b
         assert_same_history(config, runs[0], bound)
         for result, _ in ranks:
             assert result.evaluation.metrics == pytest.approx(alone.evaluation.metrics, rel=0, abs=10 * bound)
-
-
-def in_two_shards(store: Store) -> Manifest:
-    """The training data in two shards of one size."""
-    manifest = Manifest.model_validate_json(store.get(MANIFEST_KEY))
-    data = store.get(manifest.splits["train"].shards[0].key)
-    parts = {"data/a.bin": data[: len(data) // 2], "data/b.bin": data[len(data) // 2 :]}
-    shards = [Shard.of(key, part, len(part) // 2, 1, "test") for key, part in parts.items()]
-    for key, part in parts.items():
-        store.put(key, part)
-    train = SplitData(shards=shards, documents=2, bytes=len(data))
-    changed = manifest.model_copy(update={"splits": {**manifest.splits, "train": train}})
-    store.put(MANIFEST_KEY, changed.to_json())
-    return changed
 
 
 def test_corrupt_data_ends_a_run_or_is_skipped_and_counted_over_all_ranks(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from trainingjob_trainer.data.prefetch import prefetch
 from trainingjob_trainer.data.reader import Batch, Reader
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.tasks import Task, TaskMetrics, weightless
+from trainingjob_trainer.tasks.base import all_reduce
+
+CORRUPT = "corruptSamples"  # among the metrics: samples that they are not of, because their data is corrupt
 
 
 @torch.no_grad()
@@ -27,26 +30,30 @@ def evaluate(
 
     A collective call: all ranks make the same number of forward passes, of `batch_size` rows; a rank without rows left
     runs rows of no weight. `max_samples` takes that many, evenly spread over the split. The model's training mode is
-    kept. Raises `DataError` if all samples were skipped.
+    kept. Samples that were skipped are counted among the metrics, if there are any; raises `DataError` if all were.
     """
     world_size, rank = (dist.get_world_size(group), dist.get_rank(group)) if dist.is_initialized() else (1, 0)
     total = len(reader)
     chosen = min(total, max_samples or total)
     metrics = task.metrics(reader.split, device)
     batches = evaluation_rows(chosen, world_size, rank, batch_size)
+    skipped = torch.zeros((), dtype=torch.int64)
     was_training = model.training
     model.eval()
     try:
         samples = ([row * total // chosen for row in rows] or [0] for rows in batches)
         with prefetch(reader, samples, pin=device.type == "cuda") as read:
             for rows, batch in zip(batches, read, strict=True):
+                skipped += batch.skipped if rows else 0
                 batch = _pad(batch.to(device), len(batches[0]) or 1, weight=bool(rows))
                 task.predict(model, batch.inputs, batch.targets, metrics.update)
     finally:
         model.train(was_training)
     metrics.reduce(group)
+    skipped = skipped.to(device)
+    all_reduce(skipped, group)
     try:
-        return metrics.compute()
+        return metrics.compute() | ({CORRUPT: int(skipped)} if skipped else {})
     except ZeroDivisionError:  # on every rank alike
         raise DataError(
             f"There is no mean over nothing: all data of the {reader.split} split is corrupt.",

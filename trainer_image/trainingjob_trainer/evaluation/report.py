@@ -15,7 +15,7 @@ from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.state import Progress
 from trainingjob_trainer.config import JobConfig, Optimizer
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
-from trainingjob_trainer.evaluation.evaluate import scalars
+from trainingjob_trainer.evaluation.evaluate import CORRUPT, scalars
 from trainingjob_trainer.records import now
 from trainingjob_trainer.tasks import TaskMetrics
 
@@ -105,7 +105,7 @@ def render(report: Mapping[str, Any], progress: Progress) -> str:
 
     test = report["test"]
     classes = report["data"]["classes"]
-    headline = [(_TITLES.get(name, name), _number(value)) for name, value in scalars(test).items()]
+    headline = [(_TITLES.get(name, name), _number(value)) for name, value in _figures(test).items()]
     sections = [
         _section("Loss", charts.loss_curve(progress)),
         _section("Test and validation", _evaluation_table(report)),
@@ -129,14 +129,22 @@ def render(report: Mapping[str, Any], progress: Progress) -> str:
 
 
 def _evaluation_table(report: Mapping[str, Any]) -> str:
-    """Metrics of the model that is handed out, and those of the last step if it is another."""
+    """Metrics of the model that is handed out, and those of the last step if it is another; what they are not of."""
     step, validation = report["modelStep"], report["history"]["validation"]
-    names = list(scalars(report["test"]))
+    names = _figures(report["test"])
     evaluated = [("test", step, report["test"])]
     evaluated += [("validation", e["step"], e["metrics"]) for e in validation if e["step"] == step]
     evaluated += [("validation, at the end", e["step"], e["metrics"]) for e in validation[-1:] if e["step"] != step]
-    rows = [[title, f"{at:,}", *(_number(metrics[name]) for name in names)] for title, at, metrics in evaluated]
-    return _table(["split", "step", *(_TITLES.get(name, name) for name in names)], rows)
+    rows = [
+        [title, f"{at:,}", *(_number(metrics[name]) for name in names), f"{metrics.get(CORRUPT, 0):,.0f}"]
+        for title, at, metrics in evaluated
+    ]
+    return _table(["split", "step", *(_TITLES.get(name, name) for name in names), "Corrupt samples"], rows)
+
+
+def _figures(metrics: TaskMetrics) -> dict[str, float]:
+    """The metrics that are one number and say how good the model is."""
+    return {name: value for name, value in scalars(metrics).items() if name != CORRUPT}
 
 
 def _class_table(per_class: list[dict[str, Any]]) -> str:
