@@ -4,6 +4,7 @@ TLS with a CA of its own, Node and RBAC authorization, ready in seconds. It list
 """
 
 import json
+import shutil
 import ssl
 import urllib.error
 import urllib.request
@@ -78,6 +79,23 @@ class ControlPlane:
             self.components.pop().stop()
         self.gang_scheduling = gang_scheduling
         self._start_all_but_etcd()
+
+    @contextmanager
+    def set_back(self) -> Iterator[None]:
+        """What is written in the block is forgotten at its end: etcd is restored from a backup, as after a disaster."""
+        data, backup = self.directory / "etcd", self.directory / "etcd-backup"
+        self.close()
+        shutil.copytree(data, backup)
+        self._start_etcd()
+        self._start_all_but_etcd()
+        try:
+            yield
+        finally:
+            self.close()
+            shutil.rmtree(data)
+            backup.rename(data)
+            self._start_etcd()
+            self._start_all_but_etcd()
 
     def write_kubeconfig(self, name: str, pair: KeyPair | None = None, *, token: str | None = None) -> Path:
         """A kubeconfig for a client certificate, or for a bearer token."""

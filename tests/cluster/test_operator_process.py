@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from support.disturb import label
 from support.operator_process import Operator
 from support.played import PlayedJob
@@ -112,6 +113,32 @@ def test_changes_made_while_the_operator_was_stuck_are_caught_up_with(operator: 
     os.kill(operator.pid, signal.SIGCONT)
     status = job.wait_phase("Suspended")
     assert status["restarts"]["total"] == 0
+
+
+@pytest.mark.slow  # the control plane is started twice
+def test_an_operator_whose_api_server_was_restored_from_a_backup_begins_anew(
+    cluster: LocalCluster, operator: Operator, played: MakeJob
+) -> None:
+    """Versions come again, for other states: what is newer than the backup in the caches would stand for ever."""
+    job = played()
+    job.apply()
+    job.run_to_training()
+    job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    try:
+        with cluster.control_plane.set_back():
+            job.end("train-1-1", 137)
+            job.wait_pods("train-1-2")
+        assert operator.wait_for_its_end(30) == 1
+        assert "its etcd was restored" in operator.log.read_text().splitlines()[-1]
+        operator.start()
+        assert set(job.uids()) == {"gpt-prepare-0-1", "gpt-train-0-1", "gpt-train-1-1"}
+        job.end("train-1-1", 137)
+        job.wait_pods("train-1-2")
+    finally:
+        for name in cluster.nodes:  # They know too much as well.
+            cluster.nodes[name].stop()
+            cluster.start_node(name)
+        cluster.wait_nodes_ready()
 
 
 def test_livez_tells_a_stuck_operator_from_a_living_one(

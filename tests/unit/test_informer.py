@@ -12,7 +12,7 @@ import pytest
 from support.memory_api import MemoryApi
 from trainingjob_operator.kube import informer as informer_module
 from trainingjob_operator.kube.api import PODS, ApiError, Gone, ObjectList, Resource, Unreachable, WatchEvent
-from trainingjob_operator.kube.informer import Informer, take_all
+from trainingjob_operator.kube.informer import Informer, SetBack, take_all
 
 Script = list[WatchEvent | ApiError]
 
@@ -29,6 +29,7 @@ class ScriptedApi(MemoryApi):
         self.lists = lists
         self.watches = watches
         self.versions: list[str] = []
+        self.now = 1000
         self.exhausted = asyncio.Event()
 
     async def pages(
@@ -38,6 +39,9 @@ class ScriptedApi(MemoryApi):
             if isinstance(page, ApiError):
                 raise page
             yield page
+
+    async def version(self, resource: Resource, namespace: str | None = None) -> str:
+        return str(self.now)
 
     async def watch(
         self, resource: Resource, namespace: str | None = None, label_selector: str = "", resource_version: str = ""
@@ -94,8 +98,12 @@ async def follow(api: ScriptedApi, on_restart: Callable[[str], None] = lambda re
     names = Names()
     task = asyncio.create_task(Informer(api, PODS, names, on_restart=on_restart).run())
     try:
-        async with asyncio.timeout(5):
-            await api.exhausted.wait()
+        exhausted = asyncio.create_task(api.exhausted.wait())
+        await asyncio.wait({task, exhausted}, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        exhausted.cancel()
+        if task.done():
+            await task
+        assert api.exhausted.is_set()
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -121,6 +129,29 @@ async def test_after_an_error_the_watch_goes_on_without_a_list(error: ApiError) 
     assert await follow(api, restarts.append) == {"a", "b"}
     assert api.versions == ["10", "11", "12"]
     assert restarts == ["error"]
+
+
+LOST = Unreachable(0, "Unreachable", "lost")
+OLD = Gone(410, "Expired", "too old resource version")
+
+
+@pytest.mark.parametrize(
+    ("lists", "watches", "now"),
+    [
+        ([listed(90)], [[event("ADDED", "a", 101), LOST]], 100),
+        ([listed(90)], [[event("BOOKMARK", "", 101), LOST], []], 100),
+        ([listed(101)], [[LOST]], 100),
+        ([listed(101), listed(100)], [[OLD]], 1000),
+    ],
+)
+async def test_a_server_that_is_set_back_ends_the_informer(
+    lists: list[list[ObjectList | ApiError]], watches: list[Script], now: int
+) -> None:
+    api = ScriptedApi(lists, watches)
+    api.now = now
+    with pytest.raises(SetBack, match="the API server is at version 100 and was at 101"):
+        await follow(api)
+    assert len(api.versions) == 1
 
 
 async def test_a_version_that_is_too_old_leads_to_a_list_that_forgets_what_vanished() -> None:

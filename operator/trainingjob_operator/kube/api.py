@@ -149,6 +149,9 @@ class Api(Protocol):
     ) -> AsyncIterator[ObjectList]:
         """The same, a page at a time; all are of the first one's resourceVersion."""
 
+    async def version(self, resource: Resource, namespace: str | None = None) -> str:
+        """The resourceVersion that a LIST of the collection would have now."""
+
     def watch(
         self, resource: Resource, namespace: str | None = None, label_selector: str = "", resource_version: str = ""
     ) -> AsyncIterator[WatchEvent]:

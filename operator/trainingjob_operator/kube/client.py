@@ -143,6 +143,11 @@ class Client:
             params["continue"] = token
         return await self._request("list", resource, resource.path(namespace), params=params)
 
+    async def version(self, resource: Resource, namespace: str | None = None) -> str:
+        """The resourceVersion that a LIST of the collection would have now."""
+        page = await self.list_page(resource, namespace, "", limit=1)
+        return str(page["metadata"]["resourceVersion"])
+
     async def watch(
         self, resource: Resource, namespace: str | None = None, label_selector: str = "", resource_version: str = ""
     ) -> AsyncIterator[WatchEvent]:

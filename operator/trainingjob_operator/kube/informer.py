@@ -19,6 +19,11 @@ LAST_BACKOFF_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
+class SetBack(Exception):
+    """The API server has forgotten what it had told: its etcd was restored from a backup. Versions that are known here
+    may come again for other states, so nothing that this process knows may stand."""
+
+
 class Store(Protocol):
     """Who takes the objects in."""
 
@@ -56,9 +61,9 @@ class Informer:
 
     `synced` is set after the first LIST. A LIST is repeated when the server no longer knows the version to go on from
     (410), and `relist` seconds after the last one in any case, should the watch have lost something or hang. After any
-    other interruption the watch goes on where it stopped. on_restart: told the reason ("expired", "error", "refused")
-    each time a watch did not end as the server promised. on_missed: told how many objects a LIST that was made only to
-    be sure found in another state than the watch had told.
+    other interruption the watch goes on where it stopped, if the server has not been set back meanwhile. on_restart:
+    told the reason ("expired", "error", "refused") each time a watch did not end as the server promised. on_missed:
+    told how many objects a LIST that was made only to be sure found in another state than the watch had told.
     """
 
     def __init__(
@@ -84,14 +89,19 @@ class Informer:
         self._on_missed = on_missed
         self._to_be_sure = False
         self._version = ""
+        self._newest = 0
+        self._interrupted = False
         self._failures = 0
 
     async def run(self) -> None:
-        """Follow until cancelled. Errors of the API server are logged and survived."""
+        """Follow until cancelled. Errors of the API server are logged and survived. Raises `SetBack`."""
         while True:
             try:
                 if not self._version:
                     await self._list()
+                elif self._interrupted:
+                    self._reached(await self._api.version(self._resource, self._namespace))
+                self._interrupted = False
                 async with asyncio.timeout_at(self._relist_at):
                     await self._watch()
             except TimeoutError:
@@ -102,6 +112,7 @@ class Informer:
                 self._on_restart("expired")
                 logger.info("%s: the watch is too far behind, listing again", self._resource.plural)
             except ApiError as error:
+                self._interrupted = True
                 self._on_restart("error" if error.status == 0 or error.status >= 500 else "refused")
                 seconds = self._backoff()
                 logger.warning("%s: %s; again in %.1f s", self._resource.plural, error, seconds)
@@ -113,6 +124,7 @@ class Informer:
         if self._to_be_sure:
             self._on_missed(news)
             self._to_be_sure = False
+        self._reached(version)
         self._version = version
         self._failures = 0
         self.synced.set()
@@ -125,7 +137,14 @@ class Informer:
             elif event.type in ("ADDED", "MODIFIED"):
                 self._store.put(event.object)
             self._version = event.object["metadata"]["resourceVersion"]
+            self._newest = int(self._version)
             self._failures = 0
+
+    def _reached(self, version: str) -> None:
+        """The server is at `version` now. It has been as far as any version that a LIST or a watch has told."""
+        if int(version) < self._newest:
+            raise SetBack(f"the API server is at version {version} and was at {self._newest}: its etcd was restored")
+        self._newest = int(version)
 
     def _backoff(self) -> float:
         seconds = min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0**self._failures)
