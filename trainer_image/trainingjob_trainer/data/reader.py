@@ -88,6 +88,7 @@ class Reader:
             self._stride, self._overlap = sequence_length * manifest.item_bytes, manifest.item_bytes
         self._width = self._stride + self._overlap
         self._samples, self._cut = manifest.num_samples(split, sequence_length, source), block_bytes
+        self._told: set[str] = set()  # what is wrong with a shard is logged once, and counted at each sample
         self._heads: dict[int, bytes] = {}  # of a block's window, what the last sample of the block before ends with
 
     def __len__(self) -> int:
@@ -191,7 +192,9 @@ class Reader:
             return False
         if not self._skips:
             raise wrong
-        log.warning("sample %d of split %s is skipped: %s", sample, self.split, wrong.cause)
+        if wrong.cause not in self._told:
+            self._told.add(wrong.cause)
+            log.warning("samples of split %s are skipped, sample %d first: %s", self.split, sample, wrong.cause)
         return True
 
     def _tokens(self, rows: npt.NDArray[np.uint8], skipped: Bools) -> Batch:
