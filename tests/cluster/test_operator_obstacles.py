@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.chart import RELEASE, install_account
 from support.disturb import place
 from support.operator_process import Operator
 from support.played import Object, PlayedJob
@@ -106,6 +108,28 @@ def test_a_pod_that_admission_refuses_stalls_the_job_until_the_policy_allows_it(
     job.cluster.kubectl("label", "namespace", job.namespace, f"{label}-")
     job.wait("the pod is created", lambda status: job.uids(), TRIED_AGAIN)
     assert holding(job.wait_phase("Pending")) == {"Reconciling"}
+
+
+def test_a_right_that_the_operator_has_lost_is_named_with_where_it_is_found(
+    cluster: LocalCluster, namespace: str, played: MakeJob, tmp_path: Path
+) -> None:
+    account = install_account(cluster, namespace, {"watchNamespaces": [namespace]})
+    operator = Operator(account, tmp_path / "operator.log", "--namespace", namespace)
+    operator.start()
+    try:
+        role = ("-n", namespace, "role", RELEASE)
+        rules = json.loads(cluster.kubectl("get", *role, "-o", "json"))["rules"]
+        less = [rule | {"verbs": ["get", "list", "watch"]} if rule["resources"] == ["pods"] else rule for rule in rules]
+        cluster.kubectl("patch", *role, "--type=merge", "-p", json.dumps({"rules": less}))
+        job = played()
+        job.apply()
+        status = blocked(job, "CreateRefused", 'cannot create resource "pods"')
+        assert "the role in its Helm chart" in status["message"]
+        assert "spec.workers" not in status["message"]
+        cluster.kubectl("patch", *role, "--type=merge", "-p", json.dumps({"rules": rules}))
+        job.wait("the pod is created", lambda status: job.uids(), TRIED_AGAIN)
+    finally:
+        operator.stop()
 
 
 def test_an_admission_webhook_that_does_not_answer_is_said_and_waited_for(

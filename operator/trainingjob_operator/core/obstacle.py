@@ -105,6 +105,8 @@ def refused(kind: str, name: str, error: ApiError) -> Obstacle | None:
         next_step = "create it; or suspend the job, correct spec.workers.template, and resume it"
         return _obstacle("MissingReference", what, why, next_step)
     next_step = "have the policy changed; or suspend the job, correct spec.workers, and resume it"
+    if " cannot create resource " in why:
+        next_step = "give the operator's account this right: the role in its Helm chart has it"
     return _obstacle("CreateRefused", what, why, next_step)
 
 
