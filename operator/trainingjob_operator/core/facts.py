@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+from trainingjob_trainer.config import LARGEST_COUNT
 
 from trainingjob_operator.api.spec import GROUP, KIND, TrainingJobSpec
 from trainingjob_operator.api.status import Role, Stage, TrainingJobStatus
@@ -109,8 +110,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 SaidClass = Annotated[str, BeforeValidator(_known)]
-MOST = 2**53  # more is no count, and nothing that the API server stores
-Count = Annotated[int, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 Sentence = Annotated[str, _cut(1024)]
 Address = Annotated[str, _cut(2048)]

@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
+from trainingjob_trainer.config import LARGEST_COUNT
 
 from trainingjob_operator.api.status import CheckpointStatus, EvaluationStatus, Progress, Result, TrainingJobStatus
-from trainingjob_operator.core.facts import MOST, ProgressReport, ReportedEvaluation, ReportedProgress
+from trainingjob_operator.core.facts import ProgressReport, ReportedEvaluation, ReportedProgress
 
 
 def merge_report(
@@ -49,7 +50,7 @@ def merge_result(status: TrainingJobStatus, result: Mapping[str, Any], steps: in
             last = ReportedProgress.model_validate(result["progress"])
             update["progress"] = _progress(last, steps, now).model_copy(update={"eta": None})
     step = result.get("step")
-    if isinstance(step, int) and 0 <= step <= MOST:
+    if isinstance(step, int) and 0 <= step <= LARGEST_COUNT:
         before = status.progress or Progress()
         update["progress"] = before.model_copy(
             update={

@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from ..config import LARGEST_COUNT
 from .progress import EvaluationState, Progress, Report, Steps
 from .server import bears
 
@@ -25,7 +26,6 @@ NAMES = {
     "tokens_per_second": "tokens_per_second",
 }
 COUNTS = ("step", "steps", "tokens")
-MOST = 2**53  # of them; the operator takes no report with more
 EVALUATION = "eval_"
 NOT_EVALUATION = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")  # how long it took
 
@@ -81,7 +81,9 @@ def report(status: TrainerStatus, before: dict[str, Any]) -> Report:
     numbers = _numbers(status)
     known = before["progress"] or {}
     said = {field: numbers[name] for name, field in NAMES.items() if name in numbers}
-    steps: dict[str, Any] = {name: said[name] for name in said if name not in COUNTS or 0 <= said[name] <= MOST}
+    steps: dict[str, Any] = {
+        name: said[name] for name in said if name not in COUNTS or 0 <= said[name] <= LARGEST_COUNT
+    }
     steps |= {name: int(steps[name]) for name in COUNTS if name in steps}
     total: int = steps.get("steps") or known.get("steps") or 0
     percent = status.progress_percentage

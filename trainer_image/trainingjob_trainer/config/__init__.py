@@ -6,7 +6,17 @@ because the API server's CEL cost budget needs one.
 """
 
 from trainingjob_trainer.config.architectures import Cnn, HuggingFace, Mlp, Rnn, Timm
-from trainingjob_trainer.config.base import Argument, Config, Name, ObjectName, Quantity, Uri, amount, digest
+from trainingjob_trainer.config.base import (
+    LARGEST_COUNT,
+    Argument,
+    Config,
+    Name,
+    ObjectName,
+    Quantity,
+    Uri,
+    amount,
+    digest,
+)
 from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
 from trainingjob_trainer.config.mistakes import mistakes, nearest
 from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, RopeScaling, Transformer
@@ -31,6 +41,7 @@ __all__ = [
     "JobConfig",
     "JobSpec",
     "Kind",
+    "LARGEST_COUNT",
     "LOSSES",
     "METRICS",
     "Mlp",

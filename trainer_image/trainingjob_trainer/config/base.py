@@ -20,6 +20,8 @@ ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]
 Argument = Annotated[str, Field(max_length=4096)]
 Quantity = Annotated[str, Field(max_length=32, pattern=QUANTITY)]
 
+LARGEST_COUNT = 2**53  # in reports of pods: more is no count, and nothing that the API server stores
+
 _UNITS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
