@@ -389,3 +389,14 @@ def test_old_incidents_do_not_come_back_when_the_history_is_full(training: Play)
         training.train(12, attempt=attempt + 1, committed=10 + attempt, incidents=said, resumed=10)
         training.step(30)
     assert [i.attempt for i in training.status.history] == list(range(4, 14))
+
+
+@pytest.mark.parametrize("ahead", [0, 600])
+def test_pods_that_are_refused_in_the_second_of_their_creation_are_one_failure(starting: Play, ahead: int) -> None:
+    """By the API server's clock, which may be ahead of the operator's."""
+    for index in (0, 1):
+        name = f"gpt-train-{index}-1"
+        starting.end(name, None, reason="UnexpectedAdmissionError", created_at=starting.now + timedelta(seconds=ahead))
+    starting.step()
+    assert starting.status.restarts.total == 1
+    assert [incident.class_ for incident in starting.status.history] == ["Rejected", "Rejected"]

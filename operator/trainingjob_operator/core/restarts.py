@@ -15,10 +15,11 @@ def same_blow(restarts: Restarts, pod_created_at: datetime, now: datetime) -> bo
     """Whether a pod's end belongs to the failure that was counted last.
 
     Pods of a gang that fall together are one failure: a pod that was there already when the last failure was counted,
-    and ends within a minute of it, fell to the same blow.
+    and ends within a minute of it, fell to the same blow. So did one that ends in the very second in which that was
+    counted: it may have been created in it, or by a clock that is ahead of ours.
     """
     last = restarts.last_failure_time
-    return last is not None and pod_created_at < last and now - last <= ONE_BLOW
+    return last is not None and (pod_created_at < last or last == now) and now - last <= ONE_BLOW
 
 
 def count(restarts: Restarts, committed_step: int, now: datetime) -> Restarts:
