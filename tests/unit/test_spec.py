@@ -56,6 +56,15 @@ def test_a_status_of_a_newer_operator_keeps_what_is_understood() -> None:
     assert job(spec(), {**status, "phase": "Dreaming"}).status.phase is None
 
 
+def test_a_finished_job_stays_so_although_a_newer_operator_has_told_more_of_it() -> None:
+    """Else it would be run again when the operator is rolled back."""
+    told = {"status": "True", "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    conditions = [{"type": "Complete", **told}, {"type": "Certified", **told}]
+    status = job(spec(), {"phase": "Succeeded", "conditions": conditions}).status
+    assert status.phase == "Succeeded"
+    assert [condition.type for condition in status.conditions] == ["Complete"]
+
+
 @pytest.mark.parametrize("field", ["affinity", "env.0.valueFrom", "volumes.0"])
 def test_what_is_handed_on_as_it_is_is_no_deeper_than_parts_of_pods_are(field: str) -> None:
     def template(levels: int) -> Json:
