@@ -198,22 +198,23 @@ def test_a_pod_needs_less_the_more_there_are_and_much_less_with_gpus() -> None:
 
 
 def test_a_model_of_timm_is_whole_on_each_rank_at_first(tmp_path: Path) -> None:
-    """Three times where there are weights to begin with. Few ranks take more while they train."""
+    """Beside what there is to begin with, twice. Few ranks take more while they train."""
     many = 10**9
 
-    def needed(ranks: int, gpus: bool, **model: Any) -> HostMemory:
+    def needed(ranks: int, gpus: bool, held: int = 0) -> HostMemory:
         kind = {"task": {"kind": "image-classification"}, "data": {"train": {"uri": "/raw", "format": "parquet"}}}
-        config = job(tmp_path, model={"timm": {"name": "vit"}, **model}, **kind)
+        config = job(tmp_path, model={"timm": {"name": "vit"}}, **kind)
         config = config.model_copy(update={"ranks_per_pod": ranks, "gpus": gpus})
-        return host_memory(config, ModelSize(many, 0, 0, 0), 0)
+        return host_memory(config, ModelSize(many, 0, 0, 0), 0, held)
 
-    weights = {"initFrom": {"uri": "/weights"}}
+    float32, float16 = 4 * many, 2 * many
     fixed = sum(list(needed(8, True).parts.values())[:3])
     assert needed(8, True).total == fixed + 8 * 4 * many
-    assert needed(8, True, **weights).total == fixed + 8 * 12 * many
-    assert needed(8, False, **weights).total == fixed + 8 * 12 * many + 4 * many
-    assert needed(1, True, **weights).parts[AT_FIRST] == 0
-    assert needed(2, False, **weights).parts[AT_FIRST] == 0
+    assert needed(8, True, float32).total == fixed + 8 * 12 * many
+    assert needed(8, True, float16).total == fixed + 8 * 8 * many
+    assert needed(8, False, float32).total == fixed + 8 * 12 * many + 4 * many
+    assert needed(1, True, float32).parts[AT_FIRST] == 0
+    assert needed(2, False, float32).parts[AT_FIRST] == 0
 
 
 def test_a_rank_holds_no_more_rows_than_it_has(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from support.memory import columns, growth, images, texts
 from support.ranks import run_ranks
@@ -13,6 +14,7 @@ from support.training import store_of
 from trainingjob_trainer.accounting import PROCESS, RAY, TRAIN_OBJECT_STORE, host_memory
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest
+from trainingjob_trainer.huggingface.directory import Directory
 from trainingjob_trainer.prepare.limits import model_size
 
 WIDE: dict[str, Any] = {"layers": 4, "dim": 512, "heads": 8}
@@ -50,7 +52,8 @@ def estimate(config: JobConfig) -> int:
     manifest = Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY))
     data = sum(shard.size for shard in manifest.splits["train"].shards)
     fixed = PROCESS * config.ranks_per_pod + RAY + TRAIN_OBJECT_STORE
-    return host_memory(config, model_size(config, manifest), data).total - fixed
+    held = Directory.of(config).held_bytes if config.model.init_from is not None else 0
+    return host_memory(config, model_size(config, manifest), data, held).total - fixed
 
 
 @pytest.mark.slow
@@ -72,13 +75,14 @@ def test_two_ranks_take_what_was_reckoned(tmp_path: Path, fsdp: str) -> None:
 
 
 @pytest.mark.slow
-def test_four_ranks_that_begin_with_weights_of_timm_take_what_was_reckoned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16], ids=["float32", "float16"])
+def test_four_ranks_that_begin_with_weights_of_timm_take_what_was_reckoned(tmp_path: Path, stored: torch.dtype) -> None:
     """Of a model of which each holds more before the first step than afterwards."""
     import timm
 
     name, small = "vit_base_patch16_224", (3, 64, 64)
     (tmp_path / "weights").mkdir()
-    save_file(timm.create_model(name, img_size=64).state_dict(), tmp_path / "weights" / "model.safetensors")
+    save_file(timm.create_model(name, img_size=64).to(stored).state_dict(), tmp_path / "weights" / "model.safetensors")
     model = {"timm": {"name": name}, "initFrom": {"uri": str(tmp_path / "weights")}}
     sharded = {"optimizer": {"name": "sgd"}, "parallelism": {"fsdp": "full"}, "globalBatchSize": 4}
     config = images(tmp_path, model, small, **sharded).model_copy(update={"ranks_per_pod": 4})

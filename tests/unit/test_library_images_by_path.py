@@ -12,7 +12,8 @@ from support.corpus import digits, images
 from support.rank_functions import train_run
 from support.ranks import run_ranks
 from support.training import newest, store_of
-from trainingjob_trainer.beginning import begin
+from trainingjob_trainer.accounting import host_memory
+from trainingjob_trainer.beginning import begin, source_of
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.errors import UserError
@@ -20,7 +21,9 @@ from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.models.from_timm import ImageClassifier
 from trainingjob_trainer.parallel import World
 from trainingjob_trainer.prepare.check import check
+from trainingjob_trainer.prepare.limits import model_size
 from trainingjob_trainer.prepare.local import prepare_data
+from trainingjob_trainer.prepare.supposed import supposed_manifest
 
 MEAN, DEVIATION = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
 
@@ -94,6 +97,23 @@ def test_the_body_is_what_timm_makes_of_the_directory_and_the_head_is_fresh(
     scale = float(expected.abs().max())
     assert float((found - expected).abs().max()) < 1e-4 * scale
     assert float((found - bare).abs().max()) > 1e-3 * scale, "pixels make no difference"
+
+
+def test_a_pod_needs_memory_for_weights_as_they_are_stored(tmp_path: Path) -> None:
+    """In half precision, each rank holds half of what it would in float32: they are read whole, and copied."""
+    source = tmp_path / "source"
+    write_source(source, "test_vit", img_size=16, patch_size=4)
+    halves = {name: tensor.half() for name, tensor in load_file(source / "model.safetensors").items()}
+    save_file(halves, source / "model.safetensors")
+    config = run_of(tmp_path / "job", "test_vit", source, json.dumps({"patch_size": 4}))
+    config = config.model_copy(update={"ranks_per_pod": 8, "gpus": True})
+    known = supposed_manifest(config, source_of(config))
+    held = sum(2 * tensor.numel() for tensor in halves.values())
+    needed = host_memory(config, model_size(config, known), 0, held).total
+    with pytest.raises(UserError, match=f"memory is {needed - 1} "):
+        check(config.model_copy(update={"pod_memory": str(needed - 1)}), store_of(config))
+    roomy = config.model_copy(update={"pod_memory": str(needed)})
+    assert check(roomy, store_of(config)).outcome == "PrepareData"
 
 
 def test_a_run_begins_with_what_another_exported_and_timm_reads_it_too(tmp_path: Path) -> None:

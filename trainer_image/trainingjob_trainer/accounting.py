@@ -188,9 +188,9 @@ class HostMemory:
         return ", ".join(f"{gigabytes(count)} {name}" for name, count in self.parts.items() if count)
 
 
-def host_memory(config: JobConfig, model: ModelSize, data_bytes: int) -> HostMemory:
+def host_memory(config: JobConfig, model: ModelSize, data_bytes: int, held_bytes: int = 0) -> HostMemory:
     """Of index 0, where Ray's head is, and whose rank 0 gathers the model for the export. `data_bytes`: of the training
-    split.
+    split. `held_bytes`: of the weights that it begins with, on each rank at once.
 
     The least: a layout that takes more memory than full sharding is counted where the configuration asks for it, and
     not at all what the page cache has, or the C library keeps of what was freed. On GPUs the training state is in their
@@ -217,16 +217,13 @@ def host_memory(config: JobConfig, model: ModelSize, data_bytes: int) -> HostMem
     exported = 4 * model.parameters if config.model.export != "none" and (config.gpus or shards > 1) else 0
     parts["for activations, and later for the whole model"] = max(activations, exported)
     if config.model.timm is not None:
-        beginning = PROCESS * here + RAY + TRAIN_OBJECT_STORE + _whole_at_first(config, model) * here
+        # While a rank fills its shard, the library makes the model whole; of given weights there is what was read, and
+        # timm's copy of that.
+        whole = 4 * model.parameters + 2 * held_bytes
+        beginning = PROCESS * here + RAY + TRAIN_OBJECT_STORE + whole * here
         beginning += 0 if config.gpus else 4 * held
         parts["more for the whole model on each rank at first"] = max(0, beginning - sum(parts.values()))
     return HostMemory(parts)
-
-
-def _whole_at_first(config: JobConfig, model: ModelSize) -> int:
-    """Bytes of a model of timm's while a rank fills its shard: the library makes it whole. Of weights to begin with (in
-    float32, as it stores them) there is also what was read, and timm's copy of that."""
-    return 4 * model.parameters * (1 if config.model.init_from is None else 3)
 
 
 def gigabytes(count: int) -> str:

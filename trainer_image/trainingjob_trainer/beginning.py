@@ -121,6 +121,11 @@ class CommittedRun:
         found: dict[str, Any] = json.loads(str(text))
         return found
 
+    @property
+    def held_bytes(self) -> int:
+        """What each rank holds of the weights at once: some pieces, on the way to its shards."""
+        return 0
+
     def check(self, config: TrainerSpec, manifest: Manifest) -> None:
         """Whether a run may begin with it: the same model, and the tokenizer of the data. Raises `UserError`."""
         here, there = _shape(config.identity()), _shape(self._record.identity)

@@ -141,8 +141,16 @@ class Directory:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them that are numbers with a fraction, whole."""
-        shapes = {key: tensor.shape for key, tensor in self._tensors.items() if tensor.dtype in _SIZES and tensor.shape}
-        return {key: self.read(Entry(key, (key,), False, shape)) for key, shape in shapes.items()}
+        return {key: self.read(Entry(key, (key,), False, tensor.shape)) for key, tensor in self._real.items()}
+
+    @property
+    def held_bytes(self) -> int:
+        """What each rank holds of the weights at once: of timm's all `tensors`, of others some pieces."""
+        return sum(tensor.shape[0] * tensor.row_bytes for tensor in self._real.values()) if self._of_images else 0
+
+    @property
+    def _real(self) -> dict[str, Stored]:
+        return {key: tensor for key, tensor in self._tensors.items() if tensor.dtype in _SIZES and tensor.shape}
 
     def _check_shape(self, config: TrainerSpec) -> None:
         try:

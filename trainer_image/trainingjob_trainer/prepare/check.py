@@ -89,7 +89,8 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     size = model_size(config, known)
     if source is not None:
         source.check(config, known)
-    check_memory(config, size, sum(shard.size for shard in manifest.splits["train"].shards) if manifest else 0)
+    data = sum(shard.size for shard in manifest.splits["train"].shards) if manifest else 0
+    check_memory(config, size, data, source.held_bytes if source is not None else 0)
     warning = drain_warning(config, store, size.parameters)
     if manifest:
         check_limits(config, manifest)

@@ -122,14 +122,14 @@ def model_size(config: JobConfig, manifest: Manifest) -> ModelSize:
     return tried(config, manifest)
 
 
-def check_memory(config: JobConfig, model: ModelSize, data_bytes: int) -> None:
+def check_memory(config: JobConfig, model: ModelSize, data_bytes: int, held_bytes: int) -> None:
     """Raises `UserError` if a worker pod cannot hold what its ranks certainly need.
 
-    data_bytes: of the training split, as far as it is known.
+    data_bytes: of the training split, as far as it is known. held_bytes: of the weights that it begins with.
     """
     if config.pod_memory is None:
         return
-    needed, limit = host_memory(config, model, data_bytes), round(amount(config.pod_memory))
+    needed, limit = host_memory(config, model, data_bytes, held_bytes), round(amount(config.pod_memory))
     if needed.total > limit:
         raise UserError(
             f"spec.workers.resources.memory is {config.pod_memory} ({gigabytes(limit)}), less than the "
