@@ -159,6 +159,21 @@ def test_a_writer_leaves_no_small_rest(tmp_path: Path, documents: int) -> None:
     assert stored == b"".join(encoder.encode(examples))
 
 
+def test_a_shard_holds_no_more_than_it_is_to_hold(tmp_path: Path) -> None:
+    """Else its last document, of which no part fits, would be a small range of its own to read. One that is too large
+    by itself is a shard; the last one has the small rest."""
+    encoder = TokenEncoder(STORED, "uint16", bpe.EOS_ID)
+    examples = [Example(f"{number:064}", "train", b"a" * (number % 41)) for number in range(200)]
+    examples[100] = Example(examples[100].key, "train", b"a" * 2000)
+    sizes = [len(encoded) for encoded in encoder.encode(examples)]
+    shards = write_shards(store_of(job(tmp_path)), examples, encoder, "pod", shard_bytes=800).splits["train"].shards
+    [large] = [place for place, shard in enumerate(shards) if shard.size == sizes[100]]
+    for shard in [*shards[: large - 1], *shards[large + 1 : -1]]:
+        assert 800 - max(sizes[:41]) < shard.size <= 800
+    assert shards[large - 1].size <= 800
+    assert shards[-1].size <= 1200
+
+
 def test_a_writer_takes_documents_as_it_writes_them(tmp_path: Path) -> None:
     store, taken = store_of(job(tmp_path)), 0
 

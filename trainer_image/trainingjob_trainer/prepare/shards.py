@@ -58,7 +58,8 @@ def write_shards(
 class _Stream:
     """What one writer has of a split, or of one source of it.
 
-    A shard ends with the document that fills it; where less than half of another would follow, with the last document.
+    A shard ends before the document that it has no room for, so that it has no small rest beside the windows that it is
+    read in (`data.order`); where less than half of another would follow, with the last document.
     """
 
     store: Store
@@ -76,11 +77,11 @@ class _Stream:
 
     def add(self, encoded: bytes, size: int) -> None:
         """Take in a document, whose payload has `size` bytes."""
+        if self._full is None and self._data and len(self._data) + len(encoded) > self.shard_bytes:
+            self._full = len(self._data), self._documents
         self._data += encoded
         self._documents += 1
         self.size += size
-        if self._full is None and len(self._data) >= self.shard_bytes:
-            self._full = len(self._data), self._documents
         if self._full is not None and len(self._data) >= self._full[0] + self.shard_bytes // 2:
             self._write(*self._full)
 
