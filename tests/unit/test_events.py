@@ -17,6 +17,7 @@ from trainingjob_operator.observe.events import WAITING, EventRecorder
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 JOB = Job.from_object({"metadata": {"name": "job", "namespace": "team", "uid": "job-1", "resourceVersion": "1"}})
 FAILED = EventFact("Warning", "Internal", "the driver crashed")
+QUEUED = EventFact("Normal", "Queued", "Waiting for quota.")
 RUNNING = EventFact("Normal", "Running", "Training on 2 ranks.")
 
 
@@ -34,7 +35,7 @@ class Jobs:
         self.resting = asyncio.Event()
         self.resting.set()
 
-    async def rest(self) -> None:
+    async def rest(self, seconds: float) -> None:
         await self.resting.wait()
 
 
@@ -119,28 +120,32 @@ async def test_a_defect_loses_one_event_and_not_those_of_all_jobs(caplog: pytest
     assert told(api) == [("Normal", "Running", 1)]
 
 
-async def test_events_wait_until_no_job_is_worked_on_and_keep_their_time() -> None:
+async def test_while_jobs_are_worked_on_events_take_turns_and_keep_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainingjob_operator.observe.events.BETWEEN_SECONDS", 3600)
+    monkeypatch.setattr("trainingjob_operator.observe.events.LATEST_SECONDS", 3600)
     api, jobs, clock = MemoryApi(), Jobs(), [NOW]
     jobs.resting.clear()
     async with recording(api, jobs, lambda: clock[-1]) as recorder:
-        recorder.publish(JOB, RUNNING)
-        recorder.publish(JOB, FAILED)
+        for event in (QUEUED, RUNNING, FAILED):
+            recorder.publish(JOB, event)
         clock.append(NOW + timedelta(seconds=30))
         await recorder.flush(0.05)
-        assert told(api) == []
+        assert told(api) == [("Normal", "Queued", 1)], "the first has no other to wait for"
         jobs.resting.set()
         await recorder.flush(ENOUGH)
-    assert told(api) == [("Normal", "Running", 1), ("Warning", "Internal", 1)]
+    assert told(api) == [("Normal", "Queued", 1), ("Normal", "Running", 1), ("Warning", "Internal", 1)]
     assert {event["firstTimestamp"] for event in api.objects.values()} == {"2030-01-01T00:00:00Z"}
 
 
-async def test_an_event_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainingjob_operator.observe.events.LATEST_SECONDS", 0.05)
+@pytest.mark.parametrize("limit", ["BETWEEN_SECONDS", "LATEST_SECONDS"])
+async def test_an_event_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    for name in ("BETWEEN_SECONDS", "LATEST_SECONDS"):
+        monkeypatch.setattr(f"trainingjob_operator.observe.events.{name}", 0.05 if name == limit else 3600)
     api, jobs = MemoryApi(), Jobs()
     jobs.resting.clear()
     async with recording(api, jobs) as recorder:
-        await tell(recorder, FAILED)
-    assert told(api) == [("Warning", "Internal", 1)]
+        await tell(recorder, RUNNING, FAILED)
+    assert told(api) == [("Normal", "Running", 1), ("Warning", "Internal", 1)]
 
 
 async def test_not_more_events_wait_than_memory_is_for(caplog: pytest.LogCaptureFixture) -> None:

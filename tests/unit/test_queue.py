@@ -174,17 +174,30 @@ class Held:
 
 async def test_it_rests_when_nothing_is_worked_on_and_nothing_could_be() -> None:
     queue, held = WorkQueue[str](), Held()
-    await asyncio.wait_for(queue.rest(), 5)
+    await asyncio.wait_for(queue.rest(0), 5)
     queue.add("a")
     queue.add("b")
     queue.add_after("later", 3600)
     async with working(queue, held.work, workers=1):
         await held.started.wait()
-        resting = asyncio.create_task(queue.rest())
+        resting = asyncio.create_task(queue.rest(0))
         assert not (await asyncio.wait([resting], timeout=0.05))[0]
         held.go_on.set()
         await asyncio.wait_for(resting, 5)
         assert held.seen == ["a", "b"]
+
+
+async def test_it_rests_for_a_while_once_nothing_was_worked_on_for_so_long() -> None:
+    queue, held = WorkQueue[str](), Held()
+    await asyncio.wait_for(queue.rest(3600), 5)
+    queue.add("a")
+    held.go_on.set()
+    async with working(queue, held.work, workers=1):
+        await asyncio.wait_for(queue.rest(0), 5)
+        assert held.seen == ["a"]
+        await asyncio.wait_for(queue.rest(0.05), 5)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(queue.rest(3600), 0.05)
 
 
 async def test_when_it_ends_it_rests_whatever_still_waits() -> None:
@@ -195,7 +208,7 @@ async def test_when_it_ends_it_rests_whatever_still_waits() -> None:
     running.cancel()
     await asyncio.wait([running], timeout=5)
     queue.add("c")
-    await asyncio.wait_for(queue.rest(), 5)
+    await asyncio.wait_for(queue.rest(0), 5)
 
 
 async def run_until_it_works(queue: WorkQueue[str], held: Held, grace: float) -> asyncio.Task[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -73,6 +74,7 @@ class WorkQueue(Generic[K]):
         self._idle_workers: deque[asyncio.Future[None]] = deque()
         self._resting = asyncio.Event()
         self._resting.set()
+        self._rests_since = -math.inf  # (monotonic)
         self._stopping = False
         self._troubles = 0
         self._resume_at = 0.0
@@ -120,9 +122,14 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         self._failures.pop(key, None)
 
-    async def rest(self) -> None:
-        """Wait until no key is worked on or could be, or until `run` is to end."""
-        await self._resting.wait()
+    async def rest(self, seconds: float) -> None:
+        """Wait until no key was worked on, nor could be, for so many seconds; or until `run` is to end."""
+        while True:
+            await self._resting.wait()
+            missing = self._rests_since + seconds - time.monotonic()
+            if missing <= 0 or self._stopping:
+                return
+            await asyncio.sleep(missing)
 
     async def run(self, work: Callable[[K], Awaitable[float | None]], workers: int, grace: float = 0.0) -> None:
         """Work for ever, on up to `workers` keys at once. `work` returns after how many seconds it wants the key again.
@@ -186,6 +193,7 @@ class WorkQueue(Generic[K]):
                     self._again.discard(key)
                     self.add(key)
                 if not self._ready and not self._working:
+                    self._rests_since = time.monotonic()
                     self._resting.set()
             if self._on_done is not None:
                 self._on_done(time.monotonic() - begun, error)
