@@ -109,6 +109,20 @@ def test_kubectl_knows_the_resource(jobs: Jobs) -> None:
     assert "Peak learning rate." in jobs.kubectl("explain", "tj.spec.training.optimizer.lr")
 
 
+def test_amounts_may_be_numbers_as_in_pods(jobs: Jobs) -> None:
+    amounts = {"cpu": 8, "memory": 2**36}
+    manifest = jobs.manifest()
+    manifest["spec"]["workers"] = {"resources": amounts}
+    jobs.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
+    stored = jobs.get()["spec"]
+    assert amounts.items() <= stored["workers"]["resources"].items()
+    resources = TrainingJobSpec.model_validate(stored).workers.resources
+    assert (resources.cpu, resources.memory) == ("8", "68719476736")
+    for amount, words in ((0, "should be greater than or equal to 1"), (0.5, "must be of type integer,string")):
+        wrong = yaml.safe_dump(jobs.manifest({"workers": {"resources": {"cpu": amount}}}, "wrong"))
+        assert f"spec.workers.resources.cpu in body {words}" in jobs.refusal("apply", "-f", "-", stdin=wrong)
+
+
 def test_a_custom_job_needs_its_command_and_nothing_else(jobs: Jobs) -> None:
     def task(*arguments: str) -> Json:
         return {"task": {"kind": "custom", "custom": {"command": ["python", "train.py"], "args": list(arguments)}}}

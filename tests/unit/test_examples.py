@@ -22,9 +22,17 @@ def unknown_fields(value: Any, schema: dict[str, Any], path: str = "") -> Iterat
     """Fields that the API server would prune, and values of a type that it would refuse."""
     if isinstance(value, dict) and schema.get("x-kubernetes-preserve-unknown-fields"):
         return
-    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
-    if not isinstance(value, kinds[schema["type"]]):
-        yield f"{path} is no {schema['type']}"
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "boolean": bool,
+        "integer": int,
+        "number": (int, float),
+    }
+    kind = "string" if schema.get("x-kubernetes-int-or-string") else schema["type"]  # in the examples, at least
+    if not isinstance(value, kinds[kind]):
+        yield f"{path} is no {kind}"
     elif isinstance(value, dict):
         for key, item in value.items():
             known = schema.get("properties", {}).get(key) or schema.get("additionalProperties")

@@ -156,14 +156,17 @@ class _Structural:
         return source
 
     def _number_or_word(self, source: Json) -> Json:
-        """An integer or a certain word, for which a structural schema has bounds in CEL only."""
+        """An integer or a text: one of a pattern, or a certain word, for which bounds are in CEL only."""
         number, word = source["anyOf"]
-        low, high, allowed = number["minimum"], number["maximum"], word["const"]
+        low, high, allowed = number["minimum"], number["maximum"], word.get("const")
+        kept: Json = {key: source[key] for key in ("description", "default") if key in source}
+        if allowed is None:
+            bounds = {"minimum": low, "maximum": high, "pattern": word["pattern"], "maxLength": word["maxLength"]}
+            return {"x-kubernetes-int-or-string": True, **kept, **bounds}
         rule = Rule(
             f"type(self) == int ? self >= {low} && self <= {high} : self == '{allowed}'",
             f"must be a number from {low} to {high}, or {allowed}",
         )
-        kept: Json = {key: source[key] for key in ("description", "default") if key in source}
         return {"x-kubernetes-int-or-string": True, **kept, "x-kubernetes-validations": validations([rule])}
 
     def _object(self, source: Json, result: Json) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 URI = r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.*|/.*)$"
@@ -18,9 +18,17 @@ Uri = Annotated[str, Field(min_length=1, max_length=1024, pattern=URI)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Argument = Annotated[str, Field(max_length=4096)]
-Quantity = Annotated[str, Field(max_length=32, pattern=QUANTITY)]
+LARGEST_COUNT = 2**53  # more is no count, and nothing that the API server stores
 
-LARGEST_COUNT = 2**53  # in reports of pods: more is no count, and nothing that the API server stores
+
+def _written(value: Any) -> Any:
+    """`cpu: 8` means "8", as in a pod."""
+    return str(value) if type(value) is int else value
+
+
+_WrittenQuantity = Annotated[str, Field(max_length=32, pattern=QUANTITY)]
+_Number = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+Quantity = Annotated[_WrittenQuantity, BeforeValidator(_written, json_schema_input_type=_Number | _WrittenQuantity)]
 
 _UNITS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
