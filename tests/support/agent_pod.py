@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from support.runs import wait_until
+from support.runs import PATIENCE, wait_until
 
 TOKEN = "t" * 32
 RUN_STAGE = """
@@ -104,7 +104,7 @@ class AgentPod:
 
     def get(self, path: str) -> str:
         """The body of a GET."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=PATIENCE) as response:
             text: str = response.read().decode()
         return text
 
@@ -119,7 +119,7 @@ class AgentPod:
             f"http://127.0.0.1:{self.port}/{path}", body, {"Authorization": f"Bearer {token}"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                 status: int = response.status
         except urllib.error.HTTPError as error:
             return error.code
@@ -143,7 +143,7 @@ class AgentPod:
         (self.directory / "config.json").write_text(json.dumps({**CONFIG, **parts}))
         self.process = subprocess.Popen([sys.executable, "-c", *arguments], env=env)
         # A pod may be over before it is asked.
-        wait_until("the agent serves", lambda: self.healthy() or self.process.poll() is not None, 60, every=0.02)
+        wait_until("the agent serves", lambda: self.healthy() or self.process.poll() is not None, every=0.02)
         return self.process
 
 

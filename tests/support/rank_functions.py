@@ -42,6 +42,8 @@ from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import LocalStore, Store
 from trainingjob_trainer.tasks import IGNORE
 
+from support.clock import Clock
+from support.runs import PATIENCE
 from support.state_hash import hash_state
 from support.training import VOCABULARY, Hooks, store_of
 
@@ -117,24 +119,28 @@ def save_state(config: JobConfig, attempt: int, steps: int, metrics: dict[str, f
 
 
 def save_often(config: JobConfig, every: int, seconds: float) -> tuple[dict[int, str], dict[int, str], int]:
-    """Take the run's steps and save every few of them through a store whose writes take `seconds`.
+    """Take the run's steps and save every few of them through a store whose writes take `seconds`, and a step at least.
 
     Hashes of this rank's state at each call and as it is loaded afterwards, by step; how many steps were taken while a
     save was under way.
     """
     stepper = build(config)
-    store = store_of(config)
+    store, gone_on = store_of(config), threading.Event()
     checkpointer = Checkpointer(
-        Attempt(1, SlowStore(store, seconds)), stepper.world, config.identity_hash(), config.checkpoint
+        Attempt(1, SlowStore(store, seconds, gone_on)), stepper.world, config.identity_hash(), config.checkpoint
     )
     at_call, overlapped = {}, 0
     for step in range(1, config.training.steps + 1):
         take(stepper, range(step - 1, step))
         overlapped += checkpointer.committed_step != checkpointer.saved_step
+        gone_on.set()
         if step % every == 0:
+            checkpointer.wait()
+            gone_on.clear()
             tensors = state_tensors(stepper.model, stepper.optimizer, stepper.average)
             checkpointer.save(tensors, Progress(step=step))
             at_call[step] = hash_state(tensors)
+    gone_on.set()
     checkpointer.wait()
     loaded = {}
     for commit in commits(store):
@@ -186,15 +192,16 @@ class FullStore(LocalStore):
 
 
 class SlowStore(LocalStore):
-    """A directory whose big objects take their time."""
+    """A directory whose big objects take their time, and wait until somebody has gone on."""
 
-    def __init__(self, store: Store, seconds: float) -> None:
+    def __init__(self, store: Store, seconds: float, gone_on: threading.Event) -> None:
         super().__init__(store.root, store.storage)
-        self._seconds = seconds
+        self._seconds, self._gone_on = seconds, gone_on
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         if key.endswith(".bin"):
             time.sleep(self._seconds)
+            assert self._gone_on.wait(PATIENCE)
         return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
 
 
@@ -444,7 +451,7 @@ def train_until_a_rank_dozes_off(config: JobConfig, logs: str, after: int) -> No
     world = World.join()
     logging.basicConfig(filename=f"{logs}/{world.rank}.log", force=True)
     watchdog.GRACE = 1.0
-    impatient = config.training.model_copy(update={"hang_seconds": 2})
+    impatient = config.training.model_copy(update={"hang_seconds": 10})
 
     class Standing(Hooks):
         def stands(self, stand: Stand | None) -> None:
@@ -462,24 +469,24 @@ def train_until_a_rank_dozes_off(config: JobConfig, logs: str, after: int) -> No
         train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Standing())
 
 
-def train_compiling_slowly(config: JobConfig, part: str, limit: int, seconds: int) -> Any:
-    """The whole loop, in which a pass may take `limit` seconds, and the first one of `part` takes `seconds`.
+def train_compiling_slowly(config: JobConfig, part: str) -> Any:
+    """The whole loop, in which the first pass of `part` takes twice as long as a pass may.
 
     It stands for compiling, which takes as long as it likes: nothing is compiled.
     """
-    watchdog.GRACE = 0.1
-    impatient = config.training.model_copy(update={"hang_seconds": limit})
-    slept = False
+    clock, slept = Clock(), False
 
     def compile_slowly(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
         def call(*args: Any, **more: Any) -> Any:
             nonlocal slept
             if not slept and torch.is_grad_enabled() == (part == "training"):
                 slept = True
-                time.sleep(seconds)
+                clock.skip(2.0)
+                clock.look()
             return function(*args, **more)
 
         return call
 
-    with mock.patch.object(torch, "compile", compile_slowly):
+    impatient = config.training.model_copy(update={"hang_seconds": 1})
+    with mock.patch.object(torch, "compile", compile_slowly), mock.patch.object(watchdog, "time", clock):
         return train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Hooks())

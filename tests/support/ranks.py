@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support import forkserver
+from support.runs import PATIENCE, RUN_PATIENCE
 
 _CONTEXT = forkserver.serving(
     "support.rank_functions",
@@ -20,7 +21,7 @@ _CONTEXT = forkserver.serving(
 )
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """`function(*args)` in `world_size` new processes with a process group (none for one rank); results by rank.
 
     A rank that was killed gives its negative signal number, one that ended by itself its exit code, one that raised its
@@ -38,10 +39,10 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, seconds
             pipes.append(reader)
             processes.append(process)
         try:
-            results = _collect(pipes, time.monotonic() + seconds)
+            results = _collect(pipes, time.monotonic() + RUN_PATIENCE)
         finally:
             for process in processes:
-                process.join(10)
+                process.join(PATIENCE)
                 if process.is_alive():
                     process.kill()
                     process.join()

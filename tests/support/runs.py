@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Object = dict[str, Any]
 
+PATIENCE = 180.0
+"""Seconds after which a test that waits has failed. They end tests that hang and say nothing about speed: the operator
+tries again what was refused after up to 72 s, Kubernetes looks for lost nodes, new kinds and old events once in 20 to
+40 s, and machines are slow."""
+RUN_PATIENCE = 900.0
+"""And for what takes many steps of real ranks, on Ray, which itself takes up to a minute to begin."""
 
-def wait_until(what: str, condition: Callable[[], Any], seconds: float, every: float = 0.1) -> Any:
+
+def wait_until(what: str, condition: Callable[[], Any], seconds: float = PATIENCE, every: float = 0.1) -> Any:
     """The first true value of `condition`; an AssertionError that names `what` after the deadline."""
     deadline = time.monotonic() + seconds
     while True:
@@ -30,7 +37,7 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float, every: f
         time.sleep(every)
 
 
-def settled(read: Callable[[], T], seconds: float = 30) -> T:
+def settled(read: Callable[[], T]) -> T:
     """What `read` gives once it has given the same for two seconds: what is no news the operator may write a progress
     interval (of a second, here) later."""
     last, since = read(), time.monotonic()
@@ -42,7 +49,7 @@ def settled(read: Callable[[], T], seconds: float = 30) -> T:
             last, since = value, time.monotonic()
         return time.monotonic() - since >= 2
 
-    wait_until("nothing changes any more", quiet, seconds)
+    wait_until("nothing changes any more", quiet)
     return last
 
 
@@ -60,7 +67,7 @@ class Kubectl:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(args)} -> {done.returncode}: {done.stderr or done.stdout}")
@@ -164,7 +171,7 @@ class Run:
             cwd=directory,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr
         metrics: Object = json.loads(done.stdout)
@@ -174,7 +181,7 @@ class Run:
         commits = [key for key in self.keys("checkpoints/") if key.endswith("/COMMIT.json")]
         return sorted(int(key.split("/")[1].removeprefix("step-")) for key in commits)
 
-    def wait_finished(self, seconds: float = 300) -> Object:
+    def wait_finished(self, seconds: float = RUN_PATIENCE) -> Object:
         """The status once the job is finished."""
 
         def finished() -> Object | None:
@@ -184,12 +191,12 @@ class Run:
         status: Object = wait_until(f"{self.name} is finished", finished, seconds, every=0.5)
         return status
 
-    def wait_succeeded(self, seconds: float = 300) -> Object:
+    def wait_succeeded(self, seconds: float = RUN_PATIENCE) -> Object:
         status = self.wait_finished(seconds)
         assert status["phase"] == "Succeeded", f"{self.name}: {status.get('message')}\n{json.dumps(status, indent=1)}"
         return status
 
-    def wait_commit(self, after: int = 0, seconds: float = 240) -> int:
+    def wait_commit(self, after: int = 0, seconds: float = RUN_PATIENCE) -> int:
         """The newest committed step once it is above `after`."""
         steps: list[int] = wait_until(
             f"{self.name} commits a step above {after}",

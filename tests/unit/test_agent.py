@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from support.agent_pod import TOKEN, AgentPod, alive
-from support.runs import wait_until
+from support.runs import PATIENCE, wait_until
 from trainingjob_trainer.outcome import Outcome
 
 FINISHED = Outcome(outcome="Finished", step=300, result={"planHash": "p"}).model_dump_json(by_alias=True)
@@ -37,26 +37,26 @@ pathlib.Path(os.environ["OUTCOME"]).write_text('{"class": "Drained", "cause": "s
 
 
 def test_the_programs_outcome_is_the_pods(pod: AgentPod) -> None:
-    assert pod.start("Train", "import time; time.sleep(1)\n" + ends_with(FINISHED)).wait(60) == 0
+    assert pod.start("Train", "import time; time.sleep(1)\n" + ends_with(FINISHED)).wait(PATIENCE) == 0
     assert pod.message()["outcome"] == "Finished"
     assert pod.message()["result"] == {"planHash": "p"}
 
 
 def test_a_failure_sets_class_and_exit_code(pod: AgentPod) -> None:
     outcome = '{"class": "UserError", "cause": "The bucket b does not exist.", "nextStep": "Create it."}'
-    assert pod.start("Check", "import time; time.sleep(1)\n" + ends_with(outcome)).wait(60) == 10
+    assert pod.start("Check", "import time; time.sleep(1)\n" + ends_with(outcome)).wait(PATIENCE) == 10
     assert pod.message()["class"] == "UserError"
     assert pod.message()["nextStep"] == "Create it."
 
 
 def test_a_program_that_is_killed_is_a_lost_worker(pod: AgentPod) -> None:
-    assert pod.start("Train", "import os, time; time.sleep(1); os.kill(os.getpid(), 9)").wait(60) == 20
+    assert pod.start("Train", "import os, time; time.sleep(1); os.kill(os.getpid(), 9)").wait(PATIENCE) == 20
     assert pod.message()["class"] == "WorkerLost"
     assert "memory" in pod.message()["nextStep"]
 
 
 def test_a_program_that_leaves_no_outcome_is_a_defect(pod: AgentPod) -> None:
-    assert pod.start("Train", "import time; time.sleep(1); raise SystemExit(3)").wait(60) == 20
+    assert pod.start("Train", "import time; time.sleep(1); raise SystemExit(3)").wait(PATIENCE) == 20
     assert (pod.message()["class"], pod.message()["cause"]) == (
         "Internal",
         "The program ended with exit code 3 and left no outcome.",
@@ -66,7 +66,7 @@ def test_a_program_that_leaves_no_outcome_is_a_defect(pod: AgentPod) -> None:
 def test_a_drain_waits_for_the_driver(pod: AgentPod) -> None:
     process = pod.start("Train", WAITS_FOR_DRAIN)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 30
+    assert process.wait(PATIENCE) == 30
     assert pod.message()["class"] == "Drained"
     assert pod.message()["step"] == 120
 
@@ -74,7 +74,7 @@ def test_a_drain_waits_for_the_driver(pod: AgentPod) -> None:
 def test_a_check_is_given_up_at_once(pod: AgentPod) -> None:
     process = pod.start("Check", "import time; time.sleep(3600)")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 30
+    assert process.wait(PATIENCE) == 30
     assert pod.message()["class"] == "Drained"
 
 
@@ -85,7 +85,7 @@ def test_nothing_that_the_program_left_survives_the_pod(pod: AgentPod) -> None:
         "pathlib.Path(os.environ['OUTCOME']).with_name('orphan').write_text(str(orphan.pid))\n"
         "time.sleep(1)\n" + ends_with(FINISHED)
     )
-    assert pod.start("Train", program).wait(60) == 0
+    assert pod.start("Train", program).wait(PATIENCE) == 0
     assert not alive(int((pod.work / "orphan").read_text()))
 
 
@@ -121,7 +121,7 @@ def test_a_report_that_is_not_right_is_refused(pod: AgentPod, body: bytes, token
 def test_a_follower_without_ranks_ends_at_once(pod: AgentPod) -> None:
     process = pod.start("Train", index=1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 30
+    assert process.wait(PATIENCE) == 30
 
 
 def test_a_follower_waits_for_its_ranks(pod: AgentPod) -> None:
@@ -129,17 +129,17 @@ def test_a_follower_waits_for_its_ranks(pod: AgentPod) -> None:
     with subprocess.Popen(["sleep", "3600"]) as rank:
         (pod.ranks / str(rank.pid)).touch()
         process.send_signal(signal.SIGTERM)
-        wait_until("it drains", lambda: pod.progress()["state"] == "Draining", 60)
+        wait_until("it drains", lambda: pod.progress()["state"] == "Draining")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
         rank.kill()
-    assert process.wait(10) == 30
+    assert process.wait(PATIENCE) == 30
 
 
 def test_a_follower_whose_head_is_there_and_never_answers_is_lost(pod: AgentPod) -> None:
     """After a second here, five minutes in truth."""
     with socket.create_server(("127.0.0.2", pod.port)):
-        assert pod.start("Train", index=1).wait(30) == 20
+        assert pod.start("Train", index=1).wait(PATIENCE) == 20
     assert pod.message()["class"] == "WorkerLost"
     assert pod.message()["cause"].startswith("The head 127.0.0.2 did not answer for ")
     assert "NetworkPolicy" in pod.message()["nextStep"]
@@ -166,6 +166,6 @@ async def test_a_follower_ends_when_its_head_says_so(pod: AgentPod) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.2", pod.port).start()
     process = await asyncio.to_thread(pod.start, "Train", index=1)
-    assert await asyncio.to_thread(process.wait, 60) == 0
+    assert await asyncio.to_thread(process.wait, PATIENCE) == 0
     assert asked == ["", "job-train-0-1"]
     await runner.cleanup()

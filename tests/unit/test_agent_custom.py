@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support.agent_pod import AgentPod, alive
-from support.runs import wait_until
+from support.runs import PATIENCE, wait_until
 
 WAIT = "import time; time.sleep(3600)"
 STATUS = {
@@ -37,7 +37,7 @@ def running(pod: AgentPod, program: str, **env: str) -> subprocess.Popen[bytes]:
     """As `run`, when the program has said that it is ready."""
     ready = pod.directory / "ready"
     process = run(pod, f"import pathlib; pathlib.Path({str(ready)!r}).touch()\n{program}", **env)
-    wait_until("the command runs", ready.exists, 60, every=0.02)
+    wait_until("the command runs", ready.exists, every=0.02)
     return process
 
 
@@ -45,7 +45,7 @@ def test_the_command_finds_what_torch_and_torchrun_ask_for(pod: AgentPod) -> Non
     seen = pod.directory / "seen"
     program = f"import json, os, pathlib; pathlib.Path({str(seen)!r}).write_text(json.dumps(dict(os.environ)))"
     process = run(pod, program, PET_NPROC_PER_NODE="auto")
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     env: dict[str, str] = json.loads(seen.read_text())
     assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("127.0.0.1", "29503")
     assert [env[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")] == ["1", "0", "1", "0"]
@@ -70,12 +70,12 @@ def test_the_command_finds_what_torch_and_torchrun_ask_for(pod: AgentPod) -> Non
     ],
 )
 def test_a_failed_command_ends_the_pod_with_its_code_and_its_own_last_words(pod: AgentPod, end: str, code: int) -> None:
-    assert run(pod, end).wait(60) == code
+    assert run(pod, end).wait(PATIENCE) == code
     assert not pod.termination.exists(), "so that Kubernetes takes the end of the log"
 
 
 def test_a_command_that_cannot_be_started_is_the_users_error(pod: AgentPod) -> None:
-    assert pod.start_custom(["no-such-program"], TRAININGJOB_REPLICAS="1").wait(60) == 10
+    assert pod.start_custom(["no-such-program"], TRAININGJOB_REPLICAS="1").wait(PATIENCE) == 10
     assert pod.message()["class"] == "UserError"
     assert "no-such-program" in pod.message()["cause"]
 
@@ -87,7 +87,7 @@ def test_a_finished_command_leaves_its_last_progress(pod: AgentPod) -> None:
     metrics = [{"name": name, "value": str(value)} for name, value in {"current_step": 7, "total_steps": 9}.items()]
     assert post(pod, {**STATUS, "metrics": metrics}) == 200
     stop.touch()
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     said = pod.message()
     assert (said["outcome"], said["step"], said["attempt"]) == ("Finished", 7, 3)
     assert said["result"]["progress"]["steps"] == 9
@@ -105,9 +105,9 @@ def test_being_asked_to_stop_is_the_commands_business(pod: AgentPod) -> None:
         "signal.pause()\n"
     )
     process = running(pod, program)
-    wait_until("its handler", (pod.directory / "handling").exists, 60, every=0.02)
+    wait_until("its handler", (pod.directory / "handling").exists, every=0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 30, "its exit code 0 does not mean that it has finished"
+    assert process.wait(PATIENCE) == 30, "its exit code 0 does not mean that it has finished"
     assert saved.exists()
     assert pod.message()["class"] == "Drained"
 
@@ -116,7 +116,7 @@ def test_a_pod_without_its_command_stops_at_once(pod: AgentPod) -> None:
     process = pod.start_custom([sys.executable, "-c", WAIT], TRAININGJOB_INDEX="1", TRAININGJOB_HEAD="127.0.0.2")
     assert pod.progress()["message"] == "Waiting for the head 127.0.0.2."
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 30
+    assert process.wait(PATIENCE) == 30
 
 
 async def test_a_follower_starts_with_the_head_of_its_own_incarnation(pod: AgentPod) -> None:
@@ -136,10 +136,10 @@ async def test_a_follower_starts_with_the_head_of_its_own_incarnation(pod: Agent
     await web.TCPSite(runner, "127.0.0.2", pod.port).start()
     follower = {"TRAININGJOB_INDEX": "1", "TRAININGJOB_HEAD": "127.0.0.2"}
     process = await asyncio.to_thread(pod.start_custom, [sys.executable, "-c", "pass"], **follower)
-    await asyncio.to_thread(wait_until, "two questions", lambda: asked >= 2, 60)
+    await asyncio.to_thread(wait_until, "two questions", lambda: asked >= 2)
     assert (await asyncio.to_thread(pod.progress))["state"] == "Starting"
     attempt = 3
-    assert await asyncio.to_thread(process.wait, 60) == 0
+    assert await asyncio.to_thread(process.wait, PATIENCE) == 0
     await runner.cleanup()
 
 
@@ -150,7 +150,7 @@ def test_nothing_that_the_command_left_survives_the_pod(pod: AgentPod) -> None:
         "orphan = subprocess.Popen(['sleep', '3600'], start_new_session=True)\n"
         f"pathlib.Path({str(pid)!r}).write_text(str(orphan.pid))\n"
     )
-    assert run(pod, program).wait(60) == 0
+    assert run(pod, program).wait(PATIENCE) == 0
     assert not alive(int(pid.read_text()))
 
 

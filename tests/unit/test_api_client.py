@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from support.runs import PATIENCE
 from trainingjob_operator.kube.api import (
     POD_GROUPS,
     PODS,
@@ -188,7 +189,7 @@ async def test_so_many_requests_are_under_way_at_a_time_and_watches_are_not_coun
         return await (watched if "watch" in request.query else handler)(request)
 
     double.handler = either
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*(client.get(PODS, "team", "a") for _ in range(3 * REQUESTS_AT_ONCE)))
     assert most == REQUESTS_AT_ONCE
 

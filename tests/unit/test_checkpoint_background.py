@@ -28,7 +28,7 @@ def test_what_is_committed_is_the_state_at_the_call_however_slow_the_upload(
     tmp_path: Path, steps: int, seconds: float
 ) -> None:
     config = prepared(tmp_path, steps=steps, checkpoint={"keepLast": 1000})
-    ranks = run_ranks(2, save_often, config, 5, seconds, seconds=300)
+    ranks = run_ranks(2, save_often, config, 5, seconds)
     assert ranks[0][0] != ranks[1][0], "each rank has shards of its own"
     for at_call, loaded, overlapped in ranks:
         assert list(at_call) == list(range(5, steps + 1, 5))

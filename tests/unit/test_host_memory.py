@@ -60,7 +60,7 @@ def estimate(config: JobConfig) -> int:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_rank_takes_what_was_reckoned(tmp_path: Path, name: str) -> None:
     config = RUNS[name](tmp_path)
-    [taken] = run_ranks(1, growth, config, seconds=300)
+    [taken] = run_ranks(1, growth, config)
     assert 0.8 * taken < estimate(config) < 1.25 * taken, f"{estimate(config) / taken:.2f}"
 
 
@@ -70,7 +70,7 @@ def test_two_ranks_take_what_was_reckoned(tmp_path: Path, fsdp: str) -> None:
     """Of a model whose embedding is gathered as a whole."""
     config = texts(tmp_path, {"transformer": WIDE}, 20_000, parallelism={"fsdp": fsdp})
     config = config.model_copy(update={"ranks_per_pod": 2})
-    taken = sum(run_ranks(2, growth, config, seconds=300))
+    taken = sum(run_ranks(2, growth, config))
     assert 0.8 * taken < estimate(config) < 1.25 * taken, f"{estimate(config) / taken:.2f}"
 
 
@@ -86,5 +86,5 @@ def test_four_ranks_that_begin_with_weights_of_timm_take_what_was_reckoned(tmp_p
     model = {"timm": {"name": name}, "initFrom": {"uri": str(tmp_path / "weights")}}
     sharded = {"optimizer": {"name": "sgd"}, "parallelism": {"fsdp": "full"}, "globalBatchSize": 4}
     config = images(tmp_path, model, small, **sharded).model_copy(update={"ranks_per_pod": 4})
-    taken = sum(run_ranks(4, growth, config, seconds=300))
+    taken = sum(run_ranks(4, growth, config))
     assert 0.8 * taken < estimate(config) < 1.25 * taken, f"{estimate(config) / taken:.2f}"

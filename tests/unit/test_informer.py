@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.memory_api import MemoryApi
+from support.runs import PATIENCE
 from trainingjob_operator.kube import informer as informer_module
 from trainingjob_operator.kube.api import PODS, ApiError, Gone, ObjectList, Resource, Unreachable, WatchEvent
 from trainingjob_operator.kube.informer import Informer, SetBack, take_all
@@ -99,7 +100,7 @@ async def follow(api: ScriptedApi, on_restart: Callable[[str], None] = lambda re
     task = asyncio.create_task(Informer(api, PODS, names, on_restart=on_restart).run())
     try:
         exhausted = asyncio.create_task(api.exhausted.wait())
-        await asyncio.wait({task, exhausted}, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, exhausted}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         exhausted.cancel()
         if task.done():
             await task
@@ -207,7 +208,7 @@ async def test_a_watch_that_hangs_is_given_up_for_a_new_list_in_time() -> None:
 
     names = Names()
     task = asyncio.create_task(Informer(api, PODS, names, relist=0.05, on_missed=on_missed).run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await told.wait()
     task.cancel()
     await asyncio.wait([task])

@@ -57,7 +57,7 @@ def test_losses_and_weights_are_those_of_one_process(
     for world_size in range(1, 5):
         chosen = [case for case in cases if LAYOUTS[case[0]][0] == world_size]
         calls = [(series_of, (config_of(tmp_path, *case), precision == "float64")) for case in chosen]
-        for rank in run_ranks(world_size, in_turn, calls, seconds=500):
+        for rank in run_ranks(world_size, in_turn, calls):
             for (layout, optimizer), series in zip(chosen, rank, strict=True):
                 expected = alone.setdefault(optimizer, series)
                 assert min(expected.norms) > 0.5, "clipped"
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path: Path) -> None:
         (continued, (config("fsdp-4"), 2)),
         (continued, (config("hsdp-4"), 3)),
     ]
-    [(saved, *others), *_] = run_ranks(4, in_turn, calls, seconds=300)
+    [(saved, *others), *_] = run_ranks(4, in_turn, calls)
     calls = [(series_of, (config("alone"), False)), (continued, (config("alone"), 4))]
     [(expected, alone)] = run_ranks(1, in_turn, calls)
     for loaded, losses in [*others, alone]:

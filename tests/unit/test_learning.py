@@ -26,7 +26,7 @@ FIFTH = {"fraction": 0.2}
 
 def learnt(config: JobConfig) -> dict[str, Any]:
     """Metrics on the test split after a whole run: prepared data, loop, checkpoint, export, report."""
-    (result, _), *_ = run_ranks(RANKS, train_run, config, 1, seconds=400)
+    (result, _), *_ = run_ranks(RANKS, train_run, config, 1)
     metrics: dict[str, Any] = result.evaluation.metrics
     return metrics
 
@@ -133,7 +133,7 @@ def test_a_recurrent_network_copies_what_it_saw_long_before(tmp_path: Path, cell
         ),
     )
     put_tokens(store_of(config))
-    for accuracy in run_ranks(RANKS, learn_to_copy, config, seconds=400):
+    for accuracy in run_ranks(RANKS, learn_to_copy, config):
         assert accuracy >= 0.95, f"who forgets has {1 / SYMBOLS}"
 
 

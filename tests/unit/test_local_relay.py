@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from support.runs import PATIENCE
 from trainingjob_local import relay
 
 
@@ -29,7 +30,7 @@ async def test_a_half_closed_connection_still_gets_its_whole_answer(tmp_path: Pa
     sent = b"bytes" * 100_000
     writer.write(sent)
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 10) == sent.upper()
+    assert await asyncio.wait_for(reader.read(), PATIENCE) == sent.upper()
     writer.close()
     await writer.wait_closed()
     for server in servers:
@@ -40,7 +41,7 @@ async def test_a_half_closed_connection_still_gets_its_whole_answer(tmp_path: Pa
 async def test_a_service_that_is_not_there_closes_the_connection(tmp_path: Path) -> None:
     outer = await relay.to_socket(tmp_path / "nobody.sock", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", outer.sockets[0].getsockname()[1])
-    assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
     writer.close()
     await writer.wait_closed()
     outer.close()

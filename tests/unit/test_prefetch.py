@@ -89,7 +89,7 @@ def test_the_next_blocks_are_read_while_a_batch_is_used(reader: Counting) -> Non
     of_each_block = [[reader.blocks.bounds(block)[0]] for block in range(reader.blocks.count)]
     with prefetch(reader, of_each_block, memory=8 * reader.block_bytes) as read:
         next(read)
-        wait_until("blocks that are read ahead", lambda: len(reader.loads) >= READY + 8, seconds=20, every=0.01)
+        wait_until("blocks that are read ahead", lambda: len(reader.loads) >= READY + 8, every=0.01)
 
 
 def test_of_a_batch_that_does_not_fit_in_as_much_is_read_as_there_is_room_for(reader: Counting) -> None:
@@ -97,7 +97,7 @@ def test_of_a_batch_that_does_not_fit_in_as_much_is_read_as_there_is_room_for(re
     batches = [groups[0]] * 8 + [groups[1]] * 8
     with prefetch(reader, batches, memory=6 * reader.block_bytes) as read:
         next(read)
-        wait_until("blocks in all rooms", lambda: len(reader.loads) == 6, seconds=20, every=0.01)
+        wait_until("blocks in all rooms", lambda: len(reader.loads) == 6, every=0.01)
         assert [batch.inputs[:, 0].tolist() for batch in read] == [firsts(batch) for batch in batches[1:]]
     assert set(reader.loads.values()) == {1}
 
@@ -107,7 +107,7 @@ def test_while_a_batch_is_being_read_blocks_are_asked_for_however_far_ahead(
 ) -> None:
     def load(block: int, memory: Memory, room: int) -> Loaded:
         if block == 0:
-            wait_until("the other block to be asked for", lambda: 1 in reader.loads, seconds=20, every=0.01)
+            wait_until("the other block to be asked for", lambda: 1 in reader.loads, every=0.01)
         return Counting.load(reader, block, memory, room)
 
     monkeypatch.setattr(reader, "load", load)
@@ -124,7 +124,7 @@ def test_the_first_batch_does_not_wait_for_those_far_ahead(reader: Counting) -> 
         for i in range(10**9):
             asked.append(i)
             if i == 1:  # as long as the first one's block is being read, others are asked for
-                wait_until("the block, for a while", lambda: reader.ended and next(looks) > 3, seconds=20, every=0.01)
+                wait_until("the block, for a while", lambda: reader.ended and next(looks) > 3, every=0.01)
             yield [0]
 
     with prefetch(reader, batches()) as read:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from support.runs import PATIENCE
 from trainingjob_operator.core.cache import Key
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.observe import progress
@@ -50,7 +51,7 @@ class Trainer:
 
     async def was_asked(self, times: int) -> None:
         """Wait until it was asked so many times."""
-        async with asyncio.timeout(10), self._changed:
+        async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(lambda: self.asked >= times)
 
 

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from support.runs import PATIENCE
+from support.virtual_time import in_virtual_time
 from trainingjob_operator.core.queue import Retry, ServerTrouble, WorkQueue
 
 
@@ -37,7 +39,7 @@ async def test_a_key_added_many_times_is_worked_on_once() -> None:
         queue.add("a")
     queue.add("last")
     assert len(queue) == 2
-    async with working(queue, work, workers=1), asyncio.timeout(5):
+    async with working(queue, work, workers=1), asyncio.timeout(PATIENCE):
         await both.wait()
     assert seen == ["a", "last"]
 
@@ -58,7 +60,7 @@ async def test_a_key_added_during_its_work_is_worked_on_again_and_never_by_two_w
         if runs == 2:
             finished.set()
 
-    async with working(queue, work), asyncio.timeout(5):
+    async with working(queue, work), asyncio.timeout(PATIENCE):
         queue.add("a")
         await started.wait()
         queue.add("a")
@@ -75,7 +77,7 @@ async def test_the_earliest_of_several_delays_wins() -> None:
     async def work(key: str) -> None:
         done.set()
 
-    async with working(queue, work), asyncio.timeout(5):
+    async with working(queue, work), asyncio.timeout(PATIENCE):
         queue.add_after("a", 0.01)
         queue.add_after("a", 3600.0)
         await done.wait()
@@ -98,7 +100,7 @@ async def test_work_that_asks_for_it_comes_back() -> None:
             return None
         return 0.001
 
-    async with working(queue, work), asyncio.timeout(5):
+    async with working(queue, work), asyncio.timeout(PATIENCE):
         queue.add("a")
         await done.wait()
     assert runs == 3
@@ -117,7 +119,7 @@ async def test_work_that_must_come_back_sooner_than_the_backoff_does() -> None:
         again.set()
 
     queue.add("a")
-    async with working(queue, work), asyncio.timeout(5):
+    async with working(queue, work), asyncio.timeout(PATIENCE):
         await again.wait()
 
 
@@ -134,7 +136,7 @@ async def test_failed_work_is_retried_with_growing_delays_until_it_succeeds(
             raise error
         done.set()
 
-    async with working(queue, work), asyncio.timeout(5):
+    async with working(queue, work), asyncio.timeout(PATIENCE):
         queue.add("a")
         await done.wait()
     assert seen[:3] == [error] * 3
@@ -153,7 +155,7 @@ async def test_one_failing_key_does_not_hold_up_the_others() -> None:
             raise Retry("never")
         done.set()
 
-    async with working(queue, work, workers=1), asyncio.timeout(5):
+    async with working(queue, work, workers=1), asyncio.timeout(PATIENCE):
         queue.add("bad")
         queue.add("good")
         await done.wait()
@@ -174,7 +176,7 @@ class Held:
 
 async def test_it_rests_when_nothing_is_worked_on_and_nothing_could_be() -> None:
     queue, held = WorkQueue[str](), Held()
-    await asyncio.wait_for(queue.rest(0), 5)
+    await asyncio.wait_for(queue.rest(0), PATIENCE)
     queue.add("a")
     queue.add("b")
     queue.add_after("later", 3600)
@@ -183,7 +185,7 @@ async def test_it_rests_when_nothing_is_worked_on_and_nothing_could_be() -> None
         resting = asyncio.create_task(queue.rest(0))
         assert not (await asyncio.wait([resting], timeout=0.05))[0]
         held.go_on.set()
-        await asyncio.wait_for(resting, 5)
+        await asyncio.wait_for(resting, PATIENCE)
         assert held.seen == ["a", "b"]
 
 
@@ -193,7 +195,7 @@ async def test_it_rests_for_a_while_once_nothing_was_worked_on_for_so_long() -> 
     queue.add("a")
     held.go_on.set()
     async with working(queue, held.work, workers=1):
-        await asyncio.wait_for(queue.rest(0), 5)
+        await asyncio.wait_for(queue.rest(0), PATIENCE)
         assert held.seen == ["a"]
         await asyncio.wait_for(queue.rest(0.05), 5)
         with pytest.raises(TimeoutError):
@@ -206,9 +208,9 @@ async def test_when_it_ends_it_rests_whatever_still_waits() -> None:
     queue.add("b")
     running = await run_until_it_works(queue, held, 0.01)
     running.cancel()
-    await asyncio.wait([running], timeout=5)
+    await asyncio.wait([running], timeout=PATIENCE)
     queue.add("c")
-    await asyncio.wait_for(queue.rest(0), 5)
+    await asyncio.wait_for(queue.rest(0), PATIENCE)
 
 
 async def run_until_it_works(queue: WorkQueue[str], held: Held, grace: float) -> asyncio.Task[None]:
@@ -220,7 +222,7 @@ async def run_until_it_works(queue: WorkQueue[str], held: Held, grace: float) ->
 async def test_when_it_is_cancelled_the_work_at_hand_is_finished_and_no_other_begun() -> None:
     queue, held = WorkQueue[str](), Held()
     queue.add("a")
-    running = await run_until_it_works(queue, held, 5)
+    running = await run_until_it_works(queue, held, PATIENCE)
     running.cancel()
     assert not (await asyncio.wait([running], timeout=0.05))[0]
     queue.add("b")
@@ -236,10 +238,14 @@ async def test_work_that_takes_longer_than_the_grace_is_cut_off() -> None:
     running = await run_until_it_works(queue, held, 0.01)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, PATIENCE)
 
 
-async def test_while_the_server_is_in_trouble_one_key_at_a_time_is_tried_and_afterwards_all_at_once() -> None:
+def test_while_the_server_is_in_trouble_one_key_at_a_time_is_tried_and_afterwards_all_at_once() -> None:
+    in_virtual_time(a_server_in_trouble())
+
+
+async def a_server_in_trouble() -> None:
     queue: WorkQueue[int] = WorkQueue()
     loop = asyncio.get_running_loop()
     down, tries, done = True, 0, set[int]()
@@ -262,7 +268,7 @@ async def test_while_the_server_is_in_trouble_one_key_at_a_time_is_tried_and_aft
 
     for key in range(100):
         queue.add(key)
-    async with working(queue, work, workers=4), asyncio.timeout(20):
+    async with working(queue, work, workers=4):
         await asyncio.sleep(1.5)
         assert 4 < tries < 12
         down, begun = False, loop.time()
@@ -285,6 +291,6 @@ async def test_a_server_is_left_alone_for_as_long_as_it_asks() -> None:
         raise ServerTrouble("too many requests", after=0.5)
 
     queue.add("a")
-    async with working(queue, work), asyncio.timeout(5):
+    async with working(queue, work), asyncio.timeout(PATIENCE):
         await twice.wait()
     assert times[1] - times[0] >= 0.5

@@ -12,7 +12,7 @@ from threading import Thread
 import boto3
 import pytest
 from botocore.config import Config
-from support.runs import wait_until
+from support.runs import PATIENCE, wait_until
 from trainingjob_trainer.storage_ranges import PORTION, Ranges, _receive
 
 DATA = os.urandom(PORTION + 100_000)
@@ -57,13 +57,13 @@ def server() -> Iterator[ThreadingHTTPServer]:
         thread.join()
 
 
-def ranges(port: int, scheme: str = "http", read_timeout: float = 20) -> Ranges:
+def ranges(port: int, scheme: str = "http") -> Ranges:
     config = Config(s3={"addressing_style": "path"}, signature_version="s3v4")
     client = boto3.client(
         "s3", endpoint_url=f"{scheme}://127.0.0.1:{port}", region_name="us-east-1", config=config,
         aws_access_key_id="a", aws_secret_access_key="b",
     )  # fmt: skip
-    return Ranges(client, "bucket", 5, read_timeout)
+    return Ranges(client, "bucket", PATIENCE, PATIENCE)
 
 
 @pytest.mark.parametrize("size", [1, 70_000, len(DATA) - 7])
@@ -81,10 +81,12 @@ def test_ranges_of_an_object_come_over_one_connection_by_one_url(server: Threadi
 @pytest.mark.parametrize("way", ["missing", "changed", "whole", "shorter", "longer", "broken", "stalled"])
 @pytest.mark.parametrize("size", [1000, PORTION + 50_000])
 def test_what_is_not_the_whole_answer_is_none_and_the_next_one_is_asked_for_anew(
-    server: ThreadingHTTPServer, way: str, size: int
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, way: str, size: int
 ) -> None:
-    own, memory = ranges(server.server_port, read_timeout=0.2), bytearray(size)
-    assert own.read_into(way, 0, memoryview(memory), '"tag"') is None
+    own, memory = ranges(server.server_port), bytearray(size)
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "_read_timeout", 0.2)  # of the connection that this read makes
+        assert own.read_into(way, 0, memoryview(memory), '"tag"') is None
     assert own.read_into("key", 3, memoryview(memory), None) == '"tag"'
     assert memory == DATA[3 : 3 + size]
     assert len(Server.connections) == 2
@@ -114,14 +116,14 @@ def test_tls_a_proxy_and_a_server_that_is_not_there_are_left_to_boto3(
 def test_headers_may_come_in_parts_and_with_the_beginning_of_the_body() -> None:
     client, server = socketpair()
     memory, found = bytearray(len(DATA)), list[dict[str, str]]()
-    client.setsockopt(SOL_SOCKET, SO_RCVTIMEO, struct.pack("ll", 20, 0))
+    client.setsockopt(SOL_SOCKET, SO_RCVTIMEO, struct.pack("ll", int(PATIENCE), 0))
     with client, server:
         receiving = Thread(target=lambda: found.append(_receive(client, memoryview(memory))))
         receiving.start()
         head = f"HTTP/1.1 206 Partial Content\r\neTaG:tag\r\nContent-Length: {len(DATA)}\r\n\r\n".encode()
         for part in (head[:9], head[9:-3], head[-3:] + DATA[:1000], DATA[1000:]):
             server.sendall(part)
-            wait_until("it to be taken", lambda: not any(ioctl(client, FIONREAD, bytes(4))), seconds=20, every=0.001)
+            wait_until("it to be taken", lambda: not any(ioctl(client, FIONREAD, bytes(4))), every=0.001)
         receiving.join()
     assert found == [{"etag": "tag", "content-length": str(len(DATA))}]
     assert memory == DATA

@@ -30,7 +30,7 @@ def test_gradients_are_those_of_whole_matrices(tmp_path: Path) -> None:
     put_tokens(store_of(config_of(tmp_path, "gpt")), vocabulary=33)
     [alone] = run_ranks(1, in_turn, [(gradients_of, (config_of(tmp_path, variant),)) for variant in VARIANTS])
     calls = [(gradients_of, (config_of(tmp_path, variant, fsdp="full", tensor=2),)) for variant in VARIANTS]
-    for rank in run_ranks(4, in_turn, calls, seconds=300):
+    for rank in run_ranks(4, in_turn, calls):
         for variant, (loss, gradients), (expected, whole) in zip(VARIANTS, rank, alone, strict=True):
             assert loss == pytest.approx(expected, abs=1e-12), variant
             assert gradients.keys() == whole.keys()
