@@ -10,6 +10,7 @@ import pytest
 from support.operator_process import Operator
 from support.played import PlayedJob
 from support.played_head import Head, serving
+from support.runs import PATIENCE
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
@@ -48,9 +49,14 @@ class Pods:
         items = json.loads(self.kubectl("get", "events", "--field-selector", selector, "-o", "json"))["items"]
         return [item["message"] for item in items]
 
-    def wait(self, name: str, holds: Callable[[dict[str, Any]], Any], seconds: float = 30) -> dict[str, Any]:
-        """The pod, once `holds` of it; fails with its status after `seconds`."""
-        deadline = time.monotonic() + seconds
+    def delete(self, *names: str, grace: int | None = None) -> None:
+        """Delete pods, with a grace of so many seconds (None: their own); all of them are gone then."""
+        flags = [] if grace is None else [f"--grace-period={grace}"]
+        self.kubectl("delete", "pod", *names, *flags, f"--timeout={PATIENCE:.0f}s")
+
+    def wait(self, name: str, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        """The pod, once `holds` of it."""
+        deadline = time.monotonic() + PATIENCE
         while not holds(pod := self.get(name)):
             if time.monotonic() > deadline:
                 pytest.fail(f"pod {name}: {json.dumps(pod.get('status'), indent=1)}")

@@ -189,6 +189,6 @@ def test_an_operator_with_the_charts_account_leads(
     operator = Operator(kubeconfig, tmp_path / "operator.log", *flags, elect=True)
     operator.start()
     try:
-        wait_until("it leads", lambda: "trainingjob_operator_leader 1.0" in operator.metrics(), 10)
+        wait_until("it leads", lambda: "trainingjob_operator_leader 1.0" in operator.metrics())
     finally:
         operator.stop()

@@ -43,7 +43,7 @@ class Lab:
         if attempt == 1:
             put_tokens(store_of(self.config(run)))
         config = self.config(run, self.proxy.endpoint, **changes)
-        return run_ranks(RANKS, train_on_s3, config, attempt, self.environment, self.directory(run), seconds=300)
+        return run_ranks(RANKS, train_on_s3, config, attempt, self.environment, self.directory(run))
 
     def kill(self, run: str) -> None:
         """End all ranks at once: no handler, no finally, nothing runs any more."""
@@ -168,8 +168,8 @@ def test_steps_go_on_through_an_outage_and_nothing_is_lost(lab: Lab, seconds: fl
     lab.proxy.before = outage
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(lab.train, "disturbed", **changes)
-        wait_until("the save", lambda: begun or run.done(), 120, 0.01)
-        wait_until("steps up to the next save", lambda: lab.step("disturbed") >= 39, 60, 0.01)
+        wait_until("the save", lambda: begun or run.done(), every=0.01)
+        wait_until("steps up to the next save", lambda: lab.step("disturbed") >= 39, every=0.01)
         for fault in (stall, busy, None):
             lab.proxy.fault = fault
             if fault is None:

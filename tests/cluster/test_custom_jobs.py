@@ -41,7 +41,7 @@ def test_an_unmodified_transformers_trainer_on_two_pods_reports_its_progress(
     manifest = {"apiVersion": "trainingjob.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "hf"}}
     run = Run(Kubectl(cluster.kubectl_binary, cluster.kubeconfig, namespace), cluster.s3, manifest | {"spec": spec})
     run.apply()
-    status = run.wait_succeeded(240)
+    status = run.wait_succeeded()
     assert status["restarts"]["total"] == 0
     progress = status["progress"]
     assert (progress["step"], progress["steps"], progress["percent"]) == (STEPS, STEPS, 100)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
 
 MakeGang = Callable[..., PlayedJob]
-SECONDS = 30.0
 
 
 @pytest.fixture
@@ -63,6 +62,16 @@ def pod_group(job: PlayedJob) -> Object | None:
     return json.loads(text) if text else None
 
 
+def why_it_waits(job: PlayedJob) -> str:
+    """What the PodGroup of a job that is not placed says now."""
+    found = pod_group(job)
+    assert found is not None
+    (condition,) = found["status"]["conditions"]
+    assert condition["type"] == "PodGroupInitiallyScheduled"
+    said: str = condition["message"]
+    return said.partition(", pod group preemption")[0]
+
+
 def test_without_the_feature_gate_the_workers_have_no_pod_group(
     operator: Operator, gang: MakeGang, nodes: IdleNodes
 ) -> None:
@@ -85,20 +94,20 @@ def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way_and_come
     check(older)
     wait_placed(older, 5)
     created = datetime.fromisoformat(older.get()["metadata"]["creationTimestamp"])
-    wait_until("it is older by a second", lambda: datetime.now(UTC) - created > timedelta(seconds=1), SECONDS)
+    wait_until("it is older by a second", lambda: datetime.now(UTC) - created > timedelta(seconds=1))
     reserved = nodes.add(5, taint="reserved")
     younger.apply()
     check(younger)
     wait_placed(younger, 5)
     nodes.untaint(reserved)
     # It may be Queued before, when the scheduler's verdict on its sixth pod is known before the bindings of the others.
-    status = younger.wait("it gives way", lambda status: "older job" in status["message"], 60)
+    status = younger.wait("it gives way", lambda status: "older job" in status["message"])
     assert status["phase"] == "Queued"
     assert status["restarts"]["total"] == 0
-    wait_until("one event tells of it", lambda: len(younger.events("GaveWay")) == 1, SECONDS)
+    wait_until("one event tells of it", lambda: len(younger.events("GaveWay")) == 1)
     wait_placed(older, 6)
     finish(older)
-    wait_placed(younger, 6, seconds=60)
+    wait_placed(younger, 6)
     finish(younger)
 
 
@@ -113,7 +122,7 @@ def test_the_operator_notices_that_the_cluster_schedules_gangs_now(
     job.apply()
     job.wait_phase("Suspended")
     request.getfixturevalue("_gang_scheduling")
-    wait_until("the operator says so", lambda: "PodGroups are served" in operator.log.read_text(), SECONDS)
+    wait_until("the operator says so", lambda: "PodGroups are served" in operator.log.read_text())
     job.patch({"runPolicy": {"suspend": False}})
     status = job.wait("it began", lambda status: "resolved" in status)
     assert status["resolved"]["podGroup"] == "later-tj"
@@ -127,18 +136,13 @@ def test_two_gangs_that_do_not_fit_together_are_placed_one_after_the_other(
     one.apply()
     other.apply()
     check(one, other)
-    wait_until("all workers wait", lambda: len(workers(one)) == len(workers(other)) == 6, SECONDS)
+    wait_until("all workers wait", lambda: len(workers(one)) == len(workers(other)) == 6)
     nodes.add(10)
-    wait_until("one gang is placed", lambda: 6 in (placed(one), placed(other)), SECONDS)
+    wait_until("one gang is placed", lambda: 6 in (placed(one), placed(other)))
     first, second = (one, other) if placed(one) == 6 else (other, one)
     second.wait_phase("Queued")
     second.wait("it says what the gang lacks", lambda status: "minCount (6) cannot be satisfied" in status["message"])
-    found = pod_group(second)
-    assert found is not None
-    (condition,) = found["status"]["conditions"]
-    assert condition["type"] == "PodGroupInitiallyScheduled"
-    said = condition["message"].partition(", pod group preemption")[0]
-    second.wait("the PodGroup's own words", lambda status: said in status["message"])
+    second.wait("the PodGroup's own words", lambda status: why_it_waits(second) in status["message"])
     assert placed(second) == 0
     finish(first)
     wait_placed(second, 6)
@@ -161,7 +165,7 @@ def test_a_replacement_joins_its_gang_which_goes_with_its_job(
     lose_a_worker(job)
     operator.kill()
     # Kubernetes' finalizer on the group, and the pods' grace, must not wait for each other.
-    job.cluster.kubectl("-n", job.namespace, "delete", "tj", "hurt", "--cascade=foreground", "--timeout=30s")
+    job.cluster.kubectl("-n", job.namespace, "delete", "tj", "hurt", "--cascade=foreground")
     assert (pod_group(job), job.leftovers()) == (None, set())
 
 
@@ -173,7 +177,7 @@ def test_an_elastic_gang_begins_with_its_least_number_and_may_be_preempted_in_pa
     job.manifest["spec"]["workers"]["minReplicas"] = 2
     job.apply()
     check(job)
-    wait_until("all workers wait", lambda: len(workers(job)) == 3, SECONDS)
+    wait_until("all workers wait", lambda: len(workers(job)) == 3)
     found = pod_group(job)
     assert found is not None
     assert found["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
@@ -253,7 +257,7 @@ def test_a_pod_group_that_is_deleted_while_its_pods_wait_places_them_and_their_s
     job = gang("held")
     job.apply()
     check(job)
-    wait_until("all workers wait", lambda: len(workers(job)) == 3, SECONDS)
+    wait_until("all workers wait", lambda: len(workers(job)) == 3)
     job.cluster.kubectl("-n", job.namespace, "delete", "podgroups.scheduling.k8s.io", "held-tj", "--wait=false")
     found = pod_group(job)
     assert found is not None
@@ -262,7 +266,7 @@ def test_a_pod_group_that_is_deleted_while_its_pods_wait_places_them_and_their_s
     wait_placed(job, 3)
     lose_a_worker(job)
     suspend(job)
-    wait_until("it goes with its pods", lambda: pod_group(job) is None, SECONDS)
+    wait_until("it goes with its pods", lambda: pod_group(job) is None)
     job.patch({"runPolicy": {"suspend": False}})
     check(job, incarnation=2)
     wait_placed(job, 3)

@@ -53,14 +53,14 @@ def test_a_gang_is_admitted_as_a_whole_and_gives_its_quota_back(
     assert marks(workers(first), of=GROUP) == {"first-train-2"}
     assert marks(workers(first), of=TOTAL) == {"3"}
     second.apply()
-    wait_until("it waits in the queue", lambda: second.pods(), 20)
+    wait_until("it waits in the queue", lambda: second.pods())
     status = second.wait("Kueue's reason", lambda status: "insufficient unused quota" in status.get("message", ""))
     assert status["phase"] == "Queued"
     finish(first)
     check(second)
     wait_placed(second, 3)
     finish(second)
-    wait_until("all groups are over", lambda: all(w.finished for w in kueue.workloads.values()), 20)
+    wait_until("all groups are over", lambda: all(w.finished for w in kueue.workloads.values()))
     assert kueue.offences == []
 
 
@@ -90,13 +90,13 @@ def test_an_evicted_gang_queues_again_in_a_new_group_and_is_not_blamed(
     kueue.quota = 0
     kueue.evict("evicted-train-2", "Preempted to accommodate a workload of higher priority")
     job.wait_pods("train-0-2", "train-1-2", "train-2-2")
-    assert marks(workers(job), of=GROUP) == {"evicted-train-3"}
+    wait_until("the old ones are told to end", lambda: marks(workers(job), of=GROUP) == {"evicted-train-3"})
     assert gated(job)
     status = job.wait("it says why", lambda status: status["history"])
     assert [incident["class"] for incident in status["history"]] == ["Preempted"]
     assert "workload of higher priority" in status["history"][0]["cause"]
     assert status["restarts"]["total"] == 0
-    wait_until("Kueue lets go of the old group", lambda: "evicted-train-2" not in old_groups(job), 30)
+    wait_until("Kueue lets go of the old group", lambda: "evicted-train-2" not in old_groups(job))
     kueue.quota = 3
     wait_placed(job, 3)
     assert kueue.offences == []
@@ -118,7 +118,7 @@ def test_a_suspended_job_leaves_no_pod_and_no_quota_behind_and_resumes_in_new_gr
     job.run(*workers(job))
     job.patch({"runPolicy": {"suspend": True}})
     job.wait_phase("Suspended")
-    wait_until("no worker pod is left", lambda: not [name for name in job.pods() if "-train-" in name], 20)
+    wait_until("no worker pod is left", lambda: not [name for name in job.pods() if "-train-" in name])
     assert not any(workload.admitted for workload in kueue.workloads.values())
     job.patch({"runPolicy": {"suspend": False}})
     check(job, incarnation=2)
@@ -134,7 +134,7 @@ def test_a_job_that_is_deleted_leaves_nothing_behind(operator: Operator, queued:
     wait_placed(job, 3)
     job.run(*workers(job))
     job.delete()
-    wait_until("no pod is left", lambda: not job.pods(), 30)
+    wait_until("no pod is left", lambda: not job.pods())
 
 
 def test_jobs_that_are_deleted_while_the_operator_is_down_are_let_go_when_it_comes_back(
@@ -147,6 +147,6 @@ def test_jobs_that_are_deleted_while_the_operator_is_down_are_let_go_when_it_com
     job.run(*workers(job))
     operator.kill()
     job.delete()
-    wait_until("its pods have ended", lambda: not workers(job), 20)
+    wait_until("its pods have ended", lambda: not workers(job))
     operator.start()
-    wait_until("no pod is left", lambda: not job.pods(), 30)
+    wait_until("no pod is left", lambda: not job.pods())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from support.runs import Kubectl, wait_until
+from support.runs import PATIENCE, Kubectl, wait_until
 from trainingjob_local import sandbox
 from trainingjob_local.cluster import LocalCluster
 
@@ -36,20 +36,25 @@ def test_a_user_without_a_role_may_do_nothing(cluster: LocalCluster) -> None:
 
 def test_a_pod_is_scheduled_and_runs_to_completion_and_its_log_is_kept(kubectl: Kubectl) -> None:
     kubectl("apply", "-f", "-", stdin=pod("hello", "python", "-c", "print('hello from', __import__('os').getpid())"))
-    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/hello", "--timeout=30s")
+    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/hello", f"--timeout={PATIENCE:.0f}s")
     assert kubectl("logs", "hello") == "hello from 1\n"
 
 
 def test_a_batch_job_completes(kubectl: Kubectl) -> None:
     kubectl("create", "job", "sum", "--image=any", "--", "python", "-c", "print(1 + 1)")
-    kubectl("wait", "--for=condition=Complete", "job/sum", "--timeout=30s")
+    kubectl("wait", "--for=condition=Complete", "job/sum", f"--timeout={PATIENCE:.0f}s")
     assert kubectl("logs", "job/sum") == "2\n"
 
 
 def test_logs_can_be_followed_until_the_pod_ends(kubectl: Kubectl) -> None:
     program = "import time\nfor i in range(5): print(i, flush=True); time.sleep(0.1)"
     kubectl("apply", "-f", "-", stdin=pod("counter", "python", "-c", program))
-    kubectl("wait", "--for=jsonpath={.status.containerStatuses[0].started}=true", "pod/counter", "--timeout=30s")
+    kubectl(
+        "wait",
+        "--for=jsonpath={.status.containerStatuses[0].started}=true",
+        "pod/counter",
+        f"--timeout={PATIENCE:.0f}s",
+    )
     assert kubectl("logs", "-f", "counter").split() == ["0", "1", "2", "3", "4"]
 
 
@@ -95,7 +100,7 @@ def test_s3_servers_of_two_clusters_on_one_machine_are_apart(
         "print([bucket['Name'] for bucket in server.client().list_buckets()['Buckets']]); server.close()"
     )
     command = sandbox.command_line([sys.executable, "-c", script, str(tmp_path)])
-    assert subprocess.run(command, capture_output=True, text=True, timeout=90).stdout == "['another']\n"
+    assert subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).stdout == "['another']\n"
     cluster.s3.client().put_object(Bucket=bucket, Key="key", Body=b"ours")
     assert cluster.s3.client().get_object(Bucket=bucket, Key="key")["Body"].read() == b"ours"
 
@@ -108,21 +113,21 @@ def test_a_sandbox_ends_with_the_true_exit_code_of_its_command(program: str, cod
 def test_nothing_outlives_a_killed_sandbox(tmp_path: Path) -> None:
     script = f"setsid sleep 1000 & echo $(readlink /proc/self/ns/pid) > {tmp_path}/ready; wait"
     outer = subprocess.Popen(sandbox.command_line(["sh", "-c", script]))
-    namespace = wait_until("the sandbox is up", lambda: _text(tmp_path / "ready"), 20)
+    namespace = wait_until("the sandbox is up", lambda: _text(tmp_path / "ready"))
     assert _processes_in(namespace)
     outer.send_signal(signal.SIGKILL)
     outer.wait()
-    wait_until("all of it has ended", lambda: not _processes_in(namespace), 10)
+    wait_until("all of it has ended", lambda: not _processes_in(namespace))
 
 
 def test_a_sandbox_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = f"echo $(readlink /proc/self/ns/pid) > {tmp_path}/ready; sleep 1000"
     starter = f"import subprocess; subprocess.run({sandbox.command_line(['sh', '-c', script])!r})"
     parent = subprocess.Popen([sys.executable, "-c", starter])
-    namespace = wait_until("the sandbox is up", lambda: _text(tmp_path / "ready"), 20)
+    namespace = wait_until("the sandbox is up", lambda: _text(tmp_path / "ready"))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    wait_until("all of it has ended", lambda: not _processes_in(namespace), 10)
+    wait_until("all of it has ended", lambda: not _processes_in(namespace))
 
 
 def _text(path: Path) -> str:

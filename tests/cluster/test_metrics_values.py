@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
-from support.disturb import find_no_node, node_of, place, writes
+from support.disturb import edit_status, find_no_node, node_of, place, writes
 from support.operator_process import Operator
 from support.played import Object, PlayedJob
 from support.played_head import Head
@@ -35,6 +35,11 @@ def scrape(operator: Operator) -> Samples:
 
 def seconds(at: str) -> float:
     return datetime.fromisoformat(at).timestamp()
+
+
+def polled(samples: Samples) -> float:
+    """When the head was heard last."""
+    return samples["trainingjob_progress_timestamp_seconds"][()]
 
 
 def of_job(samples: Samples) -> Samples:
@@ -102,10 +107,17 @@ def test_every_metric_has_its_real_value(operator: Operator, played: Callable[..
     job.run("train-1-2")
     head.says(attempt=2)
     job.wait("it has recovered", lambda status: status["phase"] == "Running" and status["workers"]["ready"] == 2)
-    found, status = scrape(operator), job.status()
-    polled = found["trainingjob_progress_timestamp_seconds"][()]
-    assert found["process_start_time_seconds"][()] < polled < time.time()
-    assert of_job(found) == expected(job, status, polled)
+    found = {}
+
+    def agree() -> bool:
+        nonlocal found
+        found = scrape(operator)
+        return of_job(found) == expected(job, job.status(), polled(found))
+
+    with contextlib.suppress(AssertionError):
+        wait_until("", agree)
+    assert of_job(found) == expected(job, job.status(), polled(found))
+    assert found["process_start_time_seconds"][()] < polled(found) < time.time()
     job.end("train-1-2")
     job.end("train-0-1", outcome="Finished", result={"modelUri": "s3://m", "step": 100})
     status = job.wait_phase("Succeeded")
@@ -129,7 +141,7 @@ def check_requests(job: PlayedJob, operator: Operator) -> None:
         audited = Counter((verb, resource, str(code)) for verb, resource, _, code in writes(job))
         return counted == audited
 
-    wait_until("requests are counted as in the audit log", as_audited, 20)
+    wait_until("requests are counted as in the audit log", as_audited)
     found: dict[str, Any] = scrape(operator)
     by_verb: Counter[str] = Counter()
     for (_, _, verb), count in found[f"{OWN}api_requests_total"].items():
@@ -137,11 +149,12 @@ def check_requests(job: PlayedJob, operator: Operator) -> None:
     del by_verb["watch"]
     assert {verb: count for (verb,), count in found[f"{OWN}api_request_duration_seconds_count"].items()} == by_verb
     assert found[f"{OWN}reconcile_duration_seconds_count"][()] >= by_verb["update"] > 0
-    assert 0 < found[f"{OWN}reconcile_duration_seconds_sum"][()] < 60
+    lived = time.time() - found["process_start_time_seconds"][()]
+    assert 0 < found[f"{OWN}reconcile_duration_seconds_sum"][()] < lived, "more than there was for one job at a time"
     assert found[f"{OWN}leader"] == {(): 1.0}
     assert found[f"{OWN}build_info"] == {(version("trainingjob"),): 1.0}
     at_rest = (f"{OWN}queue_depth", f"{OWN}queue_age_seconds")
-    wait_until("nothing is left to do", lambda: not any(scrape(operator)[name][()] for name in at_rest), 10)
+    wait_until("nothing is left to do", lambda: not any(scrape(operator)[name][()] for name in at_rest))
 
 
 def test_a_defect_is_counted_and_logged_and_holds_up_no_other_job(
@@ -153,23 +166,18 @@ def test_a_defect_is_counted_and_logged_and_holds_up_no_other_job(
     began = job.wait("it is begun", lambda status: job.uids() and status.get("startTime"))["startTime"]
     errors = f"{OWN}reconcile_errors_total"
     assert ("error",) not in scrape(operator).get(errors, {})
-    edit_start(job, "9999-12-31T23:59:59Z")
+    edit_status(job, startTime="9999-12-31T23:59:59Z")
 
     def as_logged() -> float:
         logged = operator.log.read_text().count("OverflowError: ")
         counted = scrape(operator).get(errors, {}).get(("error",), 0)
         return counted if counted == logged >= 3 else 0
 
-    wait_until("three tries are counted as they are logged", as_logged, 30)
+    wait_until("three tries are counted as they are logged", as_logged)
     other.apply()
     other.run_to_training()
-    edit_start(job, began)
+    edit_status(job, startTime=began)
     job.run_to_training()
-    counted = wait_until("no try is left out", as_logged, 10)
+    counted = wait_until("no try is left out", as_logged)
     job.wait("it trains", lambda status: status["workers"]["ready"] == 2)
     assert scrape(operator)[errors][("error",)] == counted
-
-
-def edit_start(job: PlayedJob, at: str) -> None:
-    patch = ("--subresource=status", "--type=merge", "-p", json.dumps({"status": {"startTime": at}}))
-    job.cluster.kubectl("-n", job.namespace, "patch", "tj", job.name, *patch)

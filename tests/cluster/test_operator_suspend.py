@@ -102,7 +102,7 @@ def test_a_job_can_be_suspended_at_any_phase_and_goes_on(
     bound = [name for name, pod in living(job).items() if pod["spec"].get("nodeName")]
     if bound:
         job.wait_phase("Suspending")
-        wait_until("pods have their grace", lambda: terminating(job) == dict.fromkeys(bound, 5), 10)
+        wait_until("pods have their grace", lambda: terminating(job) == dict.fromkeys(bound, 5))
         for name in bound:
             job.end(name.removeprefix(f"{job.name}-"), 30, **{"class": "Drained", "cause": "SIGTERM", "step": 27})
     status = job.wait_phase("Suspended")
@@ -112,7 +112,7 @@ def test_a_job_can_be_suspended_at_any_phase_and_goes_on(
     assert "resolved" not in status
     job.patch({"runPolicy": {"suspend": False}})
     job.wait_phase("Pending")
-    (again,) = wait_until("it begins at the check again", lambda: living(job), 10)
+    (again,) = wait_until("it begins at the check again", lambda: living(job))
     incarnation = int(again.rpartition("-")[2])
     assert again == f"{job.name}-prepare-0-{incarnation}"
     assert incarnation > 1
@@ -133,10 +133,10 @@ def test_of_many_flips_the_last_wish_counts(make_job: MakeJob, seed: int) -> Non
             generation = job.get()["metadata"]["generation"]
             job.wait("it is seen", lambda status, g=generation: status["observedGeneration"] >= g)
     if wish:
-        wait_until("it is suspended", lambda: stay_still(job) and job.status()["phase"] == "Suspended", 20)
+        wait_until("it is suspended", lambda: stay_still(job) and job.status()["phase"] == "Suspended")
         assert living(job) == {}
     else:
-        wait_until("it goes on", lambda: stay_still(job) and healthy(job), 20)
+        wait_until("it goes on", lambda: stay_still(job) and healthy(job))
     job.delete()
 
 

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
@@ -17,7 +20,8 @@ from support.begin import write_source
 from support.merge_patch import merged
 from support.rank_functions import load_and_go_on, save_and_go_on
 from support.ranks import run_ranks
-from support.runs import wait_until
+from support.runs import PATIENCE, RUN_PATIENCE
+from support.s3_proxy import Request, S3Proxy
 from support.spread import in_turn_on_s3
 from support.training import OPTIMIZERS, job, put_tokens, store_of
 from trainingjob_local.cluster import LocalCluster
@@ -33,7 +37,7 @@ class Trainer:
 
     def __init__(self, cluster: LocalCluster, bucket: str, directory: Path, command: list[str]) -> None:
         self.s3, self.bucket, self._directory, self._command = cluster.s3.client(), bucket, directory, command
-        self._endpoint = cluster.s3.endpoint
+        self.endpoint = cluster.s3.endpoint
         self._env = {
             **os.environ,
             "AWS_ACCESS_KEY_ID": cluster.s3.access_key,
@@ -48,7 +52,7 @@ class Trainer:
         """Train `run`, its log in a file. changes: merged into its spec."""
         spec = {
             "outputUri": f"s3://{self.bucket}/runs/{run}",
-            "storage": {"endpointUrl": self._endpoint, "region": "us-east-1"},
+            "storage": {"endpointUrl": self.endpoint, "region": "us-east-1"},
             "data": {
                 "train": {"uri": f"s3://{self.bucket}/raw/manual.jsonl"},
                 "validation": {"fraction": 0.1},
@@ -77,7 +81,7 @@ class Trainer:
     def finish(self, run: str, changes: Object | None = None) -> Object:
         """Train to the end; the run's result."""
         with self.start(run, changes) as process:
-            code = process.wait(timeout=300)
+            code = process.wait(RUN_PATIENCE)
         assert code == 0, (self._directory / f"{run}.log").read_text()[-3000:]
         return self.read(run, "result.json")
 
@@ -96,6 +100,28 @@ class Trainer:
         return {o["key"].rpartition("/")[2]: o["sha256"] for o in commit["objects"] if "index" not in o["key"]}
 
 
+@contextmanager
+def held_at_its_first_commit(trainer: Trainer, run: str) -> "Iterator[tuple[subprocess.Popen[bytes], threading.Event]]":
+    """A run whose first commit is there. The answer is held back until the event is set: it gets no further than to its
+    next save, however long its disturber takes."""
+    there, go_on = threading.Event(), threading.Event()
+
+    def hold(request: Request) -> None:
+        if request.method == "PUT" and "COMMIT.json" in request.path and not there.is_set():
+            there.set()
+            go_on.wait()
+
+    with S3Proxy(trainer.endpoint) as proxy:
+        proxy.after = hold
+        with trainer.start(run, {"storage": {"endpointUrl": proxy.endpoint}}) as process:
+            try:
+                assert there.wait(RUN_PATIENCE), "no commit"
+                yield process, go_on
+            finally:
+                go_on.set()
+                process.kill()
+
+
 def descendants(pid: int) -> list[int]:
     """The processes below a process."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -109,8 +135,7 @@ def test_a_killed_run_resumes_from_s3_bit_for_bit(
     trainer = Trainer(cluster, bucket, tmp_path, command)
     expected = trainer.finish("baseline")
 
-    with trainer.start("disturbed") as process:
-        wait_until("a commit", lambda: [k for k in trainer.keys("disturbed") if k.endswith("COMMIT.json")], 200, 0.02)
+    with held_at_its_first_commit(trainer, "disturbed") as (process, _):
         for pid in [process.pid, *descendants(process.pid)]:  # torchrun gives its workers sessions of their own
             os.kill(pid, signal.SIGKILL)
     committed = [key for key in trainer.keys("disturbed", "checkpoints/") if key.endswith("COMMIT.json")]
@@ -147,10 +172,10 @@ def test_sigterm_commits_a_checkpoint_and_a_finished_run_answers_at_once(
     cluster: LocalCluster, bucket: str, tmp_path: Path
 ) -> None:
     trainer = Trainer(cluster, bucket, tmp_path, PYTHON)
-    with trainer.start("drained") as process:
-        wait_until("a commit", lambda: trainer.keys("drained", "checkpoints/step-00000010/COMMIT"), 200, 0.02)
+    with held_at_its_first_commit(trainer, "drained") as (process, go_on):
         process.terminate()
-        assert process.wait(timeout=60) == 30
+        go_on.set()
+        assert process.wait(PATIENCE) == 30
     drained = int(max(k for k in trainer.keys("drained", "checkpoints/") if "COMMIT" in k).split("/")[1][5:])
     assert f"step {drained} is committed" in (tmp_path / "drained.log").read_text()
     result = trainer.finish("drained")

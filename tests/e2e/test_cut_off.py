@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.disturb import cut_apart, cut_off, is_heard, lose_on_the_way
 from support.manifests import language_job
-from support.runs import Run, wait_until
+from support.runs import RUN_PATIENCE, Run, wait_until
 
 Object = dict[str, Any]
 
@@ -45,13 +45,15 @@ def test_a_worker_that_is_cut_off_for_good_in_one_or_both_ways_ends_by_itself_an
         run = runs[name] = start_job(long_job, name)
         committed[name], before[name] = run.wait_commit(), run.pods()
         cut(*before[name].values())
-        wait_until(f"the ranks of {name} are lost", lambda run=run: run.phase() == "Restarting", 120)
+        wait_until(f"the ranks of {name} are lost", lambda run=run: run.phase() == "Restarting", RUN_PATIENCE)
     for name, run in runs.items():
-        wait_until(f"the worker of {name} is replaced", lambda run=run: replaced(run, before[run.name][1]), 420)
+        wait_until(
+            f"the worker of {name} is replaced", lambda run=run: replaced(run, before[run.name][1]), RUN_PATIENCE
+        )
         assert run.pods()[0]["metadata"]["uid"] == before[name][0]["metadata"]["uid"], "the head was replaced as well"
         run.wait_commit(after=committed[name])
     for name, run in runs.items():
-        status = run.wait_succeeded(600)
+        status = run.wait_succeeded()
         (lost,) = status["history"]
         assert (lost["class"], lost["pod"], lost["rank"]) == ("WorkerLost", f"{name}-train-1-1", 1)
         assert "did not answer for 5 minutes" in lost["cause"]
@@ -65,9 +67,9 @@ def test_a_head_that_is_cut_off_for_good_ends_by_itself_and_has_a_successor(star
     committed = run.wait_commit()
     before = run.pods()
     cut_off(before[0]["status"]["podIP"])
-    wait_until("the head is replaced", lambda: replaced(run, before[0]), 400)
+    wait_until("the head is replaced", lambda: replaced(run, before[0]), RUN_PATIENCE)
     run.wait_commit(after=committed)
-    history = run.wait_succeeded(300)["history"]
+    history = run.wait_succeeded()["history"]
     (lost,) = [entry for entry in history if entry.get("pod") == "headless-train-0-1"]
     assert lost["class"] in ("Storage", "WorkerLost"), "it reaches neither"
     assert lost["secondsToRecover"] > 0
@@ -92,7 +94,7 @@ def test_workers_that_do_not_reach_each_other_are_named_and_none_is_blamed_or_re
     with cut_apart(before[1], before[2]):
         heard = [(a, b) for a, b in ((1, 2), (2, 1), (0, 1), (2, 0)) if is_heard(before[a], before[b])]
         assert heard == [(0, 1), (2, 0)]
-        wait_until("the attempts hang", lambda: len(run.status()["history"]) == attempts, 60 + 600 * (attempts - 1))
+        wait_until("the attempts hang", lambda: len(run.status()["history"]) == attempts, RUN_PATIENCE)
         status = run.status()
         logs = run.kubectl("logs", before[0]["metadata"]["name"])
     hung, *apart = status["history"]
@@ -106,7 +108,7 @@ def test_workers_that_do_not_reach_each_other_are_named_and_none_is_blamed_or_re
         assert entry.keys().isdisjoint({"rank", "pod", "node"}), "somebody is blamed"
     assert status["history"][-1]["cause"] in status["message"]
     run.wait_commit(after=committed)
-    status = run.wait_succeeded(600)
+    status = run.wait_succeeded()
     assert len(status["history"]) == status["restarts"]["total"] == attempts
     assert all(entry["secondsToRecover"] > 0 for entry in status["history"])
     assert not status["resolved"].get("avoidedNodes")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.manifests import elastic_job
-from support.runs import Run, wait_until
+from support.runs import RUN_PATIENCE, Run, wait_until
 from trainingjob_local.crash import crash
 
 if TYPE_CHECKING:
@@ -38,23 +38,23 @@ def test_a_run_goes_on_with_fewer_workers_grows_back_and_follows_the_scale(
 
     no_room(True)
     crash(began[2])
-    wait_for(run, "it trains on two", lambda s: s["phase"] == "Running" and "on 2 of 3 workers" in s["message"], 120)
+    wait_for(run, "it trains on two", lambda s: s["phase"] == "Running" and "on 2 of 3 workers" in s["message"])
     assert "Pod elastic-train-2-2 finds no node: 0/2 nodes are available" in run.status()["message"]
     assert resumed(run) >= committed
     run.wait_commit(after=resumed(run))
 
     no_room(False)
-    wait_for(run, "it trains on three again", lambda s: recovered(s, "Resized") and s["phase"] == "Running", 120)
+    wait_for(run, "it trains on three again", lambda s: recovered(s, "Resized") and s["phase"] == "Running")
     assert run.status()["workers"] == {"desired": 3, "ready": 3}
 
     before = run.committed_steps()[-1]
     run.kubectl("scale", "tj/elastic", "--replicas=1")
-    status = wait_for(run, "it trains alone", lambda s: recovered(s, "Drained") and s["phase"] == "Running", 120)
+    status = wait_for(run, "it trains alone", lambda s: recovered(s, "Drained") and s["phase"] == "Running")
     assert status["resolved"]["worldSize"] == 1
     assert {index: pod["metadata"]["uid"] for index, pod in run.pods().items()} == {0: began[0]}
     assert resumed(run) >= before
 
-    status = run.wait_succeeded(240)
+    status = run.wait_succeeded()
     history = status["history"]
     assert [entry["pod"] for entry in history if "pod" in entry] == ["elastic-train-2-1"]
     assert [entry["class"] for entry in history[1:]] == ["Resized", "Drained"]
@@ -66,7 +66,7 @@ def test_a_run_goes_on_with_fewer_workers_grows_back_and_follows_the_scale(
     assert len(run.keys("attempts/")) == 4
 
 
-def wait_for(run: Run, what: str, holds: Callable[[Object], Any], seconds: float) -> Object:
+def wait_for(run: Run, what: str, holds: Callable[[Object], Any]) -> Object:
     """The status, once `holds` of it; the job must not end before."""
     status: Object = {}
 
@@ -77,7 +77,7 @@ def wait_for(run: Run, what: str, holds: Callable[[Object], Any], seconds: float
         return bool(holds(status))
 
     try:
-        wait_until(what, seen, seconds)
+        wait_until(what, seen, RUN_PATIENCE)
     except AssertionError as late:
         raise AssertionError(f"{late}\n{json.dumps(status, indent=1)}") from None
     return status

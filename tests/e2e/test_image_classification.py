@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from support.operator_process import Operator
-from support.runs import Run, wait_until
+from support.runs import RUN_PATIENCE, Run, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def run(operator: Operator, start_digits_job: Any) -> Run:
     run.wait_commit()
     operator.stop()
     try:
-        wait_until("the run has its result", lambda: "result.json" in run.keys("result.json"), 240)
+        wait_until("the run has its result", lambda: "result.json" in run.keys("result.json"), RUN_PATIENCE)
         before = run.read("result.json"), run.committed_steps(), run.keys("attempts/")
         run.kubectl("delete", "pods", "--selector", "trainingjob.io/job-name=digits")
     finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.disturb import silent_node
 from support.manifests import language_job
-from support.runs import Run, wait_until
+from support.runs import RUN_PATIENCE, Run, wait_until
 from trainingjob_local.crash import runs_here
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def test_a_gang_on_a_partitioned_node_is_fenced_and_its_run_goes_on_elsewhere(
     old = {index: pod["metadata"]["uid"] for index, pod in run.pods().items()}
     with silent_node(cluster, HERE, seconds=15):
         cluster.kubectl("uncordon", ELSEWHERE)
-        wait_until("the run has a second attempt", lambda: "attempts/2.json" in run.keys("attempts/"), 400)
+        wait_until("the run has a second attempt", lambda: "attempts/2.json" in run.keys("attempts/"), RUN_PATIENCE)
         assert runs_here(old[0]), "the node's processes ended with its kubelet: nothing had to be fenced"
-        wait_until("the old driver ends by itself", lambda: not runs_here(old[0]), 120)
+        wait_until("the old driver ends by itself", lambda: not runs_here(old[0]), RUN_PATIENCE)
         left = committed_objects(run)
         assert left
-        wait_until("the new gang commits twice", lambda: len(commits_of(run, attempt=2)) > 1, 240)
+        wait_until("the new gang commits twice", lambda: len(commits_of(run, attempt=2)) > 1, RUN_PATIENCE)
         assert {pod["spec"]["nodeName"] for pod in run.pods().values()} == {ELSEWHERE}
-        status = wait_until("the status says what it cost", lambda: recovered(run), 60)
+        status = wait_until("the status says what it cost", lambda: recovered(run))
     now = run.etags("checkpoints/")
     assert {key: now.get(key) for key in left} == left, "a committed object was changed or is gone"
     assert {entry["class"] for entry in status["history"]} == {"NodeLost"}

@@ -62,6 +62,12 @@ def label(job: PlayedJob, name: str, **labels: str | None) -> None:
     job.core.patch_namespaced_pod(f"{job.name}-{name}", job.namespace, {"metadata": {"labels": changed}})
 
 
+def edit_status(job: PlayedJob, **fields: object) -> None:
+    """Somebody writes into the job's status by hand."""
+    patch = ("--subresource=status", "--type=merge", "-p", json.dumps({"status": fields}))
+    job.cluster.kubectl("-n", job.namespace, "patch", "tj", job.name, *patch)
+
+
 def find_no_node(job: PlayedJob, name: str) -> None:
     """The scheduler has looked for a node in vain."""
     said = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}
@@ -89,12 +95,19 @@ def addresses(job: PlayedJob) -> dict[str, list[str]]:
     return found
 
 
+def audited(cluster: LocalCluster, word: str) -> list[Object]:
+    """The API server's audit log: its entries with this word in them. An answer may be heard before its entry is there,
+    and the last entry may be half written.
+    """
+    log = cluster.control_plane.audit_log
+    assert log is not None
+    whole, _, _ = log.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines() if word in line]
+
+
 def writes(job: PlayedJob) -> list[tuple[str, str, str, int]]:
     """The operator's writes in the job's namespace, from the audit log: verb, resource, name and the answer's code."""
-    log = job.cluster.control_plane.audit_log
-    assert log is not None
-    lines = (line for line in log.read_text().splitlines() if line.endswith("}") and job.namespace in line)
-    entries = [json.loads(line) for line in lines]
+    entries = audited(job.cluster, job.namespace)
     return [_written(entry) for entry in entries if _is_write(entry, job.namespace)]
 
 
@@ -124,7 +137,7 @@ def silent_node(cluster: LocalCluster, name: str, seconds: int = 8) -> Iterator[
         finally:
             agent.signal(signal.SIGCONT)
             taints = "jsonpath={.spec.taints}"
-            wait_until(f"{name} is back", lambda: not cluster.kubectl("get", "node", name, "-o", taints), 30)
+            wait_until(f"{name} is back", lambda: not cluster.kubectl("get", "node", name, "-o", taints))
 
 
 @contextmanager

@@ -156,8 +156,8 @@ def placed(job: PlayedJob) -> int:
     return sum(1 for pod in workers(job).values() if pod["spec"].get("nodeName"))
 
 
-def wait_placed(job: PlayedJob, count: int, seconds: float = 30) -> None:
-    wait_until(f"{count} workers of {job.name} are placed", lambda: placed(job) == count, seconds)
+def wait_placed(job: PlayedJob, count: int) -> None:
+    wait_until(f"{count} workers of {job.name} are placed", lambda: placed(job) == count)
 
 
 def finish(job: PlayedJob) -> None:

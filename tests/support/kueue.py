@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kubernetes import client, config
 from trainingjob_local.definitions import wait_until_served
+from urllib3.exceptions import HTTPError
 
 from support.runs import wait_until
 
@@ -138,7 +139,7 @@ class Kueue:
         )
         self.cluster.apply(_CRD)
         wait_until_served(self.cluster.kubectl, f"crd/workloads.{KUEUE}")
-        wait_until("pods are gated", self._gates, 20)
+        wait_until("pods are gated", self._gates)
 
     def _gates(self) -> bool:
         """Whether the policy works already."""
@@ -153,7 +154,10 @@ class Kueue:
     def _work(self) -> None:
         while not self._stop.wait(0.1):
             groups: dict[str, list[Object]] = {}
-            listed = self._core.list_namespaced_pod(self.namespace, label_selector=GROUP, _preload_content=False)
+            try:
+                listed = self._core.list_namespaced_pod(self.namespace, label_selector=GROUP, _preload_content=False)
+            except (HTTPError, client.ApiException):
+                continue  # The API server has too much to do.
             for pod in json.loads(listed.data)["items"]:
                 groups.setdefault(pod["metadata"]["labels"][GROUP], []).append(pod)
             for name in set(self.workloads) - set(groups):

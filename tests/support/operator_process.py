@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.runs import wait_until
+from support.runs import PATIENCE, wait_until
 
 
 class Operator:
@@ -40,13 +40,13 @@ class Operator:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_until("the operator is ready", self.is_ready, 30)
+        wait_until("the operator is ready", self.is_ready)
 
     def stop(self) -> None:
         """SIGTERM; it must end by itself."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(PATIENCE)
             self._process = None
 
     def kill(self) -> None:
@@ -56,10 +56,10 @@ class Operator:
         self._process.wait()
         self._process = None
 
-    def wait_for_its_end(self, seconds: float) -> int:
+    def wait_for_its_end(self) -> int:
         """Its exit code, when it ends by itself."""
         assert self._process is not None, "the operator is not running"
-        code = self._process.wait(seconds)
+        code = self._process.wait(PATIENCE)
         self._process = None
         return code
 
@@ -69,7 +69,7 @@ class Operator:
 
     def metrics(self) -> str:
         """Text of /metrics."""
-        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=PATIENCE) as answer:
             return str(answer.read().decode())
 
     def value(self, metric: str, **labels: str | None) -> float:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from kubernetes import client, config
 
-from support.runs import wait_until
+from support.runs import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
 
 Object = dict[str, Any]
-SECONDS = 20.0
 
 
 class PlayedJob:
@@ -47,7 +46,7 @@ class PlayedJob:
         """`kubectl wait` for each of these, as scripts do."""
         for condition in conditions:
             self.cluster.kubectl(
-                "-n", self.namespace, "wait", f"--for={condition}", f"tj/{self.name}", f"--timeout={SECONDS:.0f}s"
+                "-n", self.namespace, "wait", f"--for={condition}", f"tj/{self.name}", f"--timeout={PATIENCE:.0f}s"
             )
 
     def get(self) -> Object:
@@ -74,7 +73,7 @@ class PlayedJob:
         status: Object = self.get()["status"]
         return status
 
-    def wait(self, what: str, holds: Callable[[Object], Any], seconds: float = SECONDS) -> Object:
+    def wait(self, what: str, holds: Callable[[Object], Any]) -> Object:
         """The status, once `holds` of it."""
         last: Object = {}
 
@@ -84,14 +83,14 @@ class PlayedJob:
             return bool(holds(last))
 
         try:
-            wait_until(what, seen, seconds)
+            wait_until(what, seen)
         except AssertionError:
-            raise AssertionError(f"not within {seconds} s: {what}:\n{json.dumps(last, indent=1)}") from None
+            raise AssertionError(f"not within {PATIENCE:.0f} s: {what}:\n{json.dumps(last, indent=1)}") from None
         return last
 
-    def wait_phase(self, *phases: str, seconds: float = SECONDS) -> Object:
+    def wait_phase(self, *phases: str) -> Object:
         """The status, once its phase is one of these."""
-        return self.wait(f"phase {' or '.join(phases)}", lambda status: status.get("phase") in phases, seconds)
+        return self.wait(f"phase {' or '.join(phases)}", lambda status: status.get("phase") in phases)
 
     def pods(self) -> dict[str, Object]:
         """Its pods by name, as JSON; those of other owners included."""
@@ -106,7 +105,7 @@ class PlayedJob:
     def wait_pods(self, *names: str) -> dict[str, Object]:
         """Its pods, once all these (names without the job's) are there."""
         wanted = {f"{self.name}-{name}" for name in names}
-        wait_until(f"pods {sorted(wanted)}", lambda: wanted <= set(self.pods()), SECONDS)
+        wait_until(f"pods {sorted(wanted)}", lambda: wanted <= set(self.pods()))
         return self.pods()
 
     def run(self, *names: str, address: str | None = None) -> None:

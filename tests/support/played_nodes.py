@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -15,13 +17,19 @@ if TYPE_CHECKING:
 
 @contextmanager
 def played_nodes(cluster: LocalCluster, *names: str, gpus: int = 8) -> Iterator[None]:
-    """These nodes alone take pods. Kubernetes believes in them for 40 s, as nobody renews their leases."""
+    """These nodes alone take pods."""
     cluster.kubectl("cordon", *cluster.nodes)
+    over = threading.Event()
+    kubelet = threading.Thread(target=_keep_alive, args=(cluster, names, over), name="played-nodes")
     try:
         for name in names:
             _add(cluster, name, gpus)
+        kubelet.start()
         yield
     finally:
+        over.set()
+        if kubelet.ident is not None:
+            kubelet.join()
         cluster.kubectl("delete", "node", *names, "--ignore-not-found")
         cluster.kubectl("uncordon", *cluster.nodes)
 
@@ -33,18 +41,29 @@ def give_gpus(cluster: LocalCluster, name: str, gpus: int) -> None:
     cluster.kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", patch)
 
 
-def _add(cluster: LocalCluster, name: str, gpus: int) -> None:
+def _keep_alive(cluster: LocalCluster, names: Sequence[str], over: threading.Event) -> None:
+    """Say that they live, until the event is set: a node that is silent for 50 s counts as lost."""
+    while not over.wait(10):
+        for name in names:
+            patch = json.dumps({"status": {"conditions": [_ready()]}})
+            cluster.kubectl("patch", "node", name, "--subresource=status", "-p", patch)
+
+
+def _ready() -> dict[str, str]:
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now, "lastTransitionTime": now}
+
+
+def _add(cluster: LocalCluster, name: str, gpus: int) -> None:
     amounts = {"cpu": "64", "memory": "256Gi", "pods": "110", "nvidia.com/gpu": str(gpus)}
-    ready = {"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now, "lastTransitionTime": now}
     labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}
     cluster.apply(
         {
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": name, "labels": labels},
-            "status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]},
+            "status": {"capacity": amounts, "allocatable": amounts, "conditions": [_ready()]},
         }
     )
     untainted = "jsonpath={.spec.taints}"
-    wait_until(f"node {name} takes pods", lambda: not cluster.kubectl("get", "node", name, "-o", untainted), 20)
+    wait_until(f"node {name} takes pods", lambda: not cluster.kubectl("get", "node", name, "-o", untainted))

@@ -18,9 +18,9 @@ from typing import Any
 from support import played
 from support.fault_proxy import FaultProxy, Rule
 from support.kube_http import JOBS, PODS, STRATEGIC_PATCH, KubeHttp, Object, Refused
+from support.runs import PATIENCE
 from support.supervised import SupervisedOperator
 
-SECONDS = 30.0
 _numbers = itertools.count(1)
 # What differs from run to run though nothing does.
 # What depends on how fast things went, and not on what went wrong.
@@ -55,7 +55,7 @@ class Scene:
     async def job(self, name: str = "gpt") -> Object:
         return await self.api.get(f"{self.jobs}/{name}")
 
-    async def wait(self, what: str, holds: Callable[[Object], Any], name: str = "gpt", seconds: float = SECONDS) -> Any:
+    async def wait(self, what: str, holds: Callable[[Object], Any], name: str = "gpt") -> Any:
         """The job's status, once `holds` of it."""
         last: Object = {}
 
@@ -64,12 +64,12 @@ class Scene:
             last = (await self.job(name))["status"]
             return bool(holds(last))
 
-        await wait_until(lambda: f"{what}: {json.dumps(last)}\n{self._log()}", seen, seconds)
+        await wait_until(lambda: f"{what}: {json.dumps(last)}\n{self._log()}", seen)
         return last
 
-    async def wait_phase(self, *phases: str, name: str = "gpt", seconds: float = SECONDS) -> Object:
+    async def wait_phase(self, *phases: str, name: str = "gpt") -> Object:
         status: Object = await self.wait(
-            f"phase {' or '.join(phases)}", lambda status: status.get("phase") in phases, name, seconds
+            f"phase {' or '.join(phases)}", lambda status: status.get("phase") in phases, name
         )
         return status
 
@@ -123,14 +123,14 @@ class Scene:
         end: Object = json.loads(_TIME.sub('"<time>"', text))
         return end
 
-    async def comes_to(self, end: Object, seconds: float = SECONDS) -> None:
+    async def comes_to(self, end: Object) -> None:
         """The end state is this one, or will be soon."""
 
         async def there() -> bool:
             return await self.end_state() == end
 
         with contextlib.suppress(AssertionError):
-            await wait_until("", there, seconds)
+            await wait_until("", there)
         found = await self.end_state()
         assert found == end, f"{difference(end, found)}\n{self._log()}"
 
@@ -206,15 +206,13 @@ def operator_in(namespace: str, proxy: FaultProxy, log: Path, *flags: str) -> Su
     return SupervisedOperator(proxy.kubeconfig, log, "--namespace", namespace, "--no-leader-elect", *flags)
 
 
-async def wait_until(
-    what: str | Callable[[], str], holds: Callable[[], Awaitable[Any]], seconds: float = SECONDS
-) -> Any:
+async def wait_until(what: str | Callable[[], str], holds: Callable[[], Awaitable[Any]]) -> Any:
     """The first true value; an AssertionError that names `what` after the deadline."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
+    deadline = loop.time() + PATIENCE
     while not (value := await holds()):
         if loop.time() > deadline:
-            raise AssertionError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
+            raise AssertionError(f"not within {PATIENCE:.0f} s: {what if isinstance(what, str) else what()}")
         await asyncio.sleep(0.05)
     return value
 

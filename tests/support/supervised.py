@@ -15,6 +15,7 @@ from typing import Self
 import aiohttp
 
 from support import forkserver
+from support.runs import PATIENCE
 
 BACKOFF_SECONDS = 0.5
 """Before a start that follows on one that came to nothing."""
@@ -54,18 +55,18 @@ class SupervisedOperator:
             self._process.kill()
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL to one that does not heed it within 10 s; it stays down."""
+        """SIGTERM, and SIGKILL to one that does not heed it; it stays down."""
         self._wanted.cancel()
         await asyncio.wait([self._wanted])
         if self._process is None:
             return
         self._process.terminate()
         try:
-            await asyncio.wait_for(_end_of(self._process), 10)
+            await asyncio.wait_for(_end_of(self._process), PATIENCE)
         except TimeoutError:
             self._process.kill()
             await _end_of(self._process)
-            raise AssertionError("the operator did not end within 10 s of SIGTERM") from None
+            raise AssertionError(f"the operator did not end within {PATIENCE:.0f} s of SIGTERM") from None
         finally:
             self._process = None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import RUN_PATIENCE
 from support.training import job, put_tokens, store_of
 from torch import Tensor
 from trainingjob_trainer.compile_cache import PREFIX
@@ -55,7 +56,7 @@ def attempt(config: JobConfig, caches: Path, stop_after: int) -> dict[str, Any]:
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | places | {"PYTHONPATH": path}
     command = [sys.executable, "-c", PROGRAM, str(spec), str(stop_after)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RUN_PATIENCE, check=False)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
@@ -144,7 +145,7 @@ def test_a_run_that_cannot_compile_ends_as_the_users_error(tmp_path: Path, compi
     environment = {k: v for k, v in os.environ.items() if k != "CXX"} | named
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "caches")
     command = [sys.executable, "-m", "trainingjob_trainer.train", str(tmp_path / "job.yaml")]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RUN_PATIENCE, check=False)
     assert ended.returncode == 10, ended.stderr
     assert told in ended.stderr
     assert "training.compile: never" in ended.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from support.runs import RUN_PATIENCE
 from trainingjob_trainer import driver, ray_train
 from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.agent.progress import Progress
@@ -288,7 +289,7 @@ def test_a_result_is_replaced_only_by_one_of_another_plan(pod: Pod, store: Store
 def run_pod(directory: Path, stage: str) -> tuple[int, dict[str, Any]]:
     """Run a real pod's command; its exit code and termination message."""
     command = [sys.executable, "-m", "trainingjob_trainer.agent", stage]
-    ended = subprocess.run(command, env={**os.environ, **environment(directory)}, timeout=120, check=False)
+    ended = subprocess.run(command, env={**os.environ, **environment(directory)}, timeout=RUN_PATIENCE, check=False)
     message: dict[str, Any] = json.loads((directory / "termination-log").read_bytes())
     return ended.returncode, message
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import RUN_PATIENCE
 from support.training import job, store_of
 from torch.nn.functional import cross_entropy
 from trainingjob_trainer.checkpoint.attempt import Attempt
@@ -88,7 +89,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     environment = {"PATH": os.environ["PATH"], "HOME": str(nowhere), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     script = STRANGER.read_text()  # given as text: its directory, with the tests' modules, is not on the path
     command = [sys.executable, "-c", script, PROMPT, *(uri for *_, uri in cases.values())]
-    done = subprocess.run(command, cwd=nowhere, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=nowhere, env=environment, capture_output=True, text=True, timeout=RUN_PATIENCE)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["ours"] == []

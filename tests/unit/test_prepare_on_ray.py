@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from support.runs import RUN_PATIENCE
 from support.training import job, store_of
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, SPLITS, Manifest, SplitName
 from trainingjob_trainer.prepare import local
@@ -35,7 +36,7 @@ def test_two_nodes_write_the_stream_of_one_process_in_full_shards_though_a_write
     command = (*sandboxed, "-m", "support.ray_preparation", str(tmp_path / "job.json"), *sizes)
     with TemporaryDirectory() as short:  # Ray has sockets there, whose paths have a limit
         environment = {**os.environ, "RAY_TMPDIR": short}
-        subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, check=True, timeout=300)
+        subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, check=True, timeout=RUN_PATIENCE)
     store = store_of(spread)
     manifest = Manifest.model_validate_json(store.get(MANIFEST_KEY))
     for split in SPLITS:
