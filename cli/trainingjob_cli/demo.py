@@ -92,7 +92,7 @@ def _cluster(console: Console) -> Iterator[LocalCluster]:
         command = [sys.executable, "-m", "trainingjob_operator", *flags]
         operator = Component("operator", command, cluster.directory / "operator.log")
         try:
-            operator.wait_ready(_operator_is_ready, seconds=60)
+            operator.wait_ready(_operator_is_ready)
             say("the operator is ready")
             yield cluster
         finally:

@@ -22,7 +22,7 @@ from typing import Any, Self
 from trainingjob_local import binaries, sandbox
 from trainingjob_local.controlplane import BINARIES, ControlPlane
 from trainingjob_local.definitions import wait_until_served
-from trainingjob_local.process import Component
+from trainingjob_local.process import START_SECONDS, Component
 from trainingjob_local.s3 import S3Server
 
 S3_SECRET = "s3-credentials"
@@ -140,10 +140,10 @@ class LocalCluster:
         command = [sys.executable, "-m", "trainingjob_local.node", *arguments]
         self.nodes[name] = Component(name, command, self.directory / f"{name}.log")
 
-    def wait_nodes_ready(self, seconds: float = 60) -> None:
+    def wait_nodes_ready(self) -> None:
         """Wait until all nodes are Ready."""
         for name, node in self.nodes.items():
-            node.wait_ready(lambda name=name: self._node_ready(name), seconds)  # type: ignore[misc]
+            node.wait_ready(lambda name=name: self._node_ready(name))  # type: ignore[misc]
 
     def _start(self, nodes: int, control_plane: Mapping[str, Any]) -> None:
         programs = binaries.ensure([*BINARIES, "kubectl"])
@@ -160,7 +160,7 @@ class LocalCluster:
         self.s3.wait_ready()
         self.wait_nodes_ready()
         # The controller-manager makes it a moment later; a pod that comes first is refused.
-        self.kubectl("wait", "--for=create", "--timeout=60s", "serviceaccount/default")
+        self.kubectl("wait", "--for=create", f"--timeout={START_SECONDS:.0f}s", "serviceaccount/default")
 
     def _let_nodes_read_endpoints(self) -> None:
         """A node stands for kube-proxy and DNS too: it may read EndpointSlices, as kube-proxy's role says."""

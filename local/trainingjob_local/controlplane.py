@@ -164,7 +164,7 @@ class ControlPlane:
             flags += [f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}"]
         if self.gang_scheduling:
             flags.append(_GANG_API)
-        self._start("kube-apiserver", *flags).wait_ready(self._ready_probe(), seconds=60)
+        self._start("kube-apiserver", *flags).wait_ready(self._ready_probe())
 
     @contextmanager
     def node_grace(self, seconds: int) -> Iterator[None]:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from trainingjob_local import linux
 
+START_SECONDS = 180.0
+"""After which a component that is not ready never will be. On an idle machine it takes one or two."""
+
 
 class StartError(RuntimeError):
     """A component did not come up, or has ended; the message ends with its log's tail."""
@@ -61,13 +64,13 @@ class Component:
         if not self.alive:
             raise StartError(f"{self.name} ended with exit code {self._process.returncode}:\n{self._tail()}")
 
-    def wait_ready(self, probe: Callable[[], bool], seconds: float) -> None:
+    def wait_ready(self, probe: Callable[[], bool]) -> None:
         """Wait until `probe` is true; StartError if the process ends or the time is over before."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + START_SECONDS
         while not probe():
             self.check()
             if time.monotonic() > deadline:
-                raise StartError(f"{self.name} is not ready after {seconds:.0f} s:\n{self._tail()}")
+                raise StartError(f"{self.name} is not ready after {START_SECONDS:.0f} s:\n{self._tail()}")
             time.sleep(0.05)
 
     def signal(self, number: signal.Signals) -> None:

@@ -37,7 +37,7 @@ class S3Server:
 
     def wait_ready(self) -> None:
         """Wait until it answers; StartError if it doesn't."""
-        self._component.wait_ready(self._answers, seconds=60)
+        self._component.wait_ready(self._answers)
 
     @property
     def pid(self) -> int:

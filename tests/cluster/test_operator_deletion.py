@@ -44,6 +44,7 @@ def training(played: MakeJob) -> PlayedJob:
     job.run_to_training()
     place(job, "train-0-1", "train-1-1")
     job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    job.wait("the pods' uids are known", lambda status: all("uid" in member for member in status["pods"]))
     return job
 
 
