@@ -64,7 +64,7 @@ def test_a_job_goes_through_its_stages_to_its_result(
     assert set(job.uids()) == {
         f"gpt-{name}" for name in ("prepare-0-1", "prepare-0-2", "prepare-1-1", "train-0-1", "train-1-1")
     }
-    assert len(job.events("Succeeded")) == 1
+    wait_until("one event tells of it", lambda: len(job.events("Succeeded")) == 1)
     writes = settled(lambda: api_writes(operator))
     record_property("api_writes", {f"{verb} {resource}": count for (verb, resource), count in writes.items()})
     assert {what: writes[("create", what)] for what in ("configmaps", "services", "pods")} == {

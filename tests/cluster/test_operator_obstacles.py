@@ -126,7 +126,7 @@ def test_a_right_that_the_operator_has_lost_is_named_with_where_it_is_found(
         assert "the role in its Helm chart" in status["message"]
         assert "spec.workers" not in status["message"]
         cluster.kubectl("patch", *role, "--type=merge", "-p", json.dumps({"rules": rules}))
-        job.wait("the pod is created", lambda status: job.uids(), TRIED_AGAIN)
+        job.wait("the pod is created", lambda status: job.uids())
     finally:
         operator.stop()
 
@@ -353,7 +353,7 @@ def test_a_node_that_kills_twice_is_avoided_while_there_is_another(
     assert status["resolved"]["avoidedNodes"] == [{"name": nodes[0], "required": another_place}]
     kinds = set(job.pods()[f"gpt-{last}"]["spec"]["affinity"]["nodeAffinity"])
     assert kinds == {f"{'required' if another_place else 'preferred'}DuringSchedulingIgnoredDuringExecution"}
-    assert len(job.events("NodeUsedAgain")) == (not another_place)
+    wait_until("it is told", lambda: len(job.events("NodeUsedAgain")) == (not another_place))
 
 
 def node_of(job: PlayedJob, name: str) -> str | None:

@@ -125,7 +125,7 @@ def test_an_operator_whose_api_server_was_restored_from_a_backup_begins_anew(
         with cluster.control_plane.set_back():
             job.end("train-1-1", 137)
             job.wait_pods("train-1-2")
-        assert operator.wait_for_its_end(30) == 1
+        assert operator.wait_for_its_end() == 1
         assert "its etcd was restored" in operator.log.read_text().splitlines()[-1]
         operator.start()
         assert set(job.uids()) == {"gpt-prepare-0-1", "gpt-train-0-1", "gpt-train-1-1"}

@@ -42,7 +42,7 @@ def injected(cluster: LocalCluster, namespace: str) -> Iterator[None]:
         "-o",
         "jsonpath={.spec.containers[0].name}",
     )
-    wait_until("pods get a proxy", lambda: cluster.kubectl(*probe) == "proxy", 30)
+    wait_until("pods get a proxy", lambda: cluster.kubectl(*probe) == "proxy")
     yield
     cluster.kubectl("delete", *(f"{kind}/{name['name']}" for kind in kinds))
 
@@ -58,7 +58,7 @@ def test_a_job_ends_with_its_trainers_and_lets_go_of_what_was_put_beside_them(
         "checkpoint": {"drainSeconds": 5},
     }
     job.apply()
-    status = job.wait_phase("Succeeded", "Failed", seconds=60)
+    status = job.wait_phase("Succeeded", "Failed")
     assert status["phase"] == "Succeeded", status
     assert status["restarts"]["total"] == 1
-    wait_until("no pod holds anything", lambda: not job.pods(), 30)
+    wait_until("no pod holds anything", lambda: not job.pods())

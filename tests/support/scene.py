@@ -155,8 +155,8 @@ class Scene:
 
         await wait_until(lambda: f"pods {names} run\n{self._log()}", so)
 
-    async def rest(self, seconds: float = 1.0) -> None:
-        """Nothing is written for a while from now on, at last."""
+    async def rest(self, seconds: float = 2.0) -> None:
+        """Nothing is written for a while from now on, at last. Events are written half a second apart."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
 

@@ -191,13 +191,13 @@ async def test_it_rests_when_nothing_is_worked_on_and_nothing_could_be() -> None
 
 async def test_it_rests_for_a_while_once_nothing_was_worked_on_for_so_long() -> None:
     queue, held = WorkQueue[str](), Held()
-    await asyncio.wait_for(queue.rest(3600), 5)
+    await asyncio.wait_for(queue.rest(3600), PATIENCE)
     queue.add("a")
     held.go_on.set()
     async with working(queue, held.work, workers=1):
         await asyncio.wait_for(queue.rest(0), PATIENCE)
         assert held.seen == ["a"]
-        await asyncio.wait_for(queue.rest(0.05), 5)
+        await asyncio.wait_for(queue.rest(0.05), PATIENCE)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(queue.rest(3600), 0.05)
 
