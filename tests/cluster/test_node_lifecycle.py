@@ -136,7 +136,8 @@ sleep 600
         ),
     )
     assert pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137
-    assert pods.events("lively", "Killing") == ["Container main failed liveness probe, will be restarted"]
+    killings = wait_until("the event", lambda: pods.events("lively", "Killing"))
+    assert killings == ["Container main failed liveness probe, will be restarted"]
 
 
 def test_a_job_with_restarts_and_the_log_of_the_run_before(pods):

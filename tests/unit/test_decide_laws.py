@@ -35,8 +35,11 @@ class World(RuleBasedStateMachine):
         ttl=st.sampled_from([None, 0, 100]),
         restarts=st.integers(0, 3),
         elastic=st.booleans(),
+        training=st.booleans(),
     )
-    def begin(self, deadline: int | None, start: int | None, ttl: int | None, restarts: int, elastic: bool) -> None:
+    def begin(
+        self, deadline: int | None, start: int | None, ttl: int | None, restarts: int, elastic: bool, training: bool
+    ) -> None:
         policy = {"activeDeadlineSeconds": deadline, "podsTTLSecondsAfterFinished": ttl, "maxRestarts": restarts}
         policy["startDeadlineSeconds"] = start
         workers = {"replicas": 2, "minReplicas": 1} if elastic else {"replicas": 2}
@@ -46,6 +49,9 @@ class World(RuleBasedStateMachine):
         self.ended = None
         self.seen = 0
         self.play.step()
+        if training:  # else few plays come that far
+            self.play.to_training()
+            self.attempt = 1
 
     @rule(seconds=st.sampled_from([0, 1, 11, 61, 301]))
     def time_passes(self, seconds: int) -> None:
@@ -239,5 +245,8 @@ class World(RuleBasedStateMachine):
         assert status.phase == "Failed" or status.restarts.without_progress <= allowed
 
 
-World.TestCase.settings = settings(stateful_step_count=20, suppress_health_check=list(HealthCheck))
+# Three times the examples of other laws: fewer never scale a run that trains.
+World.TestCase.settings = settings(
+    max_examples=3 * settings().max_examples, stateful_step_count=20, suppress_health_check=list(HealthCheck)
+)
 TestWorld = World.TestCase
