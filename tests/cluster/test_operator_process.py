@@ -57,6 +57,19 @@ def test_a_missing_kubeconfig_is_named_in_one_line(tmp_path: Path) -> None:
     assert str(tmp_path / "missing") in line
 
 
+def test_a_lease_that_can_be_nowhere_is_said(cluster: LocalCluster, namespace: str, tmp_path: Path) -> None:
+    flags = ("--namespace", namespace, "--lease-namespace", "nowhere")
+    operator = Operator(cluster.kubeconfig, tmp_path / "operator.log", *flags, elect=True)
+    operator.start()
+    try:
+        said = (
+            'cannot read or take the lease nowhere/trainingjob-operator: 404 NotFound: namespaces "nowhere" not found'
+        )
+        wait_until("it says so", lambda: said in operator.log.read_text(), 10)
+    finally:
+        operator.stop()
+
+
 def test_a_restart_writes_nothing_for_jobs_that_need_nothing(operator: Operator, played: MakeJob) -> None:
     finished, running = played("done"), played("on")
     for job in (finished, running):

@@ -173,12 +173,15 @@ class LeaderElection:
         return True
 
     async def _write(self, lease: Manifest) -> bool:
+        known = "resourceVersion" in lease["metadata"]
         try:
-            if "resourceVersion" in lease["metadata"]:
+            if known:
                 answer = await self._api.replace(LEASES, self._namespace, self._name, lease)
             else:
                 answer = await self._api.create(LEASES, self._namespace, lease)
-        except (Conflict, NotFound):
+        except (Conflict, NotFound) as error:
+            if isinstance(error, NotFound) and not known:
+                raise  # The namespace is missing.
             await self._look()
             return False
         self._candidate.saw(answer, _now())
