@@ -9,6 +9,7 @@ import pytest
 from support.memory_api import owner
 from support.play import FINISHED, Play, custom, policy
 from trainingjob_operator.core.facts import PodFacts
+from trainingjob_operator.core.failures import classify
 from trainingjob_operator.core.kueue import Queued
 
 RUNS: dict[str, Any] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
@@ -43,6 +44,14 @@ def ended(code: int) -> dict[str, Any]:
 )
 def test_a_pod_is_as_its_trainer(pod: PodFacts, phase: str, lingering: bool) -> None:
     assert (pod.phase, pod.lingering) == (phase, lingering)
+
+
+def test_an_init_container_that_fails_is_named() -> None:
+    before = [{"name": "mesh-init", "state": ended(0)}, {"name": "mesh-certs", "state": ended(3)}]
+    pod = seen("Failed", {"waiting": {"reason": "PodInitializing"}}, initContainerStatuses=before)
+    failure = classify(pod, "rank 0")
+    assert failure.class_ == "Crashed"
+    assert failure.cause == "pod gpt-train-0-1 ended: its init container mesh-certs ended with exit code 3"
 
 
 def test_a_pod_that_its_trainer_has_left_is_deleted_with_the_others(training: Play) -> None:

@@ -245,7 +245,7 @@ class PodFacts:
     member: bool = True
     mislabelled: bool = False  # a label that tells whose pod it is, and which, was changed or removed by hand
     exit_code: int | None = None
-    reason: str | None = None  # of the container's or else the pod's end: OOMKilled, Error, Evicted, ...
+    reason: str | None = None  # of the container's or else the pod's end: OOMKilled, Error, Evicted, ..., or a sentence
     termination: TerminationMessage | None = None
     termination_text: str = ""  # the message as it was, when it is not the agent's JSON (FallbackToLogsOnError)
     disruption: str | None = None  # reason of a true DisruptionTarget condition
@@ -303,7 +303,7 @@ class PodFacts:
             member=labels.get(LABEL_MEMBER) == "true",
             mislabelled=any(labels.get(label) != value for label, value in own.items()),
             exit_code=ended.get("exitCode"),
-            reason=ended.get("reason") or status.get("reason"),
+            reason=ended.get("reason") or status.get("reason") or _before_it(status),
             termination=_termination(text),
             termination_text=text[-1024:],
             disruption=_part(conditions, "DisruptionTarget", "True", "reason"),
@@ -333,6 +333,15 @@ def _phase(status: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     if ended and not status.get("reason"):
         return "Failed" if ended.get("exitCode") else "Succeeded"
     return status.get("phase") or "Pending"
+
+
+def _before_it(status: Mapping[str, Any]) -> str | None:
+    """Which container has failed that a webhook put before the trainer, which then never begins."""
+    for container in status.get("initContainerStatuses") or ():
+        code = ((container.get("state") or {}).get("terminated") or {}).get("exitCode")
+        if code:
+            return f"its init container {container['name']} ended with exit code {code}"
+    return None
 
 
 def _part(conditions: Mapping[str, Mapping[str, Any]], name: str, status: str, part: str) -> str | None:
