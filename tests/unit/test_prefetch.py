@@ -144,6 +144,29 @@ def test_a_batch_larger_than_the_memory_is_read_all_the_same(reader: Counting) -
         assert next(read).inputs[:, 0].tolist() == firsts(everything[::-1])
 
 
+@pytest.mark.parametrize("rooms", [1, 7])
+def test_a_batch_for_whose_blocks_there_is_no_room_is_put_together_in_parts(reader: Counting, rooms: int) -> None:
+    """As one that lies across two groups: the memory stays what it is, and of the others no batch is split."""
+    random = np.random.default_rng(0)
+    batches = [sorted(random.choice(len(reader), 40, replace=False).tolist()) for _ in range(3)] + [[5], [6, 7]]
+    needed = min(len(reader.blocks_of(batch)) for batch in batches[:3])
+    with prefetch(reader, batches, memory=rooms * reader.block_bytes) as read:
+        assert [batch.inputs[:, 0].tolist() for batch in read] == [firsts(batch) for batch in batches]
+    assert reader.rooms == rooms < needed
+
+
+def test_a_batch_across_two_groups_takes_no_more_memory_than_there_is(reader: Counting) -> None:
+    """For both groups at once there is not quite room, as with 576 MiB for some sizes of data."""
+    everything = Order(reader.blocks, seed=1).indices(np.arange(len(reader)))
+    batches = [np.sort(everything[i : i + 200]) for i in range(0, len(reader), 200)]
+    rooms = max(len(reader.blocks_of(batch)) for batch in batches) - 3
+    assert reader.blocks.strata < rooms
+    with prefetch(reader, batches, memory=rooms * reader.block_bytes) as read:
+        for batch, samples in zip(read, batches, strict=True):
+            assert batch.inputs[:, 0].tolist() == firsts(samples.tolist())
+    assert reader.rooms == rooms
+
+
 def test_an_error_is_raised_where_it_belongs(reader: Counting) -> None:
     reader._stream._store.delete(["data/10.bin"])
     lost = 10 * SHARD // LENGTH + 1

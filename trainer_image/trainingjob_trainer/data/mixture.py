@@ -16,7 +16,7 @@ import numpy as np
 
 from trainingjob_trainer.data.manifest import PIECE_BYTES, Manifest
 from trainingjob_trainer.data.order import BLOCK_BYTES, Ints, Order
-from trainingjob_trainer.data.reader import Batch, Bools, Indices, Loaded, Memory, Reader
+from trainingjob_trainer.data.reader import Batch, Bools, Indices, Loaded, Memory, Reader, Rows
 from trainingjob_trainer.storage import Store
 
 
@@ -116,9 +116,13 @@ class MixedReader:
             begins[chosen], skipped[chosen] = self._readers[source].find(self._own(source, indices, chosen), own)
         return begins, skipped
 
-    def gather(self, begins: Ints, skipped: Bools, memory: Memory) -> Batch:
-        """The samples that begin with these bytes of a memory."""
-        return self._readers[0].gather(begins, skipped, memory)
+    def gather(self, begins: Ints, memory: Memory) -> Rows:
+        """A copy of the samples that begin with these bytes of a memory."""
+        return self._readers[0].gather(begins, memory)
+
+    def batch(self, rows: Rows, skipped: Bools) -> Batch:
+        """What samples mean; `rows` are changed."""
+        return self._readers[0].batch(rows, skipped)
 
     def _by_source(self, indices: Indices) -> dict[int, Ints]:
         """Which of `indices` are of each source that has any."""

@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 
 from trainingjob_trainer.data.order import Ints
-from trainingjob_trainer.data.reader import Batch, Bools, Indices, Loaded, Memory
+from trainingjob_trainer.data.reader import Batch, Bools, Indices, Loaded, Memory, Rows
 from trainingjob_trainer.errors import TrainerError
 
-# Bytes of blocks, two groups of them: those of the batches to come, and as many used ones as fit beside them.
+# Bytes of blocks, about two groups of them: those of the batches to come, and as many used ones as fit beside them.
 # `accounting.PREFETCH` counts as much.
 MEMORY = 576 * 2**20
 READS_AT_ONCE = 8
@@ -28,6 +28,8 @@ AHEAD = 64  # times as many batches, whose blocks are asked for
 # By how many times that grows with each that is handed out, and as long as its blocks are being read: the first batches
 # don't wait for it, and of the next group as much is being read as there is room for.
 GROWTH = 2
+
+_Part = tuple[Rows, Bools]  # samples as they are stored, and which of them are skipped
 
 
 class Reads(Protocol):
@@ -42,7 +44,9 @@ class Reads(Protocol):
 
     def find(self, indices: Indices, blocks: Mapping[int, Loaded]) -> tuple[Ints, Bools]: ...
 
-    def gather(self, begins: Ints, skipped: Bools, memory: Memory) -> Batch: ...
+    def gather(self, begins: Ints, memory: Memory) -> Rows: ...
+
+    def batch(self, rows: Rows, skipped: Bools) -> Batch: ...
 
 
 @contextmanager
@@ -97,28 +101,49 @@ def _read_ahead(reader: Reads, batches: Iterable[Indices], pool: ThreadPoolExecu
     blocks = _Blocks(reader, pool, memory)
     coming = _together(reader, iter(batches), blocks)
     ahead: deque[_Some] = deque()
+    parts: list[_Part] = []  # of the batch that is being put together
     next_ones = next(coming, None)
     while next_ones or ahead:
         growth = 0
         while next_ones and len(ahead) < AHEAD and (growth < GROWTH or blocks.being_read(ahead[0].blocks)):
-            if not blocks.want(next_ones.blocks, alone=not ahead):
+            if not blocks.want(next_ones.blocks):
                 break
             ahead.append(next_ones)
             next_ones = next(coming, None)
             growth += 1
-        yield from _assembled(reader, ahead.popleft(), blocks)
+        some = ahead.popleft()
+        for begins, skipped in _found(reader, some, blocks):
+            parts.append((reader.gather(begins, blocks.memory), skipped))
+            if not some.goes_on:
+                yield reader.batch(*(parts.pop() if len(parts) == 1 else _joined(parts)))
         blocks.release()
 
 
-class _Some:
-    """Batches that follow each other: what is reckoned for all of them at once costs as much as for each by itself."""
+def _joined(parts: list[_Part]) -> _Part:
+    """All parts, which are taken out of the list."""
+    rows, skipped = zip(*parts, strict=True)
+    parts.clear()
+    return np.concatenate(rows), np.concatenate(skipped)
 
-    def __init__(self, reader: Reads, batches: Sequence[Indices]) -> None:
-        self._reader, self.batches = reader, batches
+
+class _Some:
+    """Batches that follow each other: what is reckoned for all of them at once costs as much as for each by itself.
+
+    Or a part of one, which goes on with the next part: of a batch for whose blocks there are not enough rooms.
+    """
+
+    def __init__(self, reader: Reads, batches: Sequence[Indices], goes_on: bool = False) -> None:
+        self._reader, self.batches, self.goes_on = reader, batches, goes_on
         self.samples = np.concatenate([np.asarray(batch, np.int64) for batch in batches])
         self.blocks = reader.blocks_of(self.samples)
 
     def halves(self) -> Iterator[_Some]:
+        if len(self.batches) == 1:
+            [rows] = self.batches
+            middle = len(rows) // 2
+            yield _Some(self._reader, [rows[:middle]], goes_on=True)
+            yield _Some(self._reader, [rows[middle:]], self.goes_on)
+            return
         middle = len(self.batches) // 2
         yield _Some(self._reader, self.batches[:middle])
         yield _Some(self._reader, self.batches[middle:])
@@ -133,26 +158,28 @@ def _together(reader: Reads, batches: Iterator[Indices], blocks: _Blocks) -> Ite
 
 
 def _fitting(some: _Some, blocks: _Blocks) -> Iterator[_Some]:
-    if len(some.batches) == 1 or len(some.blocks) <= SHARE * len(blocks.memory):
+    share = SHARE if len(some.batches) > 1 else 1.0
+    if len(some.blocks) <= max(1, share * len(blocks.memory)):  # one sample needs one
         yield some
         return
     for half in some.halves():
         yield from _fitting(half, blocks)
 
 
-def _assembled(reader: Reads, some: _Some, blocks: _Blocks) -> Iterator[Batch]:
+def _found(reader: Reads, some: _Some, blocks: _Blocks) -> Iterator[tuple[Ints, Bools]]:
+    """Of each batch, or of the part of one, where its samples begin in the memory, and which are skipped."""
     try:
         begins, skipped = reader.find(some.samples, blocks.wait_for(some.blocks))
     except TrainerError:
         if len(some.batches) == 1:
             raise
         for half in some.halves():  # the batches before the one that it belongs to are given
-            yield from _assembled(reader, half, blocks)
+            yield from _found(reader, half, blocks)
         return
     end = 0
     for batch in some.batches:
         start, end = end, end + len(batch)
-        yield reader.gather(begins[start:end], skipped[start:end], blocks.memory)
+        yield begins[start:end], skipped[start:end]
 
 
 class _Blocks:
@@ -164,16 +191,13 @@ class _Blocks:
         self._reading: dict[int, Future[Loaded]] = {}
         self._last: dict[int, int] = {}  # of each of both, the last one of `want` that wants it
         self._wanted, self._released = 0, 0  # how often blocks were
-        self._make(max(1, memory // reader.block_bytes))
+        self.memory = np.empty((max(1, memory // reader.block_bytes), reader.block_bytes), np.uint8)
+        self._spare = list(range(len(self.memory)))
 
-    def want(self, blocks: Set[int], alone: bool) -> bool:
+    def want(self, blocks: Set[int]) -> bool:
         """Have blocks of the next batch read that are not there, in place of others that nobody wants: whether there
-        is room for all. There is if it is alone, the only one that wants any.
+        is room for all. There is if nobody else wants any.
         """
-        if len(blocks) > len(self.memory):
-            if not alone:
-                return False
-            self._make(len(blocks))
         self._last.update(dict.fromkeys(blocks & self._last.keys(), self._wanted))
         for block in sorted(blocks - self._last.keys()):
             room = self._spare.pop() if self._spare else self._drop_one()
@@ -198,13 +222,6 @@ class _Blocks:
     def release(self) -> None:
         """Nobody wants blocks any more for what wanted them first."""
         self._released += 1
-
-    def _make(self, rooms: int) -> None:
-        """Another memory, without blocks."""
-        self.memory = np.empty((rooms, self._reader.block_bytes), np.uint8)
-        self._spare = list(range(rooms))
-        self._read.clear()
-        self._last.clear()
 
     def _drop_one(self) -> int | None:
         """The room of a block that nobody wants, the one that was last wanted before all others."""

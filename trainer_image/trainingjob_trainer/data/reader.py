@@ -30,6 +30,7 @@ IGNORE = -100  # a target with this value has no weight: neither in the loss nor
 Bools = npt.NDArray[np.bool_]
 Indices = Sequence[int] | Ints
 Bytes = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.uint8]  # [samples, bytes], as they are stored
 Memory = npt.NDArray[np.uint8]  # [rooms, bytes], in one piece: a block is in a room
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,8 @@ class Reader:
 
     def assemble(self, indices: Indices, blocks: Mapping[int, Loaded], memory: Memory) -> Batch:
         """What `read` gives, from the blocks that the samples lie in."""
-        return self.gather(*self.find(indices, blocks), memory)
+        begins, skipped = self.find(indices, blocks)
+        return self.batch(self.gather(begins, memory), skipped)
 
     def find(self, indices: Indices, blocks: Mapping[int, Loaded]) -> tuple[Ints, Bools]:
         """Of each sample the byte of the blocks' memory that it begins with, and whether it is skipped."""
@@ -177,11 +179,14 @@ class Reader:
             skipped[:] = [self._skip(sample, loaded[place]) for sample, place in each]
         return zeros[places] + samples * self._stride, skipped
 
-    def gather(self, begins: Ints, skipped: Bools, memory: Memory) -> Batch:
-        """The samples that begin with these bytes of a memory."""
+    def gather(self, begins: Ints, memory: Memory) -> Rows:
+        """A copy of the samples that begin with these bytes of a memory."""
         sample = np.dtype((np.void, self._width))
         at_each_byte = np.ndarray(memory.size - self._width + 1, sample, memory.data, 0, (1,))
-        rows = at_each_byte[begins].view(np.uint8).reshape(len(begins), self._width)
+        return at_each_byte[begins].view(np.uint8).reshape(len(begins), self._width)
+
+    def batch(self, rows: Rows, skipped: Bools) -> Batch:
+        """What samples mean; `rows` are changed."""
         return self._tokens(rows, skipped) if self._manifest.kind == "tokens" else self._rows(rows, skipped)
 
     def _skip(self, sample: int, block: Loaded) -> bool:
@@ -197,7 +202,7 @@ class Reader:
             log.warning("samples of split %s are skipped, sample %d first: %s", self.split, sample, wrong.cause)
         return True
 
-    def _tokens(self, rows: npt.NDArray[np.uint8], skipped: Bools) -> Batch:
+    def _tokens(self, rows: Rows, skipped: Bools) -> Batch:
         tokens = rows.view(self._stored).astype(self._stored.newbyteorder("="), copy=False)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if self._packing or skipped.any():
@@ -205,7 +210,7 @@ class Reader:
             targets = np.where(masked, np.int32(IGNORE), targets.astype(np.int32))
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), int(skipped.sum()))
 
-    def _rows(self, rows: npt.NDArray[np.uint8], skipped: Bools) -> Batch:
+    def _rows(self, rows: Rows, skipped: Bools) -> Batch:
         rows[skipped] = 0
         inputs, targets = decode(rows, self._manifest)
         targets[skipped] = weightless(targets[skipped])
