@@ -11,7 +11,7 @@ from support.executing import KEY, NOW, Think, World, pod, start_one_pod
 from trainingjob_operator.api.status import Condition, TrainingJobStatus
 from trainingjob_operator.core.facts import Job, PodFacts
 from trainingjob_operator.core.obstacle import Look
-from trainingjob_operator.core.plan import EventFact, Plan
+from trainingjob_operator.core.plan import EventFact, Plan, PodRef
 from trainingjob_operator.core.queue import Retry
 from trainingjob_operator.core.writing import WRITES_AT_ONCE
 from trainingjob_operator.kube.api import (
@@ -74,6 +74,29 @@ async def test_a_refused_pod_is_explained_with_the_api_servers_words() -> None:
         await world.executor.reconcile(KEY)
     assert "exceeded quota: pods=10" in world.status()["message"]
     assert retry.value.within == 7.0, "what the plan waits for is not slept through"
+
+
+@pytest.mark.parametrize(
+    ("wish", "verb", "said"), [("drop_member", "patch", "changed"), ("delete_pods", "delete", "deleted")]
+)
+async def test_a_pod_that_must_stay_as_it_is_is_explained(wish: str, verb: str, said: str) -> None:
+    """A webhook or a policy denies it: else a job would wait for its successors, and nobody knew for what."""
+    world = World(start_one_pod)
+    there = world.api.put(PODS, pod())
+    ref = (PodRef(there["metadata"]["name"], there["metadata"]["uid"]),)
+    explain = explaining(world)
+    world.think = lambda job, pods: replace(explain(job, pods), create_pods=(), **{wish: ref})
+
+    def refuse(asked: str, plural: str, name: str) -> None:
+        if (asked, plural) == (verb, "pods"):
+            raise Forbidden(403, "Forbidden", 'pods "job-train-0-1" is forbidden: pods are frozen')
+
+    world.api.before = refuse
+    with pytest.raises(Retry):
+        await world.executor.reconcile(KEY)
+    assert world.status()["message"] == (
+        f"Pod job-train-0-1 cannot be {said}: pods are frozen; have the policy changed."
+    )
 
 
 def refuse_pods(world: World) -> None:

@@ -338,7 +338,8 @@ class Executor:
 
     async def _drop_member(self, job: Job, pod: PodRef) -> None:
         patch = {"metadata": {"uid": pod.uid, "labels": {LABEL_MEMBER: None}}}
-        await self._patch_pod(job.namespace, pod, patch)
+        with explained("Pod", pod.name, "changed"):
+            await self._patch_pod(job.namespace, pod, patch)
 
     async def _give_up(self, namespace: str, pod: PodRef) -> None:
         patch = {"metadata": {"uid": pod.uid, "annotations": {RETRIABLE: "false"}}}
@@ -349,10 +350,11 @@ class Executor:
             self._cache.put_pod(await self._api.merge_patch(PODS, namespace, pod.name, patch))
 
     async def _delete_pod(self, job: Job, pod: PodRef) -> None:
-        async with unless_gone(self._api, self._cache, job.namespace, pod):
-            answer = await self._api.delete(PODS, job.namespace, pod.name, pod.uid)
-            if answer.get("kind") == PODS.kind:
-                self._cache.put_pod(answer)
+        with explained("Pod", pod.name, "deleted"):
+            async with unless_gone(self._api, self._cache, job.namespace, pod):
+                answer = await self._api.delete(PODS, job.namespace, pod.name, pod.uid)
+                if answer.get("kind") == PODS.kind:
+                    self._cache.put_pod(answer)
 
 
 def _pods_known(job: Job, memory: _Memory) -> bool:

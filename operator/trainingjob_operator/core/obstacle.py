@@ -25,6 +25,7 @@ _PREEMPTION = re.compile(r"([.,]? *(no new claims to deallocate, |pod group )?pr
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
 BUSY_SCHEDULER = timedelta(seconds=90)  # a scheduler with many pods before it may take that long to say a word
 _IS_FORBIDDEN = re.compile(r'^\S+ "[^"]*" is (forbidden|invalid): ')
+_LACKS_A_RIGHT = re.compile(r" cannot \w+ resource ")
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": \w+: ')
 
 
@@ -87,10 +88,11 @@ def foreign(kind: str, name: str) -> Obstacle:
     return Obstacle("NameTaken", said, room, stalled)
 
 
-def refused(kind: str, name: str, error: ApiError) -> Obstacle | None:
-    """Why the API server refuses to create an object; None when it did not refuse it for what it is."""
+def refused(kind: str, name: str, error: ApiError, deed: str = "created") -> Obstacle | None:
+    """Why the API server refuses that an object is created, changed or deleted; None when it did not refuse it for what
+    it is."""
     why = _IS_FORBIDDEN.sub("", error.message)
-    what = f"{kind} {name} cannot be created"
+    what = f"{kind} {name} cannot be {deed}"
     if "failed calling webhook" in why:
         return _obstacle("PodNotStarted", what, why, "the webhook must answer again")
     if not (isinstance(error, Forbidden | Invalid) or error.status == 400):
@@ -105,7 +107,9 @@ def refused(kind: str, name: str, error: ApiError) -> Obstacle | None:
         next_step = "create it; or suspend the job, correct spec.workers.template, and resume it"
         return _obstacle("MissingReference", what, why, next_step)
     next_step = "have the policy changed; or suspend the job, correct spec.workers, and resume it"
-    if " cannot create resource " in why:
+    if deed != "created":
+        next_step = "have the policy changed"
+    if _LACKS_A_RIGHT.search(why):
         next_step = "give the operator's account this right: the role in its Helm chart has it"
     return _obstacle("CreateRefused", what, why, next_step)
 

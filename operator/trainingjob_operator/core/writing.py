@@ -29,12 +29,12 @@ class Obstructed(Exception):
 
 
 @contextmanager
-def explained(kind: str, name: str) -> Iterator[None]:
-    """A refusal of the API server within becomes `Obstructed`."""
+def explained(kind: str, name: str, deed: str = "created") -> Iterator[None]:
+    """A refusal of the API server within becomes `Obstructed`: the object cannot be created, changed or deleted."""
     try:
         yield
     except ApiError as error:
-        refusal = refused(kind, name, error)
+        refusal = refused(kind, name, error, deed)
         if refusal is None:
             raise
         raise Obstructed(refusal) from error
