@@ -65,7 +65,7 @@ def test_a_lease_that_can_be_nowhere_is_said(cluster: LocalCluster, namespace: s
         said = (
             'cannot read or take the lease nowhere/trainingjob-operator: 404 NotFound: namespaces "nowhere" not found'
         )
-        wait_until("it says so", lambda: said in operator.log.read_text(), 10)
+        wait_until("it says so", lambda: said in operator.log.read_text(), 60)
     finally:
         operator.stop()
 
