@@ -27,6 +27,8 @@ WRITES = {"create", "update", "patch", "delete", "deletecollection"}
 NOT_OF_JOBS = {"leases", "selfsubjectaccessreviews"}
 EXPIRY = LEASE_SECONDS - RETRY_SECONDS
 """Seconds that the lease of a leader that renews it no more lasts at least."""
+AFTER_SIGTERM, AFTER_SIGKILL = 3.0, 20.0
+"""Seconds within which the other one works on jobs, of which there are a thousand, on a machine that is not busy."""
 
 
 class Pair:
@@ -100,9 +102,9 @@ def wait_until_worked_on(job: PlayedJob) -> None:
     wait_until("the new leader works", lambda: job.uids(), every=0.02)
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "limit"), [(20, EXPIRY), pytest.param(1000, AFTER_SIGTERM, marks=pytest.mark.slow)])
 def test_a_leader_that_is_told_to_end_hands_over_at_once(
-    pair: Pair, played: MakeJob, count: int, record_property: Callable[[str, Any], None]
+    pair: Pair, played: MakeJob, count: int, limit: float, record_property: Callable[[str, Any], None]
 ) -> None:
     leader, standby = pair.start()
     settle_suspended_jobs(played, count)
@@ -114,7 +116,7 @@ def test_a_leader_that_is_told_to_end_hands_over_at_once(
     wait_until_worked_on(played("new"))
     taken = time.monotonic() - told
     record_property("seconds", taken)
-    assert taken < EXPIRY, "the lease was waited for, although it is released"
+    assert taken < limit, "the lease was waited for, although it is released"
     assert "the lease is released" in leader.log.read_text()
     assert times(pair.writes(leader))[-1] < times(pair.writes(standby))[0]
     touched = {write["objectRef"].get("name", "") for write in pair.writes(standby)}
@@ -130,7 +132,9 @@ def test_a_killed_leader_is_replaced_when_its_lease_has_expired(
     killed = time.monotonic()
     leader.kill()
     wait_until_worked_on(played("new"))
-    record_property("seconds", time.monotonic() - killed)
+    taken = time.monotonic() - killed
+    record_property("seconds", taken)
+    assert taken < AFTER_SIGKILL
 
 
 def test_a_leader_that_was_frozen_past_its_lease_ends_without_a_write(pair: Pair, played: MakeJob) -> None:
