@@ -56,7 +56,8 @@ def test_jobs_do_not_notice_that_the_chart_is_upgraded_rolled_back_uninstalled_a
     assert cluster.kubectl(*deployment) == "2"
     helm("uninstall", RELEASE)
     kinds = "deployments,serviceaccounts,poddisruptionbudgets,services,roles,clusterroles"
-    assert cluster.kubectl("get", kinds, "-A", "-o", "name", "-l", f"app.kubernetes.io/instance={RELEASE}") == ""
+    ours = ("-o", "name", "-l", f"app.kubernetes.io/instance={RELEASE}")
+    assert cluster.kubectl("-n", namespace, "get", kinds, *ours) == ""
     helm("install", RELEASE, str(CHART), *values)
     assert seen(job) == before
 
