@@ -106,11 +106,12 @@ def refused(kind: str, name: str, error: ApiError, deed: str = "created") -> Obs
     if "no PriorityClass with name" in why or ("RuntimeClass" in why and "not found" in why):
         next_step = "create it; or suspend the job, correct spec.workers.template, and resume it"
         return _obstacle("MissingReference", what, why, next_step)
-    next_step = "have the policy changed; or suspend the job, correct spec.workers, and resume it"
-    if deed != "created":
-        next_step = "have the policy changed"
     if _LACKS_A_RIGHT.search(why):
         next_step = "give the operator's account this right: the role in its Helm chart has it"
+    elif deed == "created":
+        next_step = "have the policy changed; or suspend the job, correct spec.workers, and resume it"
+    else:
+        next_step = "have the policy changed"
     return _obstacle("CreateRefused", what, why, next_step)
 
 
