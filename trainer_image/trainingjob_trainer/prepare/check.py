@@ -84,7 +84,8 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     if result and result.plan_hash == config.plan_hash():
         return CheckOutcome("Finished", result.wire(), f"The run is finished already: step {result.step}.")
     manifest = load_manifest(config, store)
-    source = _to_begin_with(config, store, manifest)
+    commit = latest(store) if manifest else None
+    source = _to_begin_with(config) if commit is None else None
     known = manifest or supposed_manifest(config, source)
     size = model_size(config, known)
     if source is not None:
@@ -94,7 +95,7 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     warning = drain_warning(config, store, size.parameters)
     if manifest:
         check_limits(config, manifest)
-        if (commit := latest(store)) is not None:
+        if commit is not None:
             check_length(config, manifest, commit.step)
         if manifest.tokenizer_digest is not None:
             read_tokenizer(manifest, store)
@@ -103,9 +104,9 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     return CheckOutcome("PrepareData", None, _check_raw_data(config), warning)
 
 
-def _to_begin_with(config: JobConfig, store: Store, manifest: Manifest | None) -> Source | None:
-    """The model that the run begins with; None if there is none, or the run is beyond its beginning."""
-    if config.model.init_from is None or (manifest is not None and latest(store) is not None):
+def _to_begin_with(config: JobConfig) -> Source | None:
+    """The model that a run begins with; None if there is none."""
+    if config.model.init_from is None:
         return None
     from trainingjob_trainer.beginning import source_of
 
