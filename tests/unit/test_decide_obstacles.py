@@ -196,6 +196,25 @@ def test_a_running_job_stays_running_while_a_child_of_it_is_refused(training: Pl
     assert training.status.message.startswith("Service gpt-tj exists and does not belong to this job")
 
 
+@pytest.mark.parametrize("why", ["suspended", "overdue"])
+def test_a_job_whose_pods_may_not_be_deleted_says_so_while_it_waits_for_their_end(training: Play, why: str) -> None:
+    policy = {"suspend": True} if why == "suspended" else {"activeDeadlineSeconds": 3600}
+    training.spec = spec(runPolicy=policy)
+    refusal = refused("Pod", "gpt-train-0-1", Invalid(422, "Invalid", POLICY), "deleted")
+    assert refusal is not None
+    training.refuse(refusal)
+    training.step(3600)
+    assert training.status.phase == {"suspended": "Suspending", "overdue": "Running"}[why]
+    assert training.status.message == refusal.message
+    assert {c.reason for c in training.status.conditions} == {"CreateRefused"}
+    training.refuse(None)
+    training.step(1)
+    for name in ("gpt-train-0-1", "gpt-train-1-1"):
+        training.vanish(name)
+    training.step(1)
+    assert training.status.phase == {"suspended": "Suspended", "overdue": "Failed"}[why]
+
+
 # --- events of pending pods
 
 

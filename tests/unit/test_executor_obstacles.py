@@ -10,8 +10,9 @@ import pytest
 from support.executing import KEY, NOW, Think, World, pod, start_one_pod
 from trainingjob_operator.api.status import Condition, TrainingJobStatus
 from trainingjob_operator.core.facts import Job, PodFacts
+from trainingjob_operator.core.kueue import FINALIZER, GROUP
 from trainingjob_operator.core.obstacle import Look
-from trainingjob_operator.core.plan import EventFact, Plan, PodRef
+from trainingjob_operator.core.plan import EventFact, Plan, PodRef, Relabel
 from trainingjob_operator.core.queue import Retry
 from trainingjob_operator.core.writing import WRITES_AT_ONCE
 from trainingjob_operator.kube.api import (
@@ -76,27 +77,94 @@ async def test_a_refused_pod_is_explained_with_the_api_servers_words() -> None:
     assert retry.value.within == 7.0, "what the plan waits for is not slept through"
 
 
-@pytest.mark.parametrize(
-    ("wish", "verb", "said"), [("drop_member", "patch", "changed"), ("delete_pods", "delete", "deleted")]
-)
-async def test_a_pod_that_must_stay_as_it_is_is_explained(wish: str, verb: str, said: str) -> None:
-    """A webhook or a policy denies it: else a job would wait for its successors, and nobody knew for what."""
-    world = World(start_one_pod)
-    there = world.api.put(PODS, pod())
-    ref = (PodRef(there["metadata"]["name"], there["metadata"]["uid"]),)
-    explain = explaining(world)
-    world.think = lambda job, pods: replace(explain(job, pods), create_pods=(), **{wish: ref})
+FROZEN = "Pod job-train-0-1 cannot be {}: pods are frozen; have the policy changed."
 
-    def refuse(asked: str, plural: str, name: str) -> None:
-        if (asked, plural) == (verb, "pods"):
-            raise Forbidden(403, "Forbidden", 'pods "job-train-0-1" is forbidden: pods are frozen')
+
+def freeze_pods(world: World, *verbs: str) -> None:
+    """A webhook or a policy denies such requests about pods that are there."""
+
+    def refuse(verb: str, plural: str, name: str) -> None:
+        if verb in verbs and plural == "pods":
+            world.api.calls.append((verb, plural, name))
+            raise Forbidden(403, "Forbidden", f'pods "{name}" is forbidden: pods are frozen')
 
     world.api.before = refuse
-    with pytest.raises(Retry):
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [("drop_member", "changed"), ("delete_pods", "deleted"), ("give_up", "changed"), ("relabel", "changed")],
+)
+async def test_a_pod_that_must_stay_as_it_is_is_explained_once(wish: str, said: str) -> None:
+    """Else a job would wait for its successors, or keep its place in a queue, and nobody knew for what."""
+    world = World(start_one_pod)
+    there = world.api.put(PODS, pod())
+    ref = PodRef(there["metadata"]["name"], there["metadata"]["uid"])
+    wished: Any = (Relabel(ref, {"a": "b"}),) if wish == "relabel" else (ref,)
+    explain = explaining(world)
+    world.think = lambda job, pods: replace(explain(job, pods), create_pods=(), **{wish: wished})
+    freeze_pods(world, "patch", "delete")
+    for _ in range(3):
+        with pytest.raises(Retry, match="pods are frozen"):
+            await world.executor.reconcile(KEY)
+    assert world.status()["message"] == FROZEN.format(said)
+    assert world.told.events == ["CreateRefused"]
+    assert [call[0] for call in world.api.writes()].count("update") == 2, "the start, and what is in the way"
+    world.api.before = lambda verb, plural, name: None
+    await world.executor.reconcile(KEY)
+    assert world.status() == TrainingJobStatus(phase="Starting").wire()
+
+
+async def test_a_pod_out_of_sight_whose_labels_must_stay_as_they_are_is_no_loss() -> None:
+    world = World(start_one_pod)
+    hidden = pod()
+    hidden["metadata"]["labels"] = {}
+    there = world.api.put(PODS, hidden)["metadata"]
+    looked_for = (Relabel(PodRef(there["name"], there["uid"]), dict(pod()["metadata"]["labels"])),)
+    explain = explaining(world)
+
+    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
+        if pods:
+            return replace(explain(job, pods), relabel=looked_for)
+        lost = TrainingJobStatus(phase="Restarting")
+        return Plan(confirm_gone=looked_for, status=lost, create_pods=(pod(2),))
+
+    world.think = think
+    freeze_pods(world, "patch")
+    for _ in range(3):
+        with pytest.raises(Retry):
+            await world.executor.reconcile(KEY)
+    assert world.status()["message"] == FROZEN.format("changed")
+    assert [name for verb, _, name in world.api.writes() if verb == "create"] == []
+
+
+async def test_the_pods_of_a_job_that_goes_are_let_go_when_the_policy_lets_them() -> None:
+    """Nobody reads the status of such a job: the log has it, without a traceback."""
+    world = World(start_one_pod)
+    held = pod()
+    held["metadata"] |= {"labels": {**held["metadata"]["labels"], GROUP: "job-train-1"}, "finalizers": [FINALIZER]}
+    world.cache.put_pod(world.api.put(PODS, {**held, "status": {"phase": "Pending"}}))
+    await world.executor.reconcile(KEY)
+    world.cache.remove_job(world.api.objects[("trainingjobs", "team", "job")])
+    freeze_pods(world, "patch")
+    with pytest.raises(Retry, match="pods are frozen"):
         await world.executor.reconcile(KEY)
-    assert world.status()["message"] == (
-        f"Pod job-train-0-1 cannot be {said}: pods are frozen; have the policy changed."
-    )
+    world.api.before = lambda verb, plural, name: None
+    await world.executor.reconcile(KEY)
+    assert world.api.writes()[-1] == ("patch", "pods", "job-train-0-1")
+    assert world.told.forgotten == ["job-1"]
+
+
+async def test_pods_that_are_to_go_do_not_wait_for_those_that_are_refused() -> None:
+    """Their place in the quota may be what new ones lack."""
+    world = World(start_one_pod)
+    old = world.api.put(PODS, pod())["metadata"]
+    gone = (PodRef(old["name"], old["uid"]),)
+    world.think = lambda job, pods: replace(start_one_pod(job, pods), create_pods=(pod(2),), delete_pods=gone)
+    refuse_pods(world)
+    with pytest.raises(Retry, match="exceeded quota"):
+        await world.executor.reconcile(KEY)
+    assert ("pods", "team", "job-train-0-1") not in world.api.objects
 
 
 def refuse_pods(world: World) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from trainingjob_operator.api.status import Phase, TrainingJobStatus, Workers
+from trainingjob_operator.api.status import TrainingJobStatus, Workers
 from trainingjob_operator.core import contention, deadlines, elastic, run, upkeep
 from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, ready_pods
 from trainingjob_operator.core.books import booked
@@ -82,8 +82,8 @@ def _go_on(here: Situation, status: TrainingJobStatus) -> Plan:
 
 def _suspend(here: Situation, status: TrainingJobStatus) -> Plan:
     if here.working:
-        said = Appraisal("Suspending", "Suspending", "Waiting for the pods to commit a checkpoint and to end.")
-        return _plan(here, status, said, upkeep.drain(here))
+        message = "Waiting for the pods to commit a checkpoint and to end."
+        return _drain(here, status, Appraisal("Suspending", "Suspending", message))
     status = status.model_copy(update={"resolved": None, "stage": None})
     step = run.committed_step(here, status)
     where = f" at step {step}" if step else "" if here.spec.custom else " before its first checkpoint"
@@ -97,10 +97,17 @@ def _overdue(here: Situation, status: TrainingJobStatus, deadline: Deadline) -> 
     why = appraise(here, status).message if waiting else ""
     status, incident = deadlines.recorded(here, status, deadline, why)
     if here.working:
-        phase: Phase = status.phase or "Pending"
         message = f"The pods are drained, because {incident.cause}."
-        return _plan(here, status, Appraisal(phase, deadline.class_, message), upkeep.drain(here))
+        return _drain(here, status, Appraisal(status.phase or "Pending", deadline.class_, message))
     return _fail(here, status, f"{deadline.class_}: {incident.cause}. {deadline.way_out}.")
+
+
+def _drain(here: Situation, status: TrainingJobStatus, said: Appraisal) -> Plan:
+    """No pod shall run. said: unless the API server refuses to have them end."""
+    refusal = here.findings.refusal
+    if refusal is not None:
+        said = Appraisal(said.phase, refusal.reason, refusal.message, refusal.stalled)
+    return _plan(here, status, said, upkeep.drain(here))
 
 
 def _succeed(here: Situation, status: TrainingJobStatus, result: dict[str, Any]) -> Plan:

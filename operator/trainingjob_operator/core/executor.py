@@ -9,7 +9,8 @@ deleted pod back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -42,7 +43,7 @@ from .plan import EventFact, Plan, PodRef, Settings
 from .queue import Retry, ServerTrouble
 from .queueing import to_give_up
 from .turns import Turns
-from .writing import Obstructed, about, each, explained, unless_gone
+from .writing import Obstructed, about, each, explained, patch_pod, unless_gone
 
 DECISIONS_PER_RUN = 6
 """A job that still asks for another decision after so many waits for its turn again."""
@@ -136,6 +137,8 @@ class Executor:
                 except _DecideAgain as why:
                     logger.debug("decide again: %s", why, extra={"job": str(key)})
             return 1.0
+        except Obstructed as obstructed:
+            raise Retry(obstructed.obstacle.message) from None
         except ApiError as error:
             if error.status in SERVER_IN_TROUBLE:
                 raise ServerTrouble(str(error), error.retry_after) from error
@@ -156,8 +159,9 @@ class Executor:
             memory = self._memories[key] = _Memory(job.uid, refusal=told(job.status))
         plan = self._think(job, memory)
         labels_wait = self._labels.wait(job) if plan.relabel else None
-        if await self._labels.found(job, plan.confirm_gone):
-            return self._labels.wait(job)
+        async with self._telling(key, job, plan, memory):
+            if await self._labels.found(job, plan.confirm_gone):
+                return self._labels.wait(job)
         if (plan.create_pods or plan.delete_pods) and not self._licensed(job, plan, memory):
             await self._read_quorum(job, memory)
             raise _DecideAgain("pods come and go only for a job that was read or written by this process")
@@ -165,11 +169,8 @@ class Executor:
             await self._write_status(job, plan.status, plan.events, memory)
         starting = plan.wants_progress is None and (plan.status or job.status).phase == "Starting"
         self._progress.follow(key, job.uid, plan.wants_progress, starting)
-        try:
+        async with self._telling(key, job, plan, memory):
             await self._act(job, plan, memory)
-        except Obstructed as obstructed:
-            await self._say(key, job, obstructed.obstacle, memory)
-            raise Retry(obstructed.obstacle.message, within=plan.requeue_after) from None
         if any(
             m["metadata"]["labels"].get(GROUP) or m.get("spec", {}).get("schedulingGroup") for m in plan.create_pods
         ):
@@ -298,32 +299,42 @@ class Executor:
         self._cache.retain_pods(job.namespace, uids, pods.resource_version, job.uid)
         memory.licence = answer["metadata"]["resourceVersion"]
 
-    async def _say(self, key: Key, job: Job, refusal: Obstacle, memory: _Memory) -> None:
-        """Say in the status (once) what is in the way; nothing else of that decision is done."""
-        if memory.refusal == refusal:
-            return
-        memory.refusal = refusal
+    @asynccontextmanager
+    async def _telling(self, key: Key, job: Job, plan: Plan, memory: _Memory) -> AsyncIterator[None]:
+        """What is refused within is said in the status, once; nothing else of that decision is done."""
+        try:
+            yield
+        except Obstructed as obstructed:
+            if memory.refusal != obstructed.obstacle:
+                memory.refusal = obstructed.obstacle
+                await self._say(key, job, memory)
+            raise Retry(obstructed.obstacle.message, within=plan.requeue_after) from None
+
+    async def _say(self, key: Key, job: Job, memory: _Memory) -> None:
         current = self._cache.job(key)
         if current is None or current.uid != job.uid or current.deleting:
             return
         plan = self._think(current, memory)
-        if plan.status is not None:
+        if plan.status is not None and not plan.confirm_gone:
             await self._write_status(current, plan.status, plan.events, memory)
 
     # Everything else
 
     async def _act(self, job: Job, plan: Plan, memory: _Memory) -> None:
-        await self._children.ensure(job, plan.ensure, bool(plan.create_pods))
+        ending = [
+            *(self._delete_pod(job, pod) for pod in plan.delete_pods),
+            *(self._give_up(job.namespace, pod) for pod in plan.give_up),
+            *(self._children.delete(job, child) for child in plan.delete_children),
+        ]
+        await each(ending)
         await each(self._drop_member(job, pod) for pod in plan.drop_member)
-        await self._labels.put_right(job, plan.relabel)
+        await self._children.ensure(job, plan.ensure, bool(plan.create_pods))
         try:
             await each((self._create_pod(job, manifest) for manifest in plan.create_pods), until_refused=True)
         except Unreachable:
             memory.licence = ""  # The request may still be on its way: look before asking again.
             raise
-        await each(self._give_up(job.namespace, pod) for pod in plan.give_up)
-        await each(self._delete_pod(job, pod) for pod in plan.delete_pods)
-        await each(self._children.delete(job, child) for child in plan.delete_children)
+        await self._labels.put_right(job, plan.relabel)
 
     async def _create_pod(self, job: Job, manifest: Manifest) -> None:
         name = manifest["metadata"]["name"]
@@ -337,17 +348,10 @@ class Executor:
         self._cache.put_pod(answer)
 
     async def _drop_member(self, job: Job, pod: PodRef) -> None:
-        patch = {"metadata": {"uid": pod.uid, "labels": {LABEL_MEMBER: None}}}
-        with explained("Pod", pod.name, "changed"):
-            await self._patch_pod(job.namespace, pod, patch)
+        await patch_pod(self._api, self._cache, job.namespace, pod, {"labels": {LABEL_MEMBER: None}})
 
     async def _give_up(self, namespace: str, pod: PodRef) -> None:
-        patch = {"metadata": {"uid": pod.uid, "annotations": {RETRIABLE: "false"}}}
-        await self._patch_pod(namespace, pod, patch)
-
-    async def _patch_pod(self, namespace: str, pod: PodRef, patch: Manifest) -> None:
-        async with unless_gone(self._api, self._cache, namespace, pod):
-            self._cache.put_pod(await self._api.merge_patch(PODS, namespace, pod.name, patch))
+        await patch_pod(self._api, self._cache, namespace, pod, {"annotations": {RETRIABLE: "false"}})
 
     async def _delete_pod(self, job: Job, pod: PodRef) -> None:
         with explained("Pod", pod.name, "deleted"):

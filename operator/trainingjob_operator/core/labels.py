@@ -16,7 +16,7 @@ from trainingjob_operator.kube.api import PODS, Api, Manifest, NotFound
 from .cache import Cache
 from .facts import Job, controlling_job
 from .plan import Relabel
-from .writing import about, unless_gone
+from .writing import Obstructed, about, each, patch_pod
 
 REPAIR_SECONDS = 5.0
 """Least time between two repairs of one job: whoever takes labels away again and again is not raced."""
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class LabelRepair:
-    """Labels of all jobs' pods. Raises `ApiError` when the API server does not answer."""
+    """Labels of all jobs' pods. Raises `ApiError`, or `Obstructed` when the API server does not let them be changed."""
 
     def __init__(self, api: Api, cache: Cache) -> None:
         self._api = api
@@ -44,32 +44,32 @@ class LabelRepair:
         """Give these pods their labels, if it is not too soon."""
         if not pods or self.wait(job):
             return
+        await each(self._patch(job, pod) for pod in pods)
         self._last[job.uid] = time.monotonic()
-        await asyncio.gather(*(self._patch(job, pod) for pod in pods))
 
     async def found(self, job: Job, gone: Sequence[Relabel]) -> bool:
         """Whether one of these pods, of which nothing is seen, is there after all; it gets its labels back."""
-        exist = await asyncio.gather(*(self._exists(job, pod) for pod in gone))
-        there = [pod for pod, exists in zip(gone, exist, strict=True) if exists]
-        for pod in there:
-            self._cache.readmit_pod(pod.pod.uid)  # first, so that its real end, once it is watched again, comes later
-        await self.put_right(job, there)
+        exist = await asyncio.gather(*(self._find(job, pod) for pod in gone))
+        there = {pod.pod.uid: found for pod, found in zip(gone, exist, strict=True) if found is not None}
+        for uid in there:
+            self._cache.readmit_pod(uid)  # first, so that its real end, once it is watched again, comes later
+        try:
+            await self.put_right(job, [pod for pod in gone if pod.pod.uid in there])
+        except Obstructed:
+            for found in there.values():
+                self._cache.put_pod(found)  # Nobody will tell of it, and it is no loss.
+            raise
         return bool(there)
 
-    async def _exists(self, job: Job, pod: Relabel) -> bool:
-        """Quorum read: the pod is there and still the job's."""
+    async def _find(self, job: Job, pod: Relabel) -> Manifest | None:
+        """Quorum read: the pod, if it is there and still the job's."""
         try:
             found = await self._api.get(PODS, job.namespace, pod.pod.name)
         except NotFound:
-            return False
-        return _uid(found) == pod.pod.uid and controlling_job(found) == job.uid
+            return None
+        ours = found["metadata"]["uid"] == pod.pod.uid and controlling_job(found) == job.uid
+        return found if ours else None
 
     async def _patch(self, job: Job, pod: Relabel) -> None:
-        patch = {"metadata": {"uid": pod.pod.uid, "labels": pod.labels}}
-        async with unless_gone(self._api, self._cache, job.namespace, pod.pod):
-            self._cache.put_pod(await self._api.merge_patch(PODS, job.namespace, pod.pod.name, patch))
-            logger.info("the labels of pod %s are put right", pod.pod.name, extra=about(job))
-
-
-def _uid(pod: Manifest) -> str:
-    return str(pod["metadata"]["uid"])
+        await patch_pod(self._api, self._cache, job.namespace, pod.pod, {"labels": pod.labels})
+        logger.info("the labels of pod %s are put right", pod.pod.name, extra=about(job))

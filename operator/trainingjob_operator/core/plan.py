@@ -54,15 +54,15 @@ class Plan:
         after all has lost the label by which pods are watched: it gets it back, and the rest of the plan is void.
     status: the whole new status, written before anything else; None: unchanged. If the write fails, nothing of the
         rest is done and the job is decided again.
+    delete_pods: graceful, with uid precondition. They come before new pods, which may need their place in a quota.
+    give_up: pods that tell Kueue that their group is over when its pods have ended.
+    delete_children: objects that go with the TTL.
+    drop_member: pods to take out of the Service (label `trainingjob.io/member` removed) before a successor comes.
     ensure: ConfigMap, Secret, Service, PodGroup; created when missing, left alone when there (only a PodGroup follows
         the job). Given with `create_pods`, before which it is done, and otherwise when the findings say that it is due
         (they are costly to make). The Secret comes without its data: the executor puts a random `token` in.
-    drop_member: pods to take out of the Service (label `trainingjob.io/member` removed) before a successor comes.
-    relabel: pods whose labels were changed or removed by hand: put right at once the first time, then now and then.
     create_pods: licensed by the status that this plan writes or was decided on.
-    delete_pods: graceful, with uid precondition.
-    give_up: pods that tell Kueue that their group is over when its pods have ended.
-    delete_children: objects that go with the TTL.
+    relabel: pods whose labels were changed or removed by hand: put right at once the first time, then now and then.
     events: sent only after the status was written, at most once each.
     requeue_after: seconds after which to decide again at the latest; None: only when something happens.
     wants_progress: the head pod whose `/progress` is to be polled; None: nobody's.
@@ -72,13 +72,13 @@ class Plan:
 
     confirm_gone: tuple[Relabel, ...] = ()
     status: TrainingJobStatus | None = None
-    ensure: tuple[Manifest, ...] = ()
-    drop_member: tuple[PodRef, ...] = ()
-    relabel: tuple[Relabel, ...] = ()
-    create_pods: tuple[Manifest, ...] = ()
     delete_pods: tuple[PodRef, ...] = ()
     give_up: tuple[PodRef, ...] = ()
     delete_children: tuple[ObjectRef, ...] = ()
+    drop_member: tuple[PodRef, ...] = ()
+    ensure: tuple[Manifest, ...] = ()
+    create_pods: tuple[Manifest, ...] = ()
+    relabel: tuple[Relabel, ...] = ()
     events: tuple[EventFact, ...] = ()
     requeue_after: float | None = None
     wants_progress: PodFacts | None = None

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from trainingjob_operator.kube.api import PODS, Api, ApiError, Conflict, NotFound
+from trainingjob_operator.kube.api import PODS, Api, ApiError, Conflict, Manifest, NotFound
 
 from .cache import Cache
 from .facts import Job
@@ -62,6 +62,14 @@ async def _is_there(api: Api, cache: Cache, namespace: str, pod: PodRef) -> bool
         return False
     cache.put_pod(found)
     return bool(found["metadata"]["uid"] == pod.uid)
+
+
+async def patch_pod(api: Api, cache: Cache, namespace: str, pod: PodRef, metadata: Manifest) -> None:
+    """Change metadata of the pod with this uid, if it is still there. Raises `Obstructed` when that is refused."""
+    patch = {"metadata": {"uid": pod.uid, **metadata}}
+    with explained("Pod", pod.name, "changed"):
+        async with unless_gone(api, cache, namespace, pod):
+            cache.put_pod(await api.merge_patch(PODS, namespace, pod.name, patch))
 
 
 def about(job: Job) -> dict[str, str]:
