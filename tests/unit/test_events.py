@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from support.memory_api import MemoryApi
+from support.runs import PATIENCE
 from trainingjob_operator.core.facts import Job
 from trainingjob_operator.core.plan import EventFact
 from trainingjob_operator.kube.api import EVENTS, Unreachable
@@ -19,9 +20,6 @@ JOB = Job.from_object({"metadata": {"name": "job", "namespace": "team", "uid": "
 FAILED = EventFact("Warning", "Internal", "the driver crashed")
 QUEUED = EventFact("Normal", "Queued", "Waiting for quota.")
 RUNNING = EventFact("Normal", "Running", "Training on 2 ranks.")
-
-
-ENOUGH = 30.0
 
 
 def told(api: MemoryApi) -> list[tuple[str, str, int]]:
@@ -56,7 +54,7 @@ async def recording(
 async def tell(recorder: EventRecorder, *events: EventFact) -> None:
     for event in events:
         recorder.publish(JOB, event)
-    await recorder.flush(ENOUGH)
+    await recorder.flush(PATIENCE)
 
 
 async def test_an_event_names_the_job_and_the_operator() -> None:
@@ -129,10 +127,13 @@ async def test_while_jobs_are_worked_on_events_take_turns_and_keep_their_time(mo
         for event in (QUEUED, RUNNING, FAILED):
             recorder.publish(JOB, event)
         clock.append(NOW + timedelta(seconds=30))
+        async with asyncio.timeout(PATIENCE):
+            while not told(api):
+                await asyncio.sleep(0)
         await recorder.flush(0.05)
         assert told(api) == [("Normal", "Queued", 1)], "the first has no other to wait for"
         jobs.resting.set()
-        await recorder.flush(ENOUGH)
+        await recorder.flush(PATIENCE)
     assert told(api) == [("Normal", "Queued", 1), ("Normal", "Running", 1), ("Warning", "Internal", 1)]
     assert {event["firstTimestamp"] for event in api.objects.values()} == {"2030-01-01T00:00:00Z"}
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.executing import CHILDREN, KEY, Think, World, child, pod, service, start_one_pod
 from trainingjob_operator.api.status import Phase, TrainingJobStatus
+from trainingjob_operator.core import labels
 from trainingjob_operator.core.facts import Job, PodFacts
 from trainingjob_operator.core.names import (
     ANNOTATION_FIXED,
@@ -314,16 +316,24 @@ async def test_a_conflict_is_not_taken_for_the_end_of_a_pod_that_is_there(wish: 
     await world.executor.reconcile(KEY)
 
 
-async def test_labels_that_are_taken_away_again_and_again_are_not_put_right_each_time() -> None:
+async def test_labels_that_are_taken_away_again_and_again_are_not_put_right_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(labels, "time", SimpleNamespace(monotonic=lambda: now))
     world = World(start_one_pod)
     uid = world.api.put(PODS, pod())["metadata"]["uid"]
     world.think = lambda job, pods: Plan(relabel=(given_up(uid),))
     for _ in range(20):
         await world.executor.reconcile(KEY)
-    wait = await world.executor.reconcile(KEY)
-    assert world.api.writes() == [("patch", "pods", "job-train-0-1")]
-    assert wait is not None
-    assert 0 < wait <= 5, "it is tried again later"
+    once = [("patch", "pods", "job-train-0-1")]
+    assert world.api.writes() == once
+    now += labels.REPAIR_SECONDS - 1
+    assert await world.executor.reconcile(KEY) == 1.0, "it is tried again later"
+    assert world.api.writes() == once
+    now += 1
+    await world.executor.reconcile(KEY)
+    assert world.api.writes() == 2 * once
 
 
 async def test_events_are_told_only_after_the_status_is_written() -> None:

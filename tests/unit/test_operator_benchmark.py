@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.runs import PATIENCE
 from trainingjob_local.process import Component, StartError
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ async def test_an_operator_that_ends_ends_the_measurement_with_its_last_words(
     dying = [sys.executable, "-c", "print('the lease is lost'); raise SystemExit(3)"]
     monkeypatch.setattr(operator, "_process", Component("operator", dying, tmp_path / "log"))
     with pytest.raises(StartError, match="exit code 3:\nthe lease is lost"):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await operator.during(asyncio.sleep(600))
     with pytest.raises(StartError, match=r"(?s)exit code 1.*cannot log in"):
         await operator.start()

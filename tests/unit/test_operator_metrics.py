@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client import parser as older
 from prometheus_client.openmetrics import parser as openmetrics
+from support.runs import PATIENCE
 from trainingjob_operator.api.spec import API_VERSION, KIND
 from trainingjob_operator.core.cache import Cache
 from trainingjob_operator.core.facts import ProgressFacts, ProgressReport
@@ -288,6 +289,6 @@ async def test_livez_does_not_answer_while_the_event_loop_is_stuck() -> None:
         probe = asyncio.create_task(asyncio.to_thread(probe_a_stuck_loop, port))
         await asyncio.sleep(0)
         stuck.set()
-        assert probed.wait(10)  # Here the loop is stuck.
+        assert probed.wait(PATIENCE)  # Here the loop is stuck.
         await probe
-        assert await asyncio.to_thread(livez, port, 5) == 200
+        assert await asyncio.to_thread(livez, port, PATIENCE) == 200
