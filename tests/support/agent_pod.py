@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,14 +17,21 @@ from typing import Any
 from support.runs import PATIENCE, wait_until
 
 TOKEN = "t" * 32
+# Whether a name has an address is not for a busy resolver to say.
 RUN_STAGE = """
-import asyncio, logging, os, sys
+import asyncio, logging, os, socket, sys
 from trainingjob_trainer.agent import agent
 from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.agent.stage import StageAgent
 logging.basicConfig(level=logging.INFO)
-agent.CUT_OFF = 1.0
-stage, port, *program = sys.argv[1:]
+look_up = socket.getaddrinfo
+def resolve(host, *args, **more):
+    if host.endswith(".invalid"):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    return look_up(host, *args, **more)
+socket.getaddrinfo = resolve
+stage, port, answer, *program = sys.argv[1:]
+agent.CUT_OFF, agent.ANSWER = 1.0, float(answer)
 sys.exit(asyncio.run(StageAgent(Pod.of(os.environ), stage, program, int(port)).run()))
 """
 RUN_CUSTOM = """
@@ -64,9 +72,11 @@ class AgentPod:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             return cls(directory, probe.getsockname()[1])
 
-    def start(self, stage: str, program: str = "", index: int = 0, head: str = "127.0.0.2") -> subprocess.Popen[bytes]:
-        """Start the agent of a stage of the trainer's; its program is Python source."""
-        arguments = [RUN_STAGE, stage, str(self.port), sys.executable, "-c", program]
+    def start(
+        self, stage: str, program: str = "", index: int = 0, head: str = "127.0.0.2", answer: float = PATIENCE
+    ) -> subprocess.Popen[bytes]:
+        """Start the agent of a stage of the trainer's; its program is Python source, its head has `answer` seconds."""
+        arguments = [RUN_STAGE, stage, str(self.port), str(answer), sys.executable, "-c", program]
         return self._start(TRAINING, arguments, self.env(index, head))
 
     def start_custom(self, command: list[str], **env: str) -> subprocess.Popen[bytes]:
@@ -136,7 +146,8 @@ class AgentPod:
             programs = _children(self.process.pid)
             self.process.kill()
             for program in programs:
-                os.kill(program, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(program, signal.SIGKILL)
         self.process.wait()
 
     def _start(self, parts: dict[str, Any], arguments: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -139,7 +139,7 @@ def test_a_follower_waits_for_its_ranks(pod: AgentPod) -> None:
 def test_a_follower_whose_head_is_there_and_never_answers_is_lost(pod: AgentPod) -> None:
     """After a second here, five minutes in truth."""
     with socket.create_server(("127.0.0.2", pod.port)):
-        assert pod.start("Train", index=1).wait(PATIENCE) == 20
+        assert pod.start("Train", index=1, answer=0.2).wait(PATIENCE) == 20
     assert pod.message()["class"] == "WorkerLost"
     assert pod.message()["cause"].startswith("The head 127.0.0.2 did not answer for ")
     assert "NetworkPolicy" in pod.message()["nextStep"]

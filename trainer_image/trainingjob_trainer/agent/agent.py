@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 Stage = Literal["Check", "PrepareData", "Train"]
 POLL = 0.5  # seconds between two looks at the head, and at what still runs
+ANSWER = 2.0  # seconds that the head has for an answer
 TELL = 5.0  # seconds that a head keeps serving its final state, at most
 # Seconds that the head may be there without an answer. The head waits twice as long for a pod that does not join
 # (`ray_pods.JOIN_LIMIT`): where one pod is cut off that one is replaced, and not the head.
@@ -124,7 +125,7 @@ class Agent(ABC):
         return next((head for head in answers if isinstance(head, Head)), None)
 
     async def _ask(self, address: str, leaving: bool) -> Answer:
-        timeout = aiohttp.ClientTimeout(total=2)
+        timeout = aiohttp.ClientTimeout(total=ANSWER)
         try:
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 url = f"http://{address}:{self._port}/progress"
