@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from support import runs
 from support.runs import RUN_PATIENCE
-from trainingjob_trainer import driver, ray_train
+from trainingjob_trainer import driver, ray_train, reporting
 from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.agent.progress import Progress
 from trainingjob_trainer.agent.server import Server
@@ -54,7 +55,7 @@ class Head:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/report"
-        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
 
     def close(self) -> None:
@@ -77,6 +78,12 @@ class PlayedCluster:
             check()
         indexes = self._there.pop(0) if len(self._there) > 1 else self._there[0]
         return [Node(f"node-{index}", index, 1, "ready", slots=1, free=1, gpus=0) for index in indexes]
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "ANSWER", runs.PATIENCE)
+    monkeypatch.setattr(reporting, "LAST", runs.PATIENCE)
 
 
 @pytest.fixture

@@ -121,15 +121,14 @@ async def test_a_defect_loses_one_event_and_not_those_of_all_jobs(caplog: pytest
 async def test_while_jobs_are_worked_on_events_take_turns_and_keep_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainingjob_operator.observe.events.BETWEEN_SECONDS", 3600)
     monkeypatch.setattr("trainingjob_operator.observe.events.LATEST_SECONDS", 3600)
-    api, jobs, clock = MemoryApi(), Jobs(), [NOW]
+    api, jobs, clock, written = MemoryApi(), Jobs(), [NOW], asyncio.Event()
+    api.before = lambda *_: written.set()
     jobs.resting.clear()
     async with recording(api, jobs, lambda: clock[-1]) as recorder:
         for event in (QUEUED, RUNNING, FAILED):
             recorder.publish(JOB, event)
         clock.append(NOW + timedelta(seconds=30))
-        async with asyncio.timeout(PATIENCE):
-            while not told(api):
-                await asyncio.sleep(0)
+        await asyncio.wait_for(written.wait(), PATIENCE)
         await recorder.flush(0.05)
         assert told(api) == [("Normal", "Queued", 1)], "the first has no other to wait for"
         jobs.resting.set()

@@ -4,12 +4,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from support import runs
 from trainingjob_trainer import ray_node, ray_pods
 from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.errors import Drained, Hang, TrainerError, WorkerLost
@@ -193,7 +195,7 @@ def test_a_pod_that_joins_while_others_train_asks_for_the_next_attempt(
         assert not pod.resize_flag.exists() or looked, "a flag of the last attempt is gone"
         for thread in threading.enumerate():
             if thread.name == "joiners":
-                thread.join(10)
+                thread.join(runs.PATIENCE)
     assert pod.resize_flag.exists()
     assert looked[-1] == 32.0, "the first pod came at 12, the second one at 20"
 
@@ -212,6 +214,26 @@ class Agent(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+class Mute(Agent):
+    """An agent that does not answer."""
+
+    def do_GET(self) -> None:
+        """Breaks off."""
+
+
+@contextmanager
+def serving(address: str, port: int, handler: type[Agent]) -> Iterator[int]:
+    """Serve at an address; the port."""
+    with ThreadingHTTPServer((address, port), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.mark.parametrize(
     ("answer", "state"),
     [
@@ -224,15 +246,10 @@ class Agent(BaseHTTPRequestHandler):
 )
 def test_a_pod_is_what_its_agent_says(pod: Pod, monkeypatch: pytest.MonkeyPatch, answer: Any, state: State) -> None:
     monkeypatch.setattr(Agent, "answer", answer.encode() if isinstance(answer, str) else json.dumps(answer).encode())
-    with ThreadingHTTPServer(("127.0.0.1", 0), Agent) as server:
-        monkeypatch.setattr(ray_pods, "AGENT_PORT", server.server_port)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            assert ray_pods._state("127.0.0.1", pod) == state
-        finally:
-            server.shutdown()
-            thread.join()
+    monkeypatch.setattr(ray_pods, "ANSWER", runs.PATIENCE)
+    with serving("127.0.0.1", 0, Agent) as port:
+        monkeypatch.setattr(ray_pods, "AGENT_PORT", port)
+        assert ray_pods._state("127.0.0.1", pod) == state
     assert ray_pods._state("127.0.0.1", pod) == "leaving", "whoever refuses the connection has ended"
 
 
@@ -241,6 +258,15 @@ def test_a_pod_is_there_if_its_name_has_an_address_whose_port_is_not_closed(
 ) -> None:
     """One that is cut off runs, and neither answers nor refuses. To one that is cut off from DNS all are there."""
     peers = ["127.0.0.1", "train-7.gpt-tj.invalid", "127.0.0.2"]
+    look_up = socket.getaddrinfo
+
+    def resolve(host: str, *args: Any) -> Any:
+        """Whether a name has an address is not for a busy resolver to say."""
+        if host == peers[1]:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *args)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(Pod, "peer", lambda _, index: peers[index])
     with socket.create_server(("127.0.0.2", 0)) as silent:
         monkeypatch.setattr(ray_pods, "AGENT_PORT", silent.getsockname()[1])
@@ -253,14 +279,7 @@ def test_pods_that_are_there_and_silent_are_not_heard(pod: Pod, monkeypatch: pyt
     peers = ["127.0.0.3", "127.0.0.1", "127.0.0.2", "127.0.0.4"]
     monkeypatch.setattr(Pod, "peer", lambda _, index: peers[index])
     monkeypatch.setattr(Agent, "answer", json.dumps({"jobUid": "job-uid", "state": "Training"}).encode())
-    with ThreadingHTTPServer(("127.0.0.1", 0), Agent) as server:
-        monkeypatch.setattr(ray_pods, "AGENT_PORT", server.server_port)
-        monkeypatch.setattr(ray_pods, "TRIES", 1)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            with socket.create_server(("127.0.0.2", server.server_port)):
-                assert ray_pods.unheard(pod, [0, 1, 2, 3]) == [2]
-        finally:
-            server.shutdown()
-            thread.join()
+    monkeypatch.setattr(ray_pods, "ANSWER", runs.PATIENCE)
+    with serving("127.0.0.1", 0, Agent) as port, serving("127.0.0.2", port, Mute):
+        monkeypatch.setattr(ray_pods, "AGENT_PORT", port)
+        assert ray_pods.unheard(pod, [0, 1, 2, 3]) == [2]

@@ -5,11 +5,9 @@ It leaves its outcome in a file for the agent, which is this process's parent.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,7 +25,7 @@ from .ray_node import prepare_slots
 from .ray_pods import Gang, Node, wait_for, watch_for_joiners
 from .ray_train import TRAIN_ENV, fit
 from .records import Incident, RunResult, load_result
-from .reporting import Reporter
+from .reporting import Reporter, ask
 from .storage import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -191,12 +189,8 @@ def _finished(result: RunResult) -> Outcome:
 
 def _step_reached() -> int | None:
     """The last step that the ranks reported to this pod's agent."""
-    url = os.environ["TRAININGJOB_REPORT_URL"].removesuffix("report") + "progress"
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            step: int | None = (json.load(response)["progress"] or {}).get("step")
-    except (OSError, ValueError):
-        return None
+    told = ask(os.environ["TRAININGJOB_REPORT_URL"], "progress") or {}
+    step: int | None = (told.get("progress") or {}).get("step")
     return step
 
 

@@ -32,8 +32,9 @@ LOOK_AROUND = 2.0  # seconds between two looks for pods that joined, or that are
 # Seconds that nothing must have changed about the pods that joined before they are taken in: those of one scale-up come
 # one after another, and each time they are taken in costs the start of an attempt.
 SETTLE = 10.0
-# A pod is silent when it has not answered so many times, a second each.
+# A pod is silent when it has not answered so many times, in so many seconds each.
 TRIES = 3
+ANSWER = 1.0
 ASKED_AT_ONCE = 64
 
 State = Literal["ready", "leaving", "silent"]
@@ -195,7 +196,7 @@ def _node(ray_node: dict[str, Any], free: dict[str, dict[str, float]], pod: Pod)
 def _state(address: str, pod: Pod) -> State:
     """What the agent at `address` makes of its pod. One that refuses the connection has ended, or has not begun."""
     try:
-        with urllib.request.urlopen(f"http://{address}:{AGENT_PORT}/progress", timeout=1) as response:
+        with urllib.request.urlopen(f"http://{address}:{AGENT_PORT}/progress", timeout=ANSWER) as response:
             seen = json.load(response)
     except urllib.error.URLError as error:
         return "leaving" if nobody_there(error.reason) else "silent"

@@ -6,11 +6,9 @@ failure handling of its own.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +21,7 @@ from .narration import Narrator
 from .network import interface_of
 from .ray_node import INCARNATION_LABEL, INDEX_LABEL, RANK_RESOURCE
 from .ray_pods import Node, unheard
-from .reporting import Reporter
+from .reporting import Reporter, ask
 from .standstill import Stand, apart, hang
 from .stop import Stop
 
@@ -92,12 +90,8 @@ def fit(pod: Pod, config: JobConfig, attempt: Attempt, nodes: Sequence[Node], re
 
 def _stands(report_url: str, attempt: int) -> dict[int, Stand]:
     """Where the ranks of this attempt stand still, as they have told this pod's agent."""
-    try:
-        with urllib.request.urlopen(report_url.removesuffix("report") + "standing", timeout=5) as response:
-            told = json.load(response)
-    except (OSError, ValueError):
-        return {}
-    standing = told["standing"] if told["attempt"] == attempt else {}
+    told = ask(report_url, "standing")
+    standing = told["standing"] if told is not None and told["attempt"] == attempt else {}
     return {int(rank): Stand.model_validate(stand) for rank, stand in standing.items()}
 
 

@@ -1,4 +1,5 @@
-"""Reports from driver and ranks to the head's agent. Training never waits for them and never fails by them."""
+"""Reports from driver and ranks to the head's agent, and what it answers. Training never waits for them and never fails
+by them."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from typing import Any, Self
 logger = logging.getLogger(__name__)
 
 INTERVAL = 0.5  # seconds between two reports at least
+ANSWER = 5.0  # seconds that the agent has for one
+LAST = 10.0  # seconds that the last ones may take
 
 
 class Reporter:
@@ -50,7 +53,7 @@ class Reporter:
         self._closed.set()
         with self._changed:
             self._changed.notify()
-        self._thread.join(timeout=10)
+        self._thread.join(LAST)
 
     def _run(self) -> None:
         while True:
@@ -71,9 +74,19 @@ class Reporter:
             headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=5):
+            with urllib.request.urlopen(request, timeout=ANSWER):
                 pass
         except urllib.error.HTTPError as error:
             logger.warning("The head refused a report: %s", error.read(500).decode(errors="replace"))
         except OSError as error:
             logger.warning("The head took no report: %s", error)
+
+
+def ask(report_url: str, path: str) -> dict[str, Any] | None:
+    """What the head's agent answers at another path than that of reports; None if it does not."""
+    try:
+        with urllib.request.urlopen(report_url.removesuffix("report") + path, timeout=ANSWER) as response:
+            answer: dict[str, Any] = json.load(response)
+    except (OSError, ValueError):
+        return None
+    return answer
