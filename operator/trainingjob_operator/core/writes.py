@@ -36,4 +36,4 @@ def _loud(status: TrainingJobStatus) -> tuple[Any, ...]:
 
 
 def _without(model: StatusModel, names: Set[str]) -> dict[str, Any]:
-    return {name: value for name, value in model if name not in names}
+    return {name: value for name, value in vars(model).items() if name not in names}
