@@ -91,7 +91,9 @@ class LocalCluster:
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Output of kubectl as administrator; RuntimeError with its message if it fails."""
-        command = [str(self.kubectl_binary), "--kubeconfig", str(self.kubeconfig), *arguments]
+        # What it knows of an API server it keeps by address, which all local clusters have in common.
+        known = ("--cache-dir", str(self.directory / "kubectl-cache"))
+        command = [str(self.kubectl_binary), "--kubeconfig", str(self.kubeconfig), *known, *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")

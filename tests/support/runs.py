@@ -63,7 +63,7 @@ class Kubectl:
 
     def __call__(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
         done = subprocess.run(
-            [self.binary, "--kubeconfig", self.kubeconfig, "--namespace", self.namespace, *args],
+            [self.binary, "--kubeconfig", self.kubeconfig, *self._known, "--namespace", self.namespace, *args],
             input=stdin,
             capture_output=True,
             text=True,
@@ -72,6 +72,11 @@ class Kubectl:
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(args)} -> {done.returncode}: {done.stderr or done.stdout}")
         return done.stdout if check else done.stdout + done.stderr
+
+    @property
+    def _known(self) -> tuple[str | Path, ...]:
+        """Where it keeps what it knows of the API server: by address, which all local clusters have in common."""
+        return "--cache-dir", self.kubeconfig.with_name("kubectl-cache")
 
     def json(self, *args: str) -> Object:
         value: Object = json.loads(self("get", *args, "-o", "json"))
