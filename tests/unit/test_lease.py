@@ -206,6 +206,36 @@ async def test_a_lease_is_released_although_the_renewal_was_cut_off(world: World
     assert world.lease()["spec"]["holderIdentity"] == ""
 
 
+@pytest.mark.parametrize("silence", ["cut", "deaf"])
+def test_a_release_that_has_no_answer_is_tried_again(silence: str) -> None:
+    async def play(world: World) -> None:
+        leader = await world.leader("a")
+        standby = world.start("b")
+        await asyncio.sleep(20)
+        setattr(leader.link, silence, True)
+        told = now()
+        ending = asyncio.create_task(leader.terminate())
+        await asyncio.sleep(REQUEST_TIMEOUT_SECONDS + SOON)
+        setattr(leader.link, silence, False)
+        await ending
+        assert world.lease()["spec"]["holderIdentity"] != "a"
+        await asyncio.sleep(LOOK_SECONDS + SOON)
+        assert standby.since is not None
+        assert standby.since - told < REQUEST_TIMEOUT_SECONDS + 3 * LOOK_SECONDS
+
+    in_virtual_time(play(World(MemoryApi())))
+
+
+@scene
+async def test_an_end_does_not_wait_for_an_api_server_that_is_gone(world: World) -> None:
+    leader = await world.leader("a")
+    leader.link.cut = True
+    told = now()
+    await leader.terminate()
+    assert now() - told <= RENEW_DEADLINE_SECONDS + REQUEST_TIMEOUT_SECONDS
+    assert world.lease()["spec"]["holderIdentity"] == "a"
+
+
 @scene
 async def test_the_lease_of_a_killed_leader_is_taken_when_it_has_expired_and_not_before(world: World) -> None:
     leader = await world.leader("a")

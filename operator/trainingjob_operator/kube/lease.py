@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from .api import LEASES, Api, ApiError, Conflict, Manifest, NotFound
+from .api import LEASES, Api, ApiError, Conflict, Manifest, NotFound, Unreachable
 
 LEASE_SECONDS = 15
 RENEW_DEADLINE_SECONDS = 10.0
@@ -156,13 +156,17 @@ class LeaderElection:
             logger.warning("cannot renew the lease %s/%s: %s", self._namespace, self._name, error)
 
     async def _release(self) -> None:
-        self._held_until = None
-        try:
-            while self._candidate.holder == self._candidate.identity:
-                if await self._write(self._candidate.released(datetime.now(UTC))):
+        """Tried again while there is no answer and the lease is ours: others would wait for it to expire."""
+        until, self._held_until = self._held_until or 0.0, None
+        while self._candidate.holder == self._candidate.identity:
+            try:
+                if await self._write(self._candidate.released(datetime.now(UTC))) or not self._candidate.holder:
                     logger.info("the lease is released")
-        except ApiError as error:
-            logger.warning("the lease is not released and will expire: %s", error)
+            except ApiError as error:
+                if not isinstance(error, Unreachable) or _now() >= until:
+                    logger.warning("the lease is not released and will expire: %s", error)
+                    return
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def _claim(self) -> bool:
         """Write our name into the lease as it was last seen. False: it has changed since, and was read anew."""
