@@ -29,11 +29,10 @@ def test_the_exit_code_is_reported(pods, script, code, reason):
 def test_a_killed_process_is_137_and_takes_its_children_along(pods):
     pods.create("killed", "sh", "-c", "setsid sleep 600 & sleep 600")
     pid = pods.pid("killed")
-    children = {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    children = wait_until("it has children", lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     os.kill(pid, signal.SIGKILL)
     ended = pods.ended("killed")
     assert (ended["exitCode"], ended["reason"]) == (137, "Error")
-    assert children
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
@@ -130,14 +129,14 @@ sleep 600
     pod = pods.wait(
         "lively",
         lambda pod: (
-            pod["status"]["containerStatuses"][0]["restartCount"] == 1
+            pod["status"]["containerStatuses"][0]["restartCount"] > 0
             if pod.get("status", {}).get("containerStatuses")
             else False
         ),
     )
     assert pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137
     killings = wait_until("the event", lambda: pods.events("lively", "Killing"))
-    assert killings == ["Container main failed liveness probe, will be restarted"]
+    assert set(killings) == {"Container main failed liveness probe, will be restarted"}
 
 
 def test_a_job_with_restarts_and_the_log_of_the_run_before(pods):
@@ -158,7 +157,7 @@ def test_a_crash_loop_backs_off(pods):
     pods.create("crashing", "sh", "-c", "exit 1", restartPolicy="Always")
     pod = pods.wait("crashing", lambda pod: "CrashLoopBackOff" in json.dumps(pod["status"]))
     assert pod["status"]["phase"] == "Running"
-    assert pod["status"]["containerStatuses"][0]["restartCount"] == 1
+    assert pod["status"]["containerStatuses"][0]["restartCount"] > 0
     pods.delete("crashing")
 
 
