@@ -1,14 +1,20 @@
 """Whole runs of language modelling: undisturbed, disturbed in every way that one run can be, and deleted."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.held import Held, held
 from support.manifests import language_job
-from support.runs import Run, wait_until
+from support.runs import RUN_PATIENCE, Run, wait_until
 from trainingjob_local.crash import crash
 from trainingjob_local.sample_data import manual
+
+if TYPE_CHECKING:
+    from trainingjob_local.cluster import LocalCluster
 
 Object = dict[str, Any]
 JOB = "trainingjob.io/job-name"
@@ -24,13 +30,16 @@ def model_weights(run: Run) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def baseline(operator: Any, start_language_job: Any) -> Run:
+def baseline(operator: Any, start_job: Any, cluster: "LocalCluster") -> Run:
     """Run 1: nobody disturbs it, but the operator is restarted in its middle."""
-    run: Run = start_language_job("baseline")
-    run.wait_commit()
-    before = {index: pod["metadata"]["uid"] for index, pod in run.pods().items()}
-    operator.restart()
-    run.wait_succeeded()
+    with held(cluster.s3.endpoint) as way:
+        way.let(20)
+        run: Run = start_job(on_the(way), "baseline")
+        run.wait_commit()
+        before = uids(run)
+        operator.restart()
+        way.let(math.inf)
+        run.wait_succeeded()
     after = {
         int(pod["metadata"]["labels"]["trainingjob.io/index"]): pod["metadata"]["uid"]
         for pod in run.kubectl.json("pods", "-l", "trainingjob.io/job-name=baseline,trainingjob.io/role=train")["items"]
@@ -39,6 +48,11 @@ def baseline(operator: Any, start_language_job: Any) -> Run:
     assert after[0] == before[0]
     assert after.items() <= before.items(), "the operator's restart touched the pods"
     return run
+
+
+def on_the(way: Held) -> Callable[[str, str, str], Object]:
+    """The language model, with its storage at the end of this way."""
+    return lambda name, bucket, _: language_job(name, bucket, way.endpoint)
 
 
 def test_a_job_goes_from_raw_text_to_an_evaluated_exported_model(baseline: Run) -> None:
@@ -125,27 +139,25 @@ def again(run: Run, start_job: Any, name: str, **training: Any) -> Run:
 
 
 def test_a_killed_worker_a_killed_head_and_a_suspension_leave_no_trace_in_the_result(
-    baseline: Run, start_language_job: Any
+    baseline: Run, start_job: Any, cluster: "LocalCluster"
 ) -> None:
-    run: Run = start_language_job("disturbed")
-    step = run.wait_commit()
+    with held(cluster.s3.endpoint) as way:
+        way.let(20)
+        run: Run = start_job(on_the(way), "disturbed")
+        run.wait_commit()
+        kill(run, 1, way)
+        step = kill(run, 0, way)
 
-    pods = run.pods()
-    crash(pods[1]["metadata"]["uid"])
-    step = _recovered(run, killed=pods[1], others=[pods[0]], after=step)
+        run.patch({"runPolicy": {"suspend": True}})
+        way.let(step + 100)
+        wait_until("the job is suspended", lambda: run.phase() == "Suspended")
+        assert run.pods() == {}
+        suspended_at = run.committed_steps()[-1]
+        assert suspended_at >= step
+        run.patch({"runPolicy": {"suspend": False}})
 
-    pods = run.pods()
-    crash(pods[0]["metadata"]["uid"])
-    step = _recovered(run, killed=pods[0], others=[pods[1]], after=step)
-
-    run.patch({"runPolicy": {"suspend": True}})
-    wait_until("the job is suspended", lambda: run.phase() == "Suspended")
-    assert run.pods() == {}
-    suspended_at = run.committed_steps()[-1]
-    assert suspended_at >= step
-    run.patch({"runPolicy": {"suspend": False}})
-
-    status = run.wait_succeeded()
+        way.let(math.inf)
+        status = run.wait_succeeded()
     history = [entry for entry in status["history"] if entry["class"] != "Drained"]
     assert [entry["pod"] for entry in history] == ["disturbed-train-1-1", "disturbed-train-0-1"]
     for entry in history:
@@ -156,24 +168,27 @@ def test_a_killed_worker_a_killed_head_and_a_suspension_leave_no_trace_in_the_re
     assert model_weights(run) == model_weights(baseline), "the weights differ"
 
 
-def _recovered(run: Run, killed: Object, others: list[Object], after: int) -> int:
-    """Wait until the run commits again, with a successor of `killed` and the others untouched."""
-    committed = run.committed_steps()[-1]
-    attempts = len(run.keys("attempts/"))
-    index = int(killed["metadata"]["labels"]["trainingjob.io/index"])
-    wait_until(
-        f"{killed['metadata']['name']} has a successor",
-        lambda: run.pods().get(index, killed)["metadata"]["uid"] != killed["metadata"]["uid"],
-        60,
-    )
-    wait_until("a new attempt begins", lambda: len(run.keys("attempts/")) > attempts)
+def kill(run: Run, index: int, way: Held) -> int:
+    """Kill this pod, and wait until the run commits again, a hundred steps on at most, with a successor of the pod and
+    the others untouched. The step that is committed then."""
+    before = uids(run)
+    committed, attempts = run.committed_steps()[-1], len(run.keys("attempts/"))
+    killed = before.pop(index)
+    crash(killed)
+    way.let(committed + 100)
+    wait_until(f"{index} has a successor", lambda: uids(run).get(index, killed) != killed)
+    wait_until("a new attempt begins", lambda: len(run.keys("attempts/")) > attempts, RUN_PATIENCE)
     newest = json.loads(run.read(sorted(run.keys("attempts/"), key=_number)[-1]))
     assert newest["resumesFromStep"] >= committed, "a committed step was trained again"
-    step = run.wait_commit(after=max(committed, after))
+    step = run.wait_commit(after=committed)
     wait_until("the status says what it cost", lambda: "stepsLost" in run.status()["history"][-1])
-    now = {pod["metadata"]["uid"] for pod in run.pods().values()}
-    assert {pod["metadata"]["uid"] for pod in others} <= now, "a pod that was not killed was replaced"
+    assert before.items() <= uids(run).items(), "a pod that was not killed was replaced"
     return step
+
+
+def uids(run: Run) -> dict[int, str]:
+    """Of the newest living pod of each index."""
+    return {index: pod["metadata"]["uid"] for index, pod in run.pods().items()}
 
 
 def _number(key: str) -> int:

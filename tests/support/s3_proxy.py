@@ -36,10 +36,11 @@ Fault = Callable[["_Handler"], bool]  # whether it has dealt with the request
 
 
 class S3Proxy:
-    """Listens on a port of its own. `seen`: every request that came, in order."""
+    """Listens on a port of its own at `host`. `seen`: every request that came, in order."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, host: str = "127.0.0.1") -> None:
         self.upstream = urlsplit(upstream).netloc
+        self._host = host
         self.seen: list[Request] = []
         self.before: Callable[[Request], None] = lambda request: None
         self.after: Callable[[Request], None] = lambda request: None
@@ -60,11 +61,11 @@ class S3Proxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     def listen(self) -> None:
         """Take connections, on the same port as before."""
-        self._server = _Server(("127.0.0.1", self._port), _Handler)
+        self._server = _Server((self._host, self._port), _Handler)
         self._server.proxy = self
         self._port = self._server.server_address[1]
         self.fault = None
