@@ -40,13 +40,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LocalCluster]
 
 @pytest.fixture(scope="session")
 def make_namespace(cluster: "LocalCluster") -> Callable[[str], str]:
-    """Make a fresh namespace with the S3 Secret; its name."""
+    """Make a fresh namespace with the S3 Secret, in which pods can be created; its name."""
+    from kubernetes import client, config
+    from support.runs import wait_until
+
+    core = client.CoreV1Api(config.new_client_from_config(str(cluster.kubeconfig)))
     numbers = itertools.count(1)
 
     def make(prefix: str) -> str:
         name = f"{prefix}-{next(numbers)}"
-        cluster.kubectl("create", "namespace", name)
+        core.create_namespace({"metadata": {"name": name}})
         cluster.add_s3_secret(name)
+        # The controller-manager makes it a moment later; a pod that comes first is refused.
+        default = "metadata.name=default"
+        accounts = core.list_namespaced_service_account
+        wait_until(f"{name} has its account", lambda: accounts(name, field_selector=default).items)
         return name
 
     return make

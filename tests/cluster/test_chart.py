@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.chart import CHART, RELEASE, install_account, render
+from support.chart import CHART, RELEASE, allowed, install_account, render
 from support.operator_process import Operator
 from support.runs import wait_until
 from trainingjob_local.cluster import LocalCluster
@@ -145,28 +145,6 @@ def test_the_operators_pod_passes_pod_security_restricted(cluster: LocalCluster,
 @pytest.fixture
 def kubeconfig(cluster: LocalCluster, namespace: str) -> Path:
     return install_account(cluster, namespace, {"watchNamespaces": [namespace]})
-
-
-def allowed(cluster: LocalCluster, kubeconfig: Path, verb: str, what: str, namespace: str) -> bool:
-    """Whether the account of this kubeconfig may do so, in the API server's own words."""
-    attributes = {"verb": verb, "resource": what, "namespace": namespace}
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": attributes},
-    }
-    answer = cluster.kubectl(
-        "--kubeconfig",
-        str(kubeconfig),
-        "create",
-        "--validate=false",
-        "-o",
-        "yaml",
-        "-f",
-        "-",
-        stdin=yaml.safe_dump(review),
-    )
-    return bool(yaml.safe_load(answer)["status"]["allowed"])
 
 
 def test_the_accounts_token_opens_what_the_role_says_and_nothing_else(

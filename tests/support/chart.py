@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from trainingjob_local import binaries
 
+from support.runs import wait_until
+
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
 
@@ -34,4 +36,21 @@ def install_account(cluster: "LocalCluster", namespace: str, values: dict[str, A
     manifests = [manifest for manifest in render(namespace, values) if manifest["kind"] in kinds]
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(manifests))
     token = cluster.kubectl("create", "token", RELEASE, "--namespace", namespace, "--duration=12h")
-    return cluster.control_plane.write_kubeconfig(f"operator-{namespace}", token=token.strip())
+    kubeconfig = cluster.control_plane.write_kubeconfig(f"operator-{namespace}", token=token.strip())
+    for what in ("pods", "leases"):
+        wait_until(f"it may create {what}", lambda what=what: allowed(cluster, kubeconfig, "create", what, namespace))
+    return kubeconfig
+
+
+def allowed(cluster: "LocalCluster", kubeconfig: Path, verb: str, what: str, namespace: str) -> bool:
+    """Whether the account of this kubeconfig may do so. The API server judges by what it has read of roles so far."""
+    attributes = {"verb": verb, "resource": what, "namespace": namespace}
+    if what == "leases":
+        attributes["group"] = "coordination.k8s.io"
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    create = ("--kubeconfig", str(kubeconfig), "create", "--validate=false", "-o", "json", "-f", "-")
+    return bool(json.loads(cluster.kubectl(*create, stdin=json.dumps(review)))["status"]["allowed"])

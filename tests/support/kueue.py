@@ -168,6 +168,8 @@ class Kueue:
             for name, pods in groups.items():
                 try:
                     self._reconcile(name, sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])))
+                except HTTPError:
+                    continue
                 except client.ApiException as error:
                     if error.status not in (404, 409):
                         raise
