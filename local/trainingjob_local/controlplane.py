@@ -214,7 +214,10 @@ class ControlPlane:
             try:
                 with opener.open(f"{SERVER}/readyz", timeout=2) as answer:
                     return bool(answer.status == 200)
-            except (OSError, urllib.error.URLError):
+            except urllib.error.HTTPError as not_yet:
+                not_yet.close()
+                return False
+            except OSError:
                 return False
 
         return ready

@@ -121,8 +121,9 @@ def test_every_metric_has_its_real_value(operator: Operator, played: Callable[..
     job.end("train-1-2")
     job.end("train-0-1", outcome="Finished", result={"modelUri": "s3://m", "step": 100})
     status = job.wait_phase("Succeeded")
+    completed = seconds(status["completionTime"])
+    operator.wait_value(completed, "trainingjob_completion_time_seconds", namespace=job.namespace)
     finished = of_job(scrape(operator))
-    assert finished["trainingjob_completion_time_seconds"] == {(): seconds(status["completionTime"])}
     assert finished["trainingjob_phase"][("Succeeded",)] == 1
     assert (finished["trainingjob_step"], finished["trainingjob_gpus"]) == ({(): 100.0}, {(): 0.0})
     assert set(of_job(found)) | set(finished) == {family.sample for family in FAMILIES}

@@ -36,7 +36,7 @@ def test_a_failed_pod_is_replaced_by_the_next_incarnation_and_the_others_stay(
     job.wait_pods(f"train-{index}-2")
     assert {name: uid for name, uid in job.uids().items() if name in before} == before
     job.run(f"train-{index}-2", address="10.99.1.1")
-    wait_until("the name leads to the successor", lambda: addresses(job)[f"train-{index}"] == ["10.99.1.1"])
+    wait_until("the name leads to the successor", lambda: addresses(job, f"train-{index}") == ["10.99.1.1"])
     status = job.wait_phase("Restarting")
     (incident,) = status["history"]
     assert incident["class"] == "Internal"
@@ -59,7 +59,7 @@ def test_a_pod_on_a_lost_node_leaves_the_service_before_its_successor_comes(
     assert "trainingjob.io/member" not in pods["gpt-train-1-1"]["metadata"]["labels"]
     assert pods["gpt-train-1-2"]["metadata"]["labels"]["trainingjob.io/member"] == "true"
     job.run("train-1-2", address="10.99.1.1")
-    wait_until("the name leads to the successor alone", lambda: addresses(job)["train-1"] == ["10.99.1.1"])
+    wait_until("the name leads to the successor alone", lambda: addresses(job, "train-1") == ["10.99.1.1"])
     (incident,) = job.status()["history"]
     assert (incident["class"], incident["node"]) == ("NodeLost", "lost-node")
     assert job.status()["restarts"]["total"] == 0
@@ -98,13 +98,10 @@ def test_an_index_that_fails_again_and_again_has_its_first_successor_at_once_and
     assert pause_before(status) == 20
     assert [entry["class"] for entry in status["history"]] == ["Internal", "Deleted", "Killed"]
     assert status["restarts"]["total"] == 2
-    by_class = {class_: restarts(operator, job, class_) for class_ in status["restarts"]["byClass"]}
-    assert by_class == {"Internal": 1, "Deleted": 1, "Killed": 1}
+    assert status["restarts"]["byClass"] == {"Internal": 1, "Deleted": 1, "Killed": 1}
+    for class_, count in status["restarts"]["byClass"].items():
+        operator.wait_value(count, "trainingjob_restarts_total", namespace=job.namespace, **{"class": class_})
     assert others.items() <= job.uids().items(), "a pod that had not failed was replaced"
-
-
-def restarts(operator: Operator, job: PlayedJob, class_: str) -> float:
-    return operator.value("trainingjob_restarts_total", namespace=job.namespace, **{"class": class_})
 
 
 def licensed(status: Object) -> Object:

@@ -12,7 +12,7 @@ import pytest
 from support.disturb import label, writes
 from support.operator_process import Operator
 from support.played import PlayedJob
-from support.runs import settled, wait_until
+from support.runs import wait_until
 from trainingjob_operator.core.labels import REPAIR_SECONDS
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def since(job: PlayedJob, before: int) -> list[tuple[str, str, str, int]]:
     return writes(job)[before:]
 
 
-def test_labels_of_pods_come_back_and_the_pods_stay(training: PlayedJob) -> None:
+def test_labels_of_pods_come_back_and_the_pods_stay(operator: Operator, training: PlayedJob) -> None:
     job, right, uids = training, labels(training), training.uids()
-    before = len(settled(lambda: writes(job)))
+    before = len(job.settled(operator, lambda: writes(job)))
     label(job, "train-0-1", member=None, role=None, index="seven")
     label(job, "train-1-1", job_uid="another", job_name=None, incarnation=None)
     wait_until("the labels are right again", lambda: labels(job) == right)
@@ -69,9 +69,9 @@ def test_labels_of_pods_come_back_and_the_pods_stay(training: PlayedJob) -> None
     job.wait_pods("train-1-2")
 
 
-def test_a_label_that_is_taken_away_again_and_again_is_not_fought_for(training: PlayedJob) -> None:
+def test_a_label_that_is_taken_away_again_and_again_is_not_fought_for(operator: Operator, training: PlayedJob) -> None:
     job = training
-    before, tries, begun = len(settled(lambda: writes(job))), 0, time.monotonic()
+    before, tries, begun = len(job.settled(operator, lambda: writes(job))), 0, time.monotonic()
 
     def strip() -> bool:
         nonlocal tries
@@ -84,17 +84,18 @@ def test_a_label_that_is_taken_away_again_and_again_is_not_fought_for(training: 
     assert len(repairs) <= 1 + (time.monotonic() - begun) / REPAIR_SECONDS, repairs
 
 
-def test_service_and_config_map_come_back(training: PlayedJob) -> None:
+def test_service_and_config_map_come_back(operator: Operator, training: PlayedJob) -> None:
     job, kubectl = training, training.cluster.kubectl
     config = next(name for name in job.leftovers() if name.startswith("ConfigMap/"))
-    wanted, before = children(job, "service/gpt-tj", config), len(settled(lambda: writes(job)))
+    wanted = children(job, "service/gpt-tj", config)
+    before = len(job.settled(operator, lambda: writes(job)))
     kubectl("-n", job.namespace, "delete", "service/gpt-tj", config)
     wait_until("both are there again", lambda: {"Service/gpt-tj", config} <= job.leftovers())
     assert children(job, "service/gpt-tj", config) == wanted
     edit = {"spec": {"selector": {"app": "theirs"}}}
     kubectl("-n", job.namespace, "patch", "service", "gpt-tj", "--type=merge", "-p", json.dumps(edit))
     wait_until("the edit is undone", lambda: children(job, "service/gpt-tj", config) == wanted)
-    changed = [write[:2] for write in settled(lambda: since(job, before))]
+    changed = [write[:2] for write in job.settled(operator, lambda: since(job, before))]
     assert sorted(changed) == [
         ("create", "configmaps"),
         ("create", "services"),
@@ -150,5 +151,5 @@ def test_a_stranger_with_a_childs_name_costs_no_more_than_a_sentence(
     wait_until("it was tried four times", lambda: writes(job).count(refused) >= 4)
     others = [write for write in writes(job) if write != refused]
     assert len([write for write in others if write[1] == "trainingjobs"]) == 2, "the start, and what is in the way"
-    assert len(job.events("NameTaken")) == 1
+    assert [event["count"] for event in wait_until("it is told", lambda: job.events("NameTaken"))] == [1]
     assert name not in [written for verb, _, written, _ in others if verb != "create"]

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.operator_process import Operator
 from support.played import PlayedJob
 from support.played_head import Head
-from support.runs import settled, wait_until
+from support.runs import wait_until
 
 RESULT = {
     "modelUri": "s3://models/gpt/model",
@@ -65,7 +65,7 @@ def test_a_job_goes_through_its_stages_to_its_result(
         f"gpt-{name}" for name in ("prepare-0-1", "prepare-0-2", "prepare-1-1", "train-0-1", "train-1-1")
     }
     wait_until("one event tells of it", lambda: len(job.events("Succeeded")) == 1)
-    writes = settled(lambda: api_writes(operator))
+    writes = job.settled(operator, lambda: api_writes(operator))
     record_property("api_writes", {f"{verb} {resource}": count for (verb, resource), count in writes.items()})
     assert {what: writes[("create", what)] for what in ("configmaps", "services", "pods")} == {
         "configmaps": 1,
@@ -107,10 +107,10 @@ def test_progress_is_pulled_from_the_head_pod(operator: Operator, played: MakeJo
     assert table.rstrip().endswith("Training on 2 ranks.")
     labels = f'namespace="{job.namespace}",name="gpt"'
     wait_until("metrics show it", lambda: f"trainingjob_loss{{{labels}}} 3.0" in operator.metrics())
-    writes = settled(lambda: api_writes(operator))
+    writes = job.settled(operator, lambda: api_writes(operator))
     head.says(jobUid="another", progress={"step": 99})
     wait_until("it is asked again", head.was_asked_again)
-    assert settled(lambda: api_writes(operator)) == writes
+    assert job.settled(operator, lambda: api_writes(operator)) == writes
     assert job.status()["progress"]["step"] == 50, "what another pod says at this address was believed"
 
 
@@ -137,11 +137,11 @@ def test_applying_the_same_file_again_changes_nothing(operator: Operator, played
     job.apply()
     job.run_to_training()
     job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
-    writes, before = settled(lambda: api_writes(operator)), job.get()
+    writes, before = job.settled(operator, lambda: api_writes(operator)), job.get()
     job.apply()
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [job.manifest]})
     job.cluster.kubectl("diff", "-f", "-", stdin=text)
-    assert settled(lambda: api_writes(operator)) == writes
+    assert job.settled(operator, lambda: api_writes(operator)) == writes
     assert job.get() == before
 
 
@@ -179,7 +179,7 @@ def test_a_job_that_is_suspended_from_the_start_gets_no_pod(operator: Operator, 
     job = played(runPolicy={"suspend": True})
     job.apply()
     job.wait_phase("Suspended")
-    settled(lambda: api_writes(operator))
+    job.settled(operator, lambda: api_writes(operator))
     assert job.leftovers() == set()
 
 

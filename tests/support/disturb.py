@@ -83,16 +83,13 @@ def terminating(job: PlayedJob) -> dict[str, int]:
     }
 
 
-def addresses(job: PlayedJob) -> dict[str, list[str]]:
-    """Addresses of each host name of the job's Service, as the cluster's DNS would serve them."""
+def addresses(job: PlayedJob, host: str) -> list[str]:
+    """Addresses of a host name of the job's Service, as the cluster's DNS would serve them."""
     text = job.cluster.kubectl(
         *("-n", job.namespace, "get", "endpointslices", "-l", "kubernetes.io/service-name=gpt-tj", "-o", "json")
     )
-    found: dict[str, list[str]] = {}
-    for part in json.loads(text)["items"]:
-        for endpoint in part.get("endpoints") or ():
-            found.setdefault(endpoint.get("hostname", ""), []).extend(endpoint["addresses"])
-    return found
+    endpoints = [endpoint for part in json.loads(text)["items"] for endpoint in part.get("endpoints") or ()]
+    return [address for each in endpoints if each.get("hostname") == host for address in each["addresses"]]
 
 
 def audited(cluster: LocalCluster, word: str) -> list[Object]:

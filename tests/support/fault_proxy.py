@@ -154,7 +154,6 @@ class FaultProxy:
         self.applied: list[Exchange] = []
         self.events: Counter[str] = Counter()
         self.kubeconfig = directory / "proxy.kubeconfig"
-        self._written_at = 0.0
         self._streams: set[Exchange] = set()
 
     async def __aenter__(self) -> Self:
@@ -185,10 +184,6 @@ class FaultProxy:
         for exchange in self._streams:
             exchange.hang_up()
 
-    def quiet_for(self) -> float:
-        """Seconds since the last write was asked for."""
-        return asyncio.get_running_loop().time() - self._written_at
-
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         exchange = Exchange(
             self,
@@ -199,8 +194,6 @@ class FaultProxy:
             await request.read(),
         )
         self.seen.append(exchange)
-        if exchange.is_write:
-            self._written_at = asyncio.get_running_loop().time()
         if exchange.verb == "watch":
             self._streams.add(exchange)
         fault = next((rule.fault for rule in self.rules if rule.takes(exchange)), pass_on)
@@ -341,11 +334,15 @@ def status_object(code: int, reason: str) -> dict[str, Any]:
 
 
 def cut_after(seconds: float) -> Fault:
-    """The connection breaks after a while."""
+    """The connection breaks a while after the API server has answered."""
 
     async def fault(exchange: Exchange) -> web.StreamResponse:
-        asyncio.get_running_loop().call_later(seconds, exchange.hang_up)
-        return await pass_on(exchange)
+        async def change(source: Lines) -> Lines:
+            asyncio.get_running_loop().call_later(seconds, exchange.hang_up)
+            async for line in source:
+                yield line
+
+        return await watching(change)(exchange)
 
     return fault
 

@@ -74,10 +74,17 @@ class Operator:
 
     def value(self, metric: str, **labels: str | None) -> float:
         """The only value of a metric with these labels."""
+        (found,) = self._values(metric, labels)
+        return found
+
+    def wait_value(self, wanted: float, metric: str, **labels: str | None) -> None:
+        """A metric has this value, or soon will: others may read a write before the operator hears that it was made."""
+        wait_until(f"{metric}{labels} is {wanted}", lambda: self._values(metric, labels) == [wanted])
+
+    def _values(self, metric: str, labels: dict[str, str | None]) -> list[float]:
         families = text_string_to_metric_families(self.metrics())
         samples = [sample for family in families for sample in family.samples if sample.name == metric]
-        (found,) = [sample.value for sample in samples if labels.items() <= sample.labels.items()]
-        return float(found)
+        return [float(sample.value) for sample in samples if labels.items() <= sample.labels.items()]
 
     def resident_bytes(self) -> int:
         """Resident memory."""
@@ -90,9 +97,12 @@ class Operator:
         assert self._process is not None
         assert self._process.poll() is None, f"the operator ended:\n{self.log.read_text()[-3000:]}"
         try:
-            with urllib.request.urlopen(f"http://{self.address}/readyz", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{self.address}/readyz", timeout=PATIENCE) as answer:
                 return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            return False
+        except OSError:
             return False
 
 

@@ -6,16 +6,19 @@ import itertools
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kubernetes import client, config
 
-from support.runs import PATIENCE, wait_until
+from support.runs import PATIENCE, Looks, wait_until
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
 
+    from support.operator_process import Operator
+
 Object = dict[str, Any]
+T = TypeVar("T")
 
 
 class PlayedJob:
@@ -86,6 +89,21 @@ class PlayedJob:
             wait_until(what, seen)
         except AssertionError:
             raise AssertionError(f"not within {PATIENCE:.0f} s: {what}:\n{json.dumps(last, indent=1)}") from None
+        return last
+
+    def settled(self, operator: Operator, read: Callable[[], T]) -> T:
+        """What `read` gives once it has stayed the same for two seconds in which API server and operator answered: what
+        is no news the operator may write a progress interval (of a second, in these tests) later."""
+        looks, last = Looks(20), read()
+
+        def still() -> bool:
+            nonlocal last
+            self.uids()
+            operator.metrics()
+            last = read()
+            return looks.alike(last)
+
+        wait_until("nothing changes any more", still)
         return last
 
     def wait_phase(self, *phases: str) -> Object:

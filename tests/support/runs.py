@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainingjob_local.s3 import S3Server
 
-T = TypeVar("T")
 Object = dict[str, Any]
 
 PATIENCE = 180.0
@@ -37,20 +36,19 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float = PATIENC
         time.sleep(every)
 
 
-def settled(read: Callable[[], T]) -> T:
-    """What `read` gives once it has given the same for two seconds: what is no news the operator may write a progress
-    interval (of a second, here) later."""
-    last, since = read(), time.monotonic()
+class Looks:
+    """Tells that something no longer changes: by the number of looks at it, since time passes for who sleeps, too."""
 
-    def quiet() -> bool:
-        nonlocal last, since
-        value = read()
-        if value != last:
-            last, since = value, time.monotonic()
-        return time.monotonic() - since >= 2
+    def __init__(self, enough: int) -> None:
+        self._enough = enough
+        self._found: Any = None
+        self._count = 0
 
-    wait_until("nothing changes any more", quiet)
-    return last
+    def alike(self, found: Any) -> bool:
+        """Whether it has been the same so many times; None: it could not be seen."""
+        self._count = self._count + 1 if found is not None and found == self._found else 0
+        self._found = found
+        return self._count >= self._enough
 
 
 @dataclass(frozen=True)

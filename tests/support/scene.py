@@ -18,8 +18,11 @@ from typing import Any
 from support import played
 from support.fault_proxy import FaultProxy, Rule
 from support.kube_http import JOBS, PODS, STRATEGIC_PATCH, KubeHttp, Object, Refused
-from support.runs import PATIENCE
+from support.runs import PATIENCE, Looks
 from support.supervised import SupervisedOperator
+
+EVERY = 0.05
+"""Seconds between two looks at what is waited for."""
 
 _numbers = itertools.count(1)
 # What differs from run to run though nothing does.
@@ -155,13 +158,14 @@ class Scene:
 
         await wait_until(lambda: f"pods {names} run\n{self._log()}", so)
 
-    async def rest(self, seconds: float = 2.0) -> None:
-        """Nothing is written for a while from now on, at last. Events are written half a second apart."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+    async def rest(self) -> None:
+        """Nothing is written for two seconds from now on, at last, in which API server and operator answer: who stands
+        still has not come to rest. Events are written half a second apart."""
+        looks = Looks(int(2.0 / EVERY))
 
         async def quiet() -> bool:
-            return min(self.proxy.quiet_for(), loop.time() - begun) > seconds
+            await self.api.get(f"{self.pods}?limit=1")
+            return looks.alike(len(self.proxy.writes()) if await self.operator.answers() else None)
 
         await wait_until("the operator comes to rest", quiet)
 
@@ -213,7 +217,7 @@ async def wait_until(what: str | Callable[[], str], holds: Callable[[], Awaitabl
     while not (value := await holds()):
         if loop.time() > deadline:
             raise AssertionError(f"not within {PATIENCE:.0f} s: {what if isinstance(what, str) else what()}")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(EVERY)
     return value
 
 
@@ -246,16 +250,17 @@ class Player:
         await asyncio.wait([self._task])
 
     async def _play(self, version: str) -> None:
-        async for event in self.scene.api.watch(self.scene.pods, version):
-            pod = event["object"]
-            name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
-            if event["type"] == "ADDED":
-                self._look_at(name, uid, pod)
-            if event["type"] == "DELETED":
-                self._pods.pop(uid, None)
-            else:
-                self._pods[uid] = pod
-            await self._act()
+        async with contextlib.aclosing(self.scene.api.watch(self.scene.pods, version)) as events:
+            async for event in events:
+                pod = event["object"]
+                name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+                if event["type"] == "ADDED":
+                    self._look_at(name, uid, pod)
+                if event["type"] == "DELETED":
+                    self._pods.pop(uid, None)
+                else:
+                    self._pods[uid] = pod
+                await self._act()
 
     async def release(self) -> None:
         """Play what was held back."""

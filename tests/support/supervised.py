@@ -72,11 +72,21 @@ class SupervisedOperator:
 
     async def metric(self, name: str) -> float:
         """The value that /metrics has for `name`, which ends with its labels."""
-        address = re.findall(r"serving metrics and health on \S+?:(\d+)", self.log.read_text())[-1]
-        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{address}/metrics") as answer:
-            lines = (await answer.text()).splitlines()
+        lines = (await self._get("/metrics")).splitlines()
         (value,) = [line.removeprefix(name) for line in lines if line.startswith(f"{name} ")]
         return float(value)
+
+    async def answers(self) -> bool:
+        """Whether its event loop is at work, however long it takes to say so; not while it is started anew."""
+        try:
+            return await self._get("/livez") == "ok\n"
+        except (aiohttp.ClientError, FileNotFoundError, IndexError):  # the last two: it has not said where, yet
+            return False
+
+    async def _get(self, path: str) -> str:
+        port = re.findall(r"serving metrics and health on \S+?:(\d+)", self.log.read_text())[-1]
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as answer:
+            return await answer.text()
 
     async def _keep_running(self) -> None:
         while True:
