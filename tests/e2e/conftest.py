@@ -20,12 +20,12 @@ BUCKET = "runs"
 
 @pytest.fixture(scope="package")
 def operator(cluster: "LocalCluster", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """The operator with the token of the chart's ServiceAccount and no other right, in all namespaces."""
+    """The operator with the token of the chart's ServiceAccount and no other right, in all namespaces. Not elected:
+    a leader that stood still for ten seconds would end, and nobody starts it again here."""
     cluster.kubectl("create", "namespace", "trainingjob-system")
     kubeconfig = install_account(cluster, "trainingjob-system")
     log: Path = tmp_path_factory.mktemp("operator") / "operator.log"
-    flags = ("--lease-namespace", "trainingjob-system", "--progress-interval", "2")
-    operator = Operator(kubeconfig, log, *flags, elect=True)
+    operator = Operator(kubeconfig, log, "--progress-interval", "2")
     operator.start()
     yield operator
     operator.stop()

@@ -24,6 +24,7 @@ def played_nodes(cluster: LocalCluster, *names: str, gpus: int = 8) -> Iterator[
     try:
         for name in names:
             _add(cluster, name, gpus)
+        _wait_for_the_scheduler(cluster, names[-1])
         kubelet.start()
         yield
     finally:
@@ -32,6 +33,16 @@ def played_nodes(cluster: LocalCluster, *names: str, gpus: int = 8) -> Iterator[
             kubelet.join()
         cluster.kubectl("delete", "node", *names, "--ignore-not-found")
         cluster.kubectl("uncordon", *cluster.nodes)
+
+
+def _wait_for_the_scheduler(cluster: LocalCluster, node: str) -> None:
+    """It knows this node, and what happened to nodes before: it has bound a pod to it."""
+    pod, where = f"probe-{node}", {"kubernetes.io/hostname": node}
+    spec = {"nodeSelector": where, "containers": [{"name": "c", "image": "i"}]}
+    cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": "default"}, "spec": spec})
+    bound = ("-n", "default", "get", "pod", pod, "-o", "jsonpath={.spec.nodeName}")
+    wait_until(f"the scheduler knows {node}", lambda: cluster.kubectl(*bound))
+    cluster.kubectl("-n", "default", "delete", "pod", pod, "--grace-period=0", "--force")
 
 
 def give_gpus(cluster: LocalCluster, name: str, gpus: int) -> None:
