@@ -44,7 +44,7 @@ ROUNDS = 5  # somebody else may write run.json between our read and our write
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What comes next; with `Finished`, the stored `result.json`."""
+    """What comes next; with `Finished`, the stored `result.json`. warning: of the pods, which a run by hand has not."""
 
     outcome: Literal["Finished", "PrepareData", "Train"]
     result: dict[str, Any] | None
