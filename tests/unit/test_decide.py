@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 from support.play import FINISHED, RESULT, Play, policy
+from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.decide import decide
 from trainingjob_operator.core.facts import InvalidSpec, ProgressFacts
 from trainingjob_operator.core.findings import Findings
 from trainingjob_operator.core.obstacle import Obstacle
-from trainingjob_operator.core.plan import ObjectRef, Plan, Settings
+from trainingjob_operator.core.plan import ObjectRef, Plan, PodRef, Settings
 
 
 def test_a_new_job_gets_its_children_and_one_light_pod(play: Play) -> None:
@@ -436,14 +437,35 @@ def test_a_job_that_is_being_deleted_is_not_touched(training: Play) -> None:
     assert training.step(1) == Plan()
 
 
-def test_a_spec_that_got_past_the_crd_fails_once(play: Play) -> None:
-    job = replace(play.job, spec=InvalidSpec("spec.training.steps: Field required"))
-    plan = decide(job, [], play.progress, play.now, Settings("image"))
+UNREADABLE = InvalidSpec("spec.training.steps: Field required")
+
+
+@pytest.mark.parametrize("name", ["play", "training"])
+def test_a_job_whose_spec_cannot_be_read_is_left_as_it_is(name: str, request: pytest.FixtureRequest) -> None:
+    """Another version's CRD has let it through: what runs goes on, and nothing is lost by waiting for that version."""
+    here: Play = request.getfixturevalue(name)
+    job = replace(here.job, spec=UNREADABLE, generation=2)
+    plan = decide(job, here.pods, here.progress, here.now, here.settings)
     assert plan.status is not None
-    assert plan.status.phase == "Failed"
-    assert plan.status.message.startswith("UserError: spec.training.steps: Field required")
-    again = decide(replace(job, status=plan.status), [], play.progress, play.now, Settings("image"))
-    assert again == Plan()
+    assert plan == Plan(status=plan.status, events=plan.events)
+    assert [e.reason for e in plan.events] == ["SpecNotUnderstood"]
+    assert plan.status.phase == ("Running" if name == "training" else "Pending")
+    assert plan.status.message == (
+        "This operator cannot read the job and leaves it as it is: spec.training.steps: Field required; upgrade it to "
+        "the CRD's version, or create a new TrainingJob with a valid spec."
+    )
+    assert {c.type for c in plan.status.conditions if c.status == "True"} == {
+        "Ready" if name == "training" else "Stalled"
+    }
+    assert plan.status.observed_generation == 2
+    assert decide(replace(job, status=plan.status), here.pods, here.progress, here.now, here.settings) == Plan()
+
+
+def test_of_a_job_that_is_done_and_cannot_be_read_the_pods_end(training: Play) -> None:
+    training.end("gpt-train-0-1", 0, FINISHED)
+    job = replace(training.job, spec=UNREADABLE, status=TrainingJobStatus(phase="Succeeded"))
+    plan = decide(job, training.pods, training.progress, training.now, training.settings)
+    assert plan == Plan(delete_pods=(PodRef("gpt-train-1-1", training.pod("gpt-train-1-1").uid),))
 
 
 def test_a_lost_status_never_lets_incarnations_fall(training: Play) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from support.play import START, Play, spec
-from trainingjob_operator.core.obstacle import foreign, newest_warning, refused
+from trainingjob_operator.core.obstacle import foreign, newest_warning, refused, told
 from trainingjob_operator.kube.api import ApiError, Forbidden, Invalid, TooManyRequests
 
 ROOM = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
@@ -194,6 +194,8 @@ def test_a_running_job_stays_running_while_a_child_of_it_is_refused(training: Pl
         "False",
     )
     assert training.status.message.startswith("Service gpt-tj exists and does not belong to this job")
+    assert training.events[-1].reason == "NameTaken"
+    assert told(training.status) == foreign("Service", "gpt-tj"), "so that it is no news to another process"
 
 
 @pytest.mark.parametrize("why", ["suspended", "overdue"])

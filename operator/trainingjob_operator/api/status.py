@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 Phase = Literal[
@@ -52,13 +52,6 @@ class StatusModel(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, allow_inf_nan=False
     )
-
-
-def _known_conditions(value: Any) -> Any:
-    """Without those of a newer operator: this one cannot say whether they hold, and may read all else."""
-    if not isinstance(value, list | tuple):
-        return value
-    return [c for c in value if not isinstance(c, dict) or c.get("type") in get_args(ConditionType)]
 
 
 class Condition(StatusModel):
@@ -193,9 +186,7 @@ class TrainingJobStatus(StatusModel):
     observed_generation: int = Field(-1, description="Generation of the spec that this status is about.")
     phase: Phase | None = Field(None, description="Where the job is, in one word.")
     message: Text = Field("", description="What is happening, or why not and what to do, in one sentence.")
-    conditions: Annotated[tuple[Condition, ...], Field(max_length=16), BeforeValidator(_known_conditions)] = Field(
-        (), description="Conditions."
-    )
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field((), description="Conditions.")
     stage: Stage | None = Field(None, description="Stage of the run.")
     selector: Annotated[str, Field(max_length=1024)] | None = Field(
         None, description="Label selector of the worker pods (scale subresource)."

@@ -18,6 +18,7 @@ from trainingjob_operator.core.deadlines import Deadline
 from trainingjob_operator.core.events import events
 from trainingjob_operator.core.facts import InvalidSpec, Job, PodFacts, ProgressFacts
 from trainingjob_operator.core.findings import LOOKED_AT, Findings
+from trainingjob_operator.core.obstacle import not_understood
 from trainingjob_operator.core.plan import Plan, Relabel, Settings
 from trainingjob_operator.core.reports import merge_result
 from trainingjob_operator.core.situation import Situation
@@ -44,7 +45,7 @@ def decide(
         return Plan()
     now = now.replace(microsecond=0)
     if isinstance(job.spec, InvalidSpec):
-        return _invalid(job, job.spec, pods, now)
+        return _unreadable(job, job.spec, pods, now)
     own = tuple(pod for pod in pods if pod.job_uid == job.uid)
     there, gone = tuple(pod for pod in own if not pod.gone), tuple(pod for pod in own if pod.gone)
     here = Situation(job, job.spec, there, gone, progress, now, settings, findings)
@@ -125,21 +126,17 @@ def _fail(here: Situation, status: TrainingJobStatus, why: str) -> Plan:
     return _plan(here, status, Appraisal("Failed", why.partition(":")[0], why[:4096]), upkeep.drain(here))
 
 
-def _invalid(job: Job, spec: InvalidSpec, pods: Sequence[PodFacts], now: datetime) -> Plan:
-    """A spec that only a weakened CRD lets through: said once, and nothing runs."""
-    message = f"UserError: {spec.message}. Create a new TrainingJob with a valid spec."
-    status = job.status
-    if status.phase not in FINISHED:
-        status = _with(status, Appraisal("Failed", "UserError", message), (), job.generation, now)
-        status = booked(job.status, status.model_copy(update={"completion_time": now}), job.created_at, now)
-    own = [p for p in pods if p.job_uid == job.uid and not p.gone]
-    running = tuple(upkeep.ref(p) for p in own if not p.finished and not p.deleting)
+def _unreadable(job: Job, spec: InvalidSpec, pods: Sequence[PodFacts], now: datetime) -> Plan:
+    """A spec that only another version's CRD lets through: said once. What runs goes on, and what is done stays so."""
+    found = not_understood(spec.message)
+    if job.status.phase in FINISHED:
+        own = (p for p in pods if p.job_uid == job.uid and not p.gone)
+        return Plan(delete_pods=tuple(upkeep.ref(p) for p in own if not p.finished and not p.deleting))
+    said = Appraisal(job.status.phase or "Pending", found.reason, found.message, found.stalled)
+    status = _with(job.status, said, (), job.generation, now)
+    status = booked(job.status, status, job.created_at, now)
     changed = status != job.status
-    return Plan(
-        status=status if changed else None,
-        delete_pods=running,
-        events=events(job.status, status) if changed else (),
-    )
+    return Plan(status=status if changed else None, events=events(job.status, status) if changed else ())
 
 
 def _after_the_end(here: Situation) -> Plan:

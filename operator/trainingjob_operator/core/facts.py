@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,9 @@ from trainingjob_operator.api.status import Role, Stage, TrainingJobStatus
 from trainingjob_operator.core.affinity import required_elsewhere
 from trainingjob_operator.core.kueue import Queued
 from trainingjob_operator.core.names import CONTAINER, LABEL_MEMBER, job_labels, parse_pod_name, place_labels
+from trainingjob_operator.core.reading import understood
+
+logger = logging.getLogger(__name__)
 
 
 def parse_time(value: str | None) -> datetime | None:
@@ -50,8 +54,7 @@ class Job:
 
         known: an earlier state of it. Its spec is not validated again while the generation is the same.
 
-        A status that this version can't read counts as none: then the run starts at Check again, which finds what the
-        run directory holds, with incarnations above those of the pods that are there.
+        What another version of the operator wrote into the status counts as far as this one understands it.
         """
         meta = body["metadata"]
         uid, generation = meta["uid"], int(meta.get("generation", 0))
@@ -64,7 +67,7 @@ class Job:
             resource_version=meta.get("resourceVersion", ""),
             created_at=parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
             deleting="deletionTimestamp" in meta,
-            spec=known.spec if known is not None and same_spec else _spec(body.get("spec") or {}),
+            spec=known.spec if known is not None and same_spec else _spec(body),
             status=_status(body.get("status") or {}),
         )
 
@@ -364,18 +367,30 @@ def _termination(text: str) -> TerminationMessage | None:
         return None
 
 
-def _spec(value: Mapping[str, Any]) -> TrainingJobSpec | InvalidSpec:
+def _spec(body: Mapping[str, Any]) -> TrainingJobSpec | InvalidSpec:
+    """Fields of a newer CRD are ignored, as the API server does with those that its own does not have."""
     try:
-        return TrainingJobSpec.model_validate(value)
+        spec, ignored = understood(TrainingJobSpec, body.get("spec") or {}, lambda e: e["type"] == "extra_forbidden")
     except ValidationError as error:
         return InvalidSpec(_first_error(error))
+    if ignored:
+        meta, fields = body["metadata"], ", ".join(".".join(["spec", *map(str, path)]) for path in ignored)
+        job = f"{meta['namespace']}/{meta['name']}"
+        logger.warning("the CRD is newer than this operator, which ignores %s", fields, extra={"job": job})
+    return spec
 
 
 def _status(value: Mapping[str, Any]) -> TrainingJobStatus:
-    try:
-        return TrainingJobStatus.model_validate(value)
-    except ValidationError:
-        return TrainingJobStatus()
+    """A stage that is not known cannot go on: then the run begins with its first one again, which finds what the run
+    directory holds. A job that is done stays so, whatever the word for it is."""
+    status, unknown = understood(TrainingJobStatus, value, lambda error: True)
+    update: dict[str, Any] = {}
+    if ("stage",) in unknown:
+        update["resolved"] = None
+    if ("phase",) in unknown:
+        done = "Succeeded" if any(c.type == "Complete" and c.status == "True" for c in status.conditions) else "Failed"
+        update["phase"] = done if status.completion_time is not None else "Restarting"
+    return status.model_copy(update=update) if update else status
 
 
 def _first_error(error: ValidationError) -> str:

@@ -64,6 +64,7 @@ REASONS: Mapping[str, tuple[bool, bool]] = {
     "PodNotStarted": (False, False),
     "CreateRefused": (False, True),
     "NameTaken": (False, True),
+    "SpecNotUnderstood": (False, True),
 }
 """Every reason, with `room` and `stalled`."""
 
@@ -76,7 +77,8 @@ def _obstacle(reason: str, what: str, why: str, next_step: str) -> Obstacle:
 def told(status: TrainingJobStatus) -> Obstacle | None:
     """The obstacle that `status` tells of."""
     for condition in status.conditions:
-        if condition.type in ("Reconciling", "Stalled") and condition.status == "True" and condition.reason in REASONS:
+        holds = condition.type in ("Ready", "Reconciling", "Stalled") and condition.status == "True"
+        if holds and condition.reason in REASONS:
             return Obstacle(condition.reason, status.message, *REASONS[condition.reason])
     return None
 
@@ -86,6 +88,12 @@ def foreign(kind: str, name: str) -> Obstacle:
     room, stalled = REASONS["NameTaken"]
     said = f"{kind} {name} exists and does not belong to this job: delete or rename it, or give the job another name."
     return Obstacle("NameTaken", said, room, stalled)
+
+
+def not_understood(what: str) -> Obstacle:
+    """The CRD has let a spec through that this operator cannot read."""
+    next_step = "upgrade it to the CRD's version, or create a new TrainingJob with a valid spec"
+    return _obstacle("SpecNotUnderstood", "This operator cannot read the job and leaves it as it is", what, next_step)
 
 
 def refused(kind: str, name: str, error: ApiError, deed: str = "created") -> Obstacle | None:
