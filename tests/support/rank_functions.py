@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import itertools
-import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from trainingjob_trainer import learner, watchdog
+from trainingjob_trainer import learner
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
@@ -36,13 +34,11 @@ from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
 from trainingjob_trainer.parallel import StepSums, World
 from trainingjob_trainer.seeding import make_deterministic
-from trainingjob_trainer.standstill import Stand
 from trainingjob_trainer.step import Stepper
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import LocalStore, Store
 from trainingjob_trainer.tasks import IGNORE
 
-from support.clock import Clock
 from support.runs import PATIENCE
 from support.state_hash import hash_state
 from support.training import VOCABULARY, Hooks, store_of
@@ -444,49 +440,3 @@ def take(stepper: Stepper, steps: range) -> list[StepSums]:
     training = stepper.training
     rows, length = training.global_batch_size, training.sequence_length
     return [stepper(step, own_rows(stepper, masked_batch(step, rows, length))) for step in steps]
-
-
-def train_until_a_rank_dozes_off(config: JobConfig, logs: str, after: int) -> None:
-    """The whole loop, in which the last rank falls asleep in a reduction; its log lies in `logs`, by rank."""
-    world = World.join()
-    logging.basicConfig(filename=f"{logs}/{world.rank}.log", force=True)
-    watchdog.GRACE = 1.0
-    impatient = config.training.model_copy(update={"hang_seconds": 10})
-
-    class Standing(Hooks):
-        def stands(self, stand: Stand | None) -> None:
-            assert stand is not None
-            Path(logs, f"{world.rank}.json").write_text(stand.model_dump_json())
-
-    reduce, number = World.sum, itertools.count()
-
-    def doze(self: World, values: torch.Tensor) -> None:
-        if world.rank == world.size - 1 and next(number) == after:
-            threading.Event().wait()
-        reduce(self, values)
-
-    with mock.patch.object(World, "sum", doze):
-        train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Standing())
-
-
-def train_compiling_slowly(config: JobConfig, part: str) -> Any:
-    """The whole loop, in which the first pass of `part` takes twice as long as a pass may.
-
-    It stands for compiling, which takes as long as it likes: nothing is compiled.
-    """
-    clock, slept = Clock(), False
-
-    def compile_slowly(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def call(*args: Any, **more: Any) -> Any:
-            nonlocal slept
-            if not slept and torch.is_grad_enabled() == (part == "training"):
-                slept = True
-                clock.skip(2.0)
-                clock.look()
-            return function(*args, **more)
-
-        return call
-
-    impatient = config.training.model_copy(update={"hang_seconds": 1})
-    with mock.patch.object(torch, "compile", compile_slowly), mock.patch.object(watchdog, "time", clock):
-        return train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Hooks())

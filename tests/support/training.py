@@ -181,7 +181,7 @@ class Hooks:
     def stop_requested(self) -> Stop:
         if self._kill_after is not None and self._asked >= self._kill_after:
             if (store := self._store) is not None:
-                wait_until("a commit", lambda: latest(store), seconds=60, every=0.01)
+                wait_until("a commit", lambda: latest(store), every=0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         self._asked += 1
         return self._stop if self._stop_after is not None and self._asked >= self._stop_after else Stop.NO

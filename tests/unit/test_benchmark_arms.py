@@ -92,6 +92,8 @@ def test_what_a_loop_does_once_in_some_steps_counts_where_a_turn_has_as_many(clo
 
 
 def test_a_loop_that_waits_takes_time_and_no_cpu() -> None:
+    """The two clocks differ by a few microseconds in a second."""
+
     def works(turn: arms.Turn) -> None:
         while True:
             turn()
@@ -106,9 +108,10 @@ def test_a_loop_that_waits_takes_time_and_no_cpu() -> None:
 
     with Arm("works", works) as one, Arm("waits", waits) as other:
         working, waiting = one.steps(3), other.steps(3)
-    assert working.clock >= working.cpu > 0.019
+    assert working.cpu > 0.019
+    assert working.clock > 0.019
     assert waiting.clock > 0.019
-    assert waiting.cpu < 0.01
+    assert waiting.cpu < 0.5 * working.cpu
 
 
 def test_the_median_lies_where_the_interval_says() -> None:

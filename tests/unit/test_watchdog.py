@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import runs
 from support.clock import Clock
-from support.rank_functions import train_compiling_slowly, train_until_a_rank_dozes_off
+from support.hanging import train_compiling_slowly, train_until_a_rank_dozes_off
 from support.ranks import run_ranks
 from support.training import prepared, store_of
 from trainingjob_trainer import watchdog as watchdog_module

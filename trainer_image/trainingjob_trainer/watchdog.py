@@ -46,6 +46,7 @@ class Watchdog:
         self._last = time.monotonic()
         self._longest = 0.0  # between two passes
         self._paused = self._patient = False
+        self._changing = threading.Lock()  # how long a pass may take: a look knows the limit of its own time
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
@@ -72,25 +73,31 @@ class Watchdog:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """While the rank does something else that may take long, and has limits of its own: storage, export."""
-        self._paused = True
+        with self._changing:
+            self._paused = True
         try:
             yield
         finally:
-            self._last, self._paused = time.monotonic(), False
+            with self._changing:
+                self._last, self._paused = time.monotonic(), False
 
     @contextmanager
     def patient(self) -> Iterator[None]:
         """While what the rank does for the first time is compiled: it may take `PATIENCE` times as long."""
-        self._patient = True
+        with self._changing:
+            self._patient = True
         try:
             yield
         finally:
-            self._last, self._patient = time.monotonic(), False
+            with self._changing:
+                self._last, self._patient = time.monotonic(), False
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds / 10)):
-            limit = self._seconds * (PATIENCE if self._patient else 1)
-            if not self._paused and time.monotonic() - self._last > limit:
+            with self._changing:
+                limit = self._seconds * (PATIENCE if self._patient else 1)
+                overdue = not self._paused and time.monotonic() - self._last > limit
+            if overdue:
                 self._tell_and_end(limit)
 
     def _tell_and_end(self, limit: float) -> None:
