@@ -155,9 +155,18 @@ def train_on_unlike_cpus(config: JobConfig) -> tuple[Any, Any]:
 def train_without_space(config: JobConfig, attempt: int, full: str) -> Any:
     """The whole loop; the last rank finds no space for objects whose key has `full` in it.
 
-    The error's step is the last one that was told of, by rank 0.
+    The error's step is the last one that was told of, by rank 0. A save is over by the next step, however little the
+    machine lets its thread run.
     """
-    world, hooks = World.join(), Hooks()
+
+    class Unhurried(Hooks):
+        def stop_requested(self) -> Stop:
+            saving = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+            for thread in saving:
+                thread.join(PATIENCE)
+            return super().stop_requested()
+
+    world, hooks = World.join(), Unhurried()
     store = FullStore(store_of(config), full) if world.rank == world.size - 1 else store_of(config)
     try:
         return train(config, Attempt(attempt, store), hooks)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -16,7 +17,7 @@ import torch
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from trainingjob_trainer import loop
+from trainingjob_trainer import loop, stopwatch
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.checkpoint.state import Progress, state_tensors
@@ -178,22 +179,24 @@ def kept_by_forward(config: JobConfig) -> int:
 def train_with_a_straggler(config: JobConfig, slow: int, does: str) -> tuple[list[dict[str, float]], int]:
     """The whole loop, in which rank `slow` computes 0.2 s longer a step, or waits a second for its data.
 
-    What was reported of time, and how often the ranks compared theirs.
+    Time is played: a step takes each rank 1.25 s. What was reported of it, and how often the ranks compared theirs.
     """
     is_slow, hooks, compared = World.join().rank == slow, Hooks(), 0
     take_step, ahead, exchange = Stepper.__call__, loop.prefetch, Stragglers.exchange
+    now, ran = 0.0, 0.0
 
     def compute(self: Stepper, step: int, batch: Batch) -> StepSums:
-        end = time.thread_time() + (0.2 if is_slow and does == "compute" else 0.0)
-        while time.thread_time() < end:
-            pass
+        nonlocal now, ran
+        now += 0.25 if is_slow and does == "wait" else 1.25
+        ran += 0.25 if is_slow and does == "compute" else 0.05
         return take_step(self, step, batch)
 
     @contextmanager
     def wait(*args: Any, **more: Any) -> Iterator[Iterator[Batch]]:
         def late(batches: Iterator[Batch]) -> Iterator[Batch]:
+            nonlocal now
             for batch in batches:
-                time.sleep(1.0 if is_slow and does == "wait" else 0.0)
+                now += 1.0 if is_slow and does == "wait" else 0.0
                 yield batch
 
         with ahead(*args, **more) as read:
@@ -208,6 +211,7 @@ def train_with_a_straggler(config: JobConfig, slow: int, does: str) -> tuple[lis
         mock.patch.object(Stepper, "__call__", compute),
         mock.patch.object(loop, "prefetch", wait),
         mock.patch.object(Stragglers, "exchange", count),
+        mock.patch.multiple(stopwatch, time=SimpleNamespace(monotonic=lambda: now), ran=lambda: ran),
     ):
         loop.train(config, Attempt(1, store_of(config)), hooks)
     return [told["progress"]["metrics"] for told in hooks.reports if told.get("progress", {}).get("metrics")], compared

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,30 +67,28 @@ def work(seconds: float) -> None:
 
 
 def test_a_thread_runs_while_it_works_and_not_while_it_waits() -> None:
-    watch = Stopwatch()
-    threading.Event().wait(0.3)
-    reading = watch.read()
-    assert reading.ran <= reading.seconds - 0.15  # it may have been preempted on its way to sleep
+    begun, watch = time.monotonic(), Stopwatch()
+    threading.Event().wait(1.0)
+    ran, taken = watch.read().ran, time.monotonic() - begun
+    assert ran <= taken - 0.5  # it may have been preempted on its way to sleep
+    begun = time.monotonic()
     work(0.2)
     with watch.during("evaluation"):
+        inside = time.monotonic()
         work(0.2)
-    reading = watch.read()
-    # The two are not read at one instant: what is preempted in between belongs to one of them.
-    assert 0.2 <= reading.ran <= reading.seconds - reading.spent["evaluation"] + 0.1
+        inside = time.monotonic() - inside
+    ran, taken = watch.read().ran, time.monotonic() - begun
+    tick = 0.01  # of the kernel's at the most, for which it may be behind
+    assert 0.2 - tick <= ran <= taken - inside + 2 * tick
 
 
-@pytest.mark.parametrize("does", ["compute", "wait"])
-def test_the_rank_that_the_others_wait_for_is_told(tmp_path: Path, does: str) -> None:
+@pytest.mark.parametrize(("does", "behind"), [("compute", 0.2), ("wait", 1.0)])
+def test_the_rank_that_the_others_wait_for_is_told(tmp_path: Path, does: str, behind: float) -> None:
     """All of them take as long, because they wait. They compare what they need by themselves once a report."""
     config = job(tmp_path, steps=8, logEvery=2, checkpoint={})
     put_tokens(store_of(config))
     (told, compared), *_ = run_ranks(3, train_with_a_straggler, config, 1, does)
     assert compared == 4
     assert "slowestRank" not in told[0], "answered at the next report"
-    reports = list(pairwise(told[1:]))  # not the first steps, in which a rank does what is done once
-    for _, metrics in reports:
-        assert metrics["slowestRank"] == 1
-        assert metrics["stragglerSeconds"] > 0.1
-    lagged = sum(metrics["stragglerSeconds"] for _, metrics in reports)
-    taken = sum(before["stepSeconds"] for before, _ in reports)
-    assert lagged < 1.5 * taken, "of a step, not of all steps of a report"
+    assert [metrics["slowestRank"] for metrics in told[1:]] == [1, 1, 1]
+    assert [metrics["stragglerSeconds"] for metrics in told[1:]] == pytest.approx([behind] * 3), "of a step"
