@@ -94,9 +94,9 @@ class Exchange:
     def open(self, query: dict[str, str] | None = None) -> Any:
         """The API server's response, not read yet."""
         headers = {name: self.request.headers[name] for name in _PASSED_ON if name in self.request.headers}
-        return self.proxy.api.session.request(
+        return self.proxy.api.open(
             self.request.method,
-            self.proxy.api.server + self.request.path,
+            self.request.path,
             params={**self.request.query, **(query or {})},
             headers=headers,
             data=self.body or None,

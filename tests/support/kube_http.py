@@ -51,7 +51,7 @@ class KubeHttp:
         """The answer's JSON; `Refused` unless it is a success."""
         headers = {"Content-Type": content_type or "application/json"}
         data = None if body is None else json.dumps(body)
-        async with self.session.request(method, self.server + path, data=data, headers=headers) as response:
+        async with self.open(method, path, data=data, headers=headers) as response:
             answer: Object = await response.json()
             if response.status >= 400:
                 raise Refused(response.status, answer.get("message", ""))
@@ -71,10 +71,21 @@ class KubeHttp:
 
     async def watch(self, path: str, version: str) -> AsyncIterator[Object]:
         """Events after a resourceVersion, until the reader has enough."""
-        url = f"{self.server}{path}?watch=true&timeoutSeconds=3000&resourceVersion={version}"
-        async with self.session.get(url, timeout=FOREVER) as response:
+        query = f"watch=true&timeoutSeconds=3000&resourceVersion={version}"
+        async with self.open("GET", f"{path}?{query}", timeout=FOREVER) as response:
             async for line in lines(response.content):
                 yield json.loads(line)
+
+    @asynccontextmanager
+    async def open(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, not read yet. A connection that is left before its end is broken off: TLS would wait for the
+        server's farewell, and if the event loop ends first, its socket stays open."""
+        async with self.session.request(method, self.server + path, **options) as response:
+            try:
+                yield response
+            finally:
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
 
 
 async def lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
