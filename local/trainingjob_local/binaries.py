@@ -30,6 +30,7 @@ KWOK = "v0.8.0"
 
 _GOBUILD = Path(__file__).parent / "gobuild"
 _GO_SERIES = (1, 26)
+_VERSION_TIMEOUT = 60.0  # seconds for a program to tell its version: ends what hangs
 _DOWNLOAD_TIMEOUT = 4.0  # seconds to connect: a machine without internet must not wait for it
 
 Say = Callable[[str], None]
@@ -148,7 +149,7 @@ def _in_path(program: Program) -> Path | None:
     if not found:
         return None
     try:
-        done = subprocess.run([found, *program.version_args], capture_output=True, text=True, timeout=10)
+        done = subprocess.run([found, *program.version_args], capture_output=True, text=True, timeout=_VERSION_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
         return None
     series = program.version.removeprefix("v").rpartition(".")[0]

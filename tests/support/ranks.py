@@ -75,7 +75,9 @@ def _rank(
 ) -> None:
     import torch
     import torch.distributed as dist
+    from trainingjob_trainer.checkpoint import checkpointer
 
+    checkpointer.LAST_WAIT = PATIENCE  # what is under way when an attempt ends comes to its end, however slowly
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     if world_size > 1:

@@ -84,7 +84,7 @@ async def server(tmp_path: Path) -> AsyncIterator[tuple[Server, Client]]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
-        async with Client(connect(kubeconfig(tmp_path / "config", url)), double.observe) as client:
+        async with Client(connect(kubeconfig(tmp_path / "config", url)), double.observe, timeout=PATIENCE) as client:
             yield double, client
     finally:
         await runner.cleanup()
@@ -130,7 +130,7 @@ async def test_a_write_that_waited_for_its_connection_is_checked_when_it_leaves_
             raise RuntimeError("not the leader")
 
     monkeypatch.setattr(aiohttp.TCPConnector, "connect", slow)
-    async with Client(connect(tmp_path / "config"), guard=guard) as client:
+    async with Client(connect(tmp_path / "config"), guard=guard, timeout=PATIENCE) as client:
         creating = asyncio.create_task(client.create(PODS, "ns", POD))
         await connecting.wait()
         may_write = False
@@ -158,7 +158,7 @@ async def test_nothing_runs_between_the_guard_and_the_socket(
         write_really(transport, data)
 
     monkeypatch.setattr(_SelectorSocketTransport, "write", write)
-    async with Client(connect(tmp_path / "config"), guard=guard) as client:
+    async with Client(connect(tmp_path / "config"), guard=guard, timeout=PATIENCE) as client:
         await client.put_status(TRAINING_JOBS, "ns", "j", {"status": {}})
     assert order[:3] == ["guard", "socket", "something else"]
 
@@ -249,7 +249,7 @@ async def test_an_answer_of_a_proxy_that_is_no_status_is_an_error_too(server: tu
 async def test_a_server_that_does_not_listen_is_unreachable(tmp_path: Path) -> None:
     seen: list[int] = []
     connection = connect(kubeconfig(tmp_path / "config", "http://127.0.0.1:9"))
-    async with Client(connection, lambda verb, resource, code, seconds: seen.append(code)) as client:
+    async with Client(connection, lambda verb, resource, code, seconds: seen.append(code), timeout=PATIENCE) as client:
         with pytest.raises(Unreachable):
             await client.get(PODS, "ns", "a")
     assert seen == [0]
