@@ -93,13 +93,16 @@ def held(config: JobConfig) -> dict[str, int]:
 
 
 def growth_by_initialisation(config: JobConfig, first: JobConfig) -> int:
-    """Bytes by which this process grew at most while its model was made, after `first`, for which it imports."""
+    """Bytes by which this process grew at most while its model was made, after `first`, for which it imports.
+
+    Libraries' files are left out: how much of them is in memory, the kernel decides anew at any time.
+    """
     build(first)
     gc.collect()
-    before = _memory("VmRSS")
+    before = _memory("VmRSS") - _memory("RssFile")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     build(config)
-    return _memory("VmHWM") - before
+    return _memory("VmHWM") - _memory("RssFile") - before
 
 
 def _memory(which: str) -> int:
