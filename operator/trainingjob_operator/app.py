@@ -22,12 +22,12 @@ from trainingjob_operator.core.names import LABEL_JOB_UID
 from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.queue import WorkQueue
 from trainingjob_operator.jobwatch import watch_jobs
-from trainingjob_operator.kube.api import POD_GROUPS, PODS, TRAINING_JOBS, ApiError
+from trainingjob_operator.kube.api import POD_GROUPS, PODS, TRAINING_JOBS, ApiError, Forbidden
 from trainingjob_operator.kube.client import Client, allow
 from trainingjob_operator.kube.connection import Connection, ConnectionProblem, connect
-from trainingjob_operator.kube.informer import Informer, take_all
+from trainingjob_operator.kube.informer import BeginAnew, Informer, take_all
 from trainingjob_operator.kube.lease import REQUEST_TIMEOUT_SECONDS, LeaderElection
-from trainingjob_operator.kube.preflight import StartProblem, check
+from trainingjob_operator.kube.preflight import StartProblem, check, missing_rights
 from trainingjob_operator.observe.events import EventRecorder
 from trainingjob_operator.observe.jobs import JobMetrics
 from trainingjob_operator.observe.metrics import OperatorMetrics
@@ -52,10 +52,10 @@ class Operator:
     executor or a queue remembers therefore begins there.
     """
 
-    def __init__(self, options: Options, connection: Connection) -> None:
+    def __init__(self, options: Options, connection: Connection, namespaces: tuple[str | None, ...]) -> None:
         self._options = options
         self._connection = connection
-        self._namespaces: tuple[str | None, ...] = options.namespaces or (None,)
+        self._namespaces = namespaces
         self._cache = Cache()
         self._queue: WorkQueue[Key] = WorkQueue(on_done=self._reconciled)
         self._metrics = OperatorMetrics(self._queue.__len__, self._queue.age)
@@ -100,13 +100,11 @@ class Operator:
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT. Raises `StartProblem`, or a group of what made it stop."""
         async with self._lease_client, self._client, self._poller:
-            await check(self._client, self._namespaces, self._options.lease)
             stop, ready = asyncio.Event(), asyncio.Event()
+            watched = [namespace for namespace in self._namespaces if namespace is not None]
             async with asyncio.TaskGroup() as group:
                 ours = [group.create_task(part) for part in self._parts()]
-                watching = group.create_task(
-                    watch_jobs(self._connection, self._options.namespaces, self._jobs.take, ready, stop)
-                )
+                watching = group.create_task(watch_jobs(self._connection, watched, self._jobs.take, ready, stop))
                 watching.add_done_callback(lambda _: stop.set())
                 await ready.wait()
                 # kopf has just installed its own handlers, which would end only its own tasks.
@@ -124,6 +122,7 @@ class Operator:
             *(informer.run() for informer in self._informers),
             self._work(),
             self._poller.run(),
+            self._await_rights(),
         ]
 
     async def _serve(self) -> None:
@@ -205,8 +204,20 @@ class Operator:
                     break
                 except ApiError as error:
                     logger.warning("cannot list TrainingJobs: %s", error)
+                    if isinstance(error, Forbidden):
+                        break  # The namespace may be gone, with the role in it: the others do not wait for it.
                     await asyncio.sleep(RELIST_DELAY_SECONDS)
         return news
+
+    async def _await_rights(self) -> None:
+        """End when jobs can be worked on in a namespace where they could not when this process began."""
+        left_out = [namespace for namespace in self._options.namespaces if namespace not in self._namespaces]
+        while left_out:
+            await asyncio.sleep(self._options.resync)
+            for namespace in left_out:
+                with contextlib.suppress(ApiError):
+                    if not await missing_rights(self._client, namespace):
+                        raise BeginAnew(f"it may work in namespace {namespace} now")
 
     async def _discover(self) -> None:
         served = await self._client.serves(POD_GROUPS)
@@ -234,7 +245,9 @@ async def run(options: Options) -> None:
         connection = connect(options.kubeconfig)
     except ConnectionProblem as problem:
         raise StartProblem(str(problem)) from problem
-    await Operator(options, connection).run()
+    async with Client(connection) as client:
+        namespaces = await check(client, options.namespaces or (None,), options.lease)
+    await Operator(options, connection, namespaces).run()
 
 
 def _identity() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from prometheus_client import disable_created_metrics
 
 from trainingjob_operator import app, logs, options
-from trainingjob_operator.kube.informer import SetBack
+from trainingjob_operator.kube.informer import BeginAnew
 from trainingjob_operator.kube.preflight import StartProblem
 
 YOUNG_OBJECTS = 20_000
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseExceptionGroup as failures:
         if (problems := failures.subgroup(StartProblem)) is not None:
             logger.error("cannot start: %s", problems.exceptions[0])
-        elif (news := failures.subgroup(SetBack)) is not None:
-            logger.error("what this process knows is void, so it ends to begin anew: %s", news.exceptions[0])
+        elif (news := failures.subgroup(BeginAnew)) is not None:
+            logger.error("this process ends to begin anew: %s", news.exceptions[0])
         else:
             logger.error("the operator has failed", exc_info=failures)
         return 1

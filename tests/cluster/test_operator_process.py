@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.chart import install_account
 from support.disturb import label
 from support.operator_process import Operator
 from support.played import PlayedJob
@@ -66,6 +67,57 @@ def test_a_lease_that_can_be_nowhere_is_said(cluster: LocalCluster, namespace: s
             'cannot read or take the lease nowhere/trainingjob-operator: 404 NotFound: namespaces "nowhere" not found'
         )
         wait_until("it says so", lambda: said in operator.log.read_text())
+    finally:
+        operator.stop()
+
+
+def test_a_namespace_that_is_misspelt_is_named_and_worked_in_once_it_is_there(
+    cluster: LocalCluster, namespace: str, tmp_path: Path
+) -> None:
+    later = f"{namespace}-later"
+    flags = ("--namespace", namespace, "--namespace", later)
+    operator = Operator(cluster.kubeconfig, tmp_path / "operator.log", *flags)
+    operator.start()
+    try:
+        assert f"namespace {later} (--namespace) does not exist: is it misspelt?" in operator.log.read_text()
+        cluster.kubectl("create", "namespace", later)
+        job = PlayedJob(cluster, later)
+        job.apply()
+        job.wait_pods("prepare-0-1")
+    finally:
+        operator.stop()
+        cluster.kubectl("delete", "namespace", later, "--wait=false", "--ignore-not-found")
+
+
+def test_a_watched_namespace_that_is_deleted_with_its_role_stops_nothing_in_the_others(
+    cluster: LocalCluster, namespace: str, make_namespace: Callable[[str], str], tmp_path: Path
+) -> None:
+    other = make_namespace("other")
+    values = {"watchNamespaces": [namespace, other]}
+    account = install_account(cluster, namespace, values)
+    flags = ("--namespace", namespace, "--namespace", other, "--resync", "1")
+    operator = Operator(account, tmp_path / "operator.log", *flags)
+    operator.start()
+    try:
+        job = PlayedJob(cluster, namespace)
+        job.apply()
+        job.run_to_training()
+        cluster.kubectl("delete", "namespace", other)
+        wait_until("it is noticed", lambda: "cannot list TrainingJobs: 403" in operator.log.read_text())
+        cluster.kubectl("-n", namespace, "delete", "service", "gpt-tj")
+        wait_until("jobs are looked after once in the resync interval", lambda: "Service/gpt-tj" in job.leftovers())
+        operator.restart()
+        assert f"nothing is done in namespace {other}: it does not exist, or" in operator.log.read_text()
+        job.end("train-1-1", 137)
+        job.wait_pods("train-1-2")
+        cluster.kubectl("create", "namespace", other)
+        install_account(cluster, namespace, values)
+        assert operator.wait_for_its_end() == 1
+        assert operator.log.read_text().splitlines()[-1].endswith(f"it may work in namespace {other} now")
+        operator.start()
+        again = PlayedJob(cluster, other)
+        again.apply()
+        again.wait_pods("prepare-0-1")
     finally:
         operator.stop()
 

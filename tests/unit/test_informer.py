@@ -13,7 +13,7 @@ from support.memory_api import MemoryApi
 from support.runs import PATIENCE
 from trainingjob_operator.kube import informer as informer_module
 from trainingjob_operator.kube.api import PODS, ApiError, Gone, ObjectList, Resource, Unreachable, WatchEvent
-from trainingjob_operator.kube.informer import Informer, SetBack, take_all
+from trainingjob_operator.kube.informer import BeginAnew, Informer, take_all
 
 Script = list[WatchEvent | ApiError]
 
@@ -150,7 +150,7 @@ async def test_a_server_that_is_set_back_ends_the_informer(
 ) -> None:
     api = ScriptedApi(lists, watches)
     api.now = now
-    with pytest.raises(SetBack, match="the API server is at version 100 and was at 101"):
+    with pytest.raises(BeginAnew, match="the API server is at version 100 and was at 101"):
         await follow(api)
     assert len(api.versions) == 1
 

@@ -92,8 +92,8 @@ class Client:
         if self._session is not None:
             await self._session.close()
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
-        """Quorum read of one object."""
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
+        """Quorum read of one object; namespace: None for one that is in none."""
         return await self._request("get", resource, resource.path(namespace, name))
 
     async def list(

@@ -19,9 +19,8 @@ LAST_BACKOFF_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
-class SetBack(Exception):
-    """The API server has forgotten what it had told: its etcd was restored from a backup. Versions that are known here
-    may come again for other states, so nothing that this process knows may stand."""
+class BeginAnew(Exception):
+    """What this process knows or does is void, so it ends: whoever has started it starts it again."""
 
 
 class Store(Protocol):
@@ -94,7 +93,8 @@ class Informer:
         self._failures = 0
 
     async def run(self) -> None:
-        """Follow until cancelled. Errors of the API server are logged and survived. Raises `SetBack`."""
+        """Follow until cancelled. Errors of the API server are logged and survived. Raises
+        `BeginAnew` if the server has forgotten what it had told."""
         while True:
             try:
                 if not self._version:
@@ -141,9 +141,10 @@ class Informer:
             self._failures = 0
 
     def _reached(self, version: str) -> None:
-        """The server is at `version` now. It has been as far as any version that a LIST or a watch has told."""
+        """The server is at `version` now. It has been as far as any version that a LIST or a watch has told; if not,
+        versions that are known here may come again for other states."""
         if int(version) < self._newest:
-            raise SetBack(f"the API server is at version {version} and was at {self._newest}: its etcd was restored")
+            raise BeginAnew(f"the API server is at version {version} and was at {self._newest}: its etcd was restored")
         self._newest = int(version)
 
     def _backoff(self) -> float:

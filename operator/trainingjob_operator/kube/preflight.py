@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from itertools import chain
 
 from .api import (
     CONFIG_MAPS,
     EVENTS,
     LEASES,
+    NAMESPACES,
     POD_GROUPS,
     PODS,
     SECRETS,
@@ -21,6 +24,8 @@ from .api import (
     Resource,
 )
 from .client import Client
+
+logger = logging.getLogger(__name__)
 
 RIGHTS: tuple[tuple[Resource, str | None, tuple[str, ...]], ...] = (
     (TRAINING_JOBS, None, ("get", "list", "watch")),
@@ -46,10 +51,14 @@ class StartProblem(Exception):
     """Why the operator cannot start, and what to do about it."""
 
 
-async def check(client: Client, namespaces: Sequence[str | None], lease: tuple[str, str] | None) -> None:
-    """Raise `StartProblem` unless the CRD is installed and all rights are granted.
+async def check(
+    client: Client, namespaces: Sequence[str | None], lease: tuple[str, str] | None
+) -> tuple[str | None, ...]:
+    """Those of the namespaces where jobs can be worked on (None: all), because all rights are granted there.
 
-    namespaces: where jobs are worked on (None: in all). lease: namespace and name of the lease, if one is used.
+    Of several, one that was deleted with its roles, or that is misspelt, must not stop the work in the others: it is
+    left out, and the log says so. lease: namespace and name of the lease, if one is used. Raises `StartProblem` if the
+    CRD is not installed, if the lease cannot be used, or if nothing is left.
     """
     try:
         await client.list_page(TRAINING_JOBS, namespaces[0], "", limit=1)
@@ -63,25 +72,53 @@ async def check(client: Client, namespaces: Sequence[str | None], lease: tuple[s
     except ApiError as error:
         raise StartProblem(f"the API server refuses the operator: {error}") from error
     try:
-        optional = [right for right in OPTIONAL_RIGHTS if await client.serves(right[0])]
-        questions = [
-            _lacks(client, resource, verb, namespace, subresource)
-            for namespace in namespaces
-            for resource, subresource, verbs in (*RIGHTS, *optional)
-            for verb in verbs
-        ]
-        if lease is not None:
-            # What may be created cannot be named in a role.
-            names = [("" if verb == "create" else lease[1], verb) for verb in LEASE_RIGHTS]
-            questions += [_lacks(client, LEASES, verb, lease[0], name=name) for name, verb in names]
-        missing = [lack for lack in await asyncio.gather(*questions) if lack]
+        missing = {namespace: await missing_rights(client, namespace) for namespace in namespaces}
+        lacks = await _lacks_for_lease(client, *lease) if lease is not None else []
+        usable = tuple(namespace for namespace in namespaces if not missing[namespace])
+        if lacks or not usable:
+            raise StartProblem(
+                f"the operator's account lacks rights: {'; '.join([*chain(*missing.values()), *lacks])}. "
+                "Bind it to the role of the Helm chart, or start the operator with --namespace where it has them"
+            )
+        for namespace, rights in missing.items():
+            if rights:
+                why = f"it does not exist, or the operator's account lacks rights: {'; '.join(rights)}"
+                logger.error("nothing is done in namespace %s: %s", namespace, why)
+        for namespace in usable:
+            if namespace is not None and not await _exists(client, namespace):
+                logger.warning("namespace %s (--namespace) does not exist: is it misspelt?", namespace)
     except ApiError as error:
         raise StartProblem(f"cannot ask for the operator's rights: {error}") from error
-    if missing:
-        raise StartProblem(
-            f"the operator's account lacks rights: {'; '.join(missing)}. "
-            "Bind it to the role of the Helm chart, or start the operator with --namespace where it has them"
-        )
+    return usable
+
+
+async def missing_rights(client: Client, namespace: str | None) -> list[str]:
+    """What the operator's account may not do in this namespace (None: in all), but has to."""
+    optional = [right for right in OPTIONAL_RIGHTS if await client.serves(right[0])]
+    questions = (
+        _lacks(client, resource, verb, namespace, subresource)
+        for resource, subresource, verbs in (*RIGHTS, *optional)
+        for verb in verbs
+    )
+    return [lack for lack in await asyncio.gather(*questions) if lack]
+
+
+async def _lacks_for_lease(client: Client, namespace: str, name: str) -> list[str]:
+    # What may be created cannot be named in a role.
+    names = [("" if verb == "create" else name, verb) for verb in LEASE_RIGHTS]
+    questions = (_lacks(client, LEASES, verb, namespace, name=name) for name, verb in names)
+    return [lack for lack in await asyncio.gather(*questions) if lack]
+
+
+async def _exists(client: Client, namespace: str) -> bool:
+    """Whether it does; an account that may not know learns nothing."""
+    try:
+        await client.get(NAMESPACES, None, namespace)
+    except NotFound:
+        return False
+    except Forbidden:
+        pass
+    return True
 
 
 async def _lacks(
