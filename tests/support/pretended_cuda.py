@@ -88,7 +88,7 @@ def learner_on_cuda(config: JobConfig, manifest: Manifest) -> learner.Learner:
 def backward(root: Tensor) -> None:
     """`torch.autograd.backward` without its queue for each device, of which there are as many as devices.
 
-    As there, a gradient takes the dtype of what it is of; it must be where that is, and of a weight have its shape.
+    As there, a gradient takes the shape and the dtype of what it is of, and must be on its device.
     """
     assert root.grad_fn is not None
     awaited = _edges(root.grad_fn)
@@ -97,12 +97,14 @@ def backward(root: Tensor) -> None:
     while ready:
         node = ready.pop()
         places = zip(gradients.pop(node), node._input_metadata, strict=True)
-        own = [None if gradient is None else gradient.to(place.dtype) for gradient, place in places]
+        own = [
+            None if gradient is None else gradient.sum_to_size(place.shape).to(place.dtype)
+            for gradient, place in places
+        ]
         assert {gradient.device for gradient in own if gradient is not None} <= {DEVICE}, node.name()
         if hasattr(node, "variable"):
             [gradient], weight = own, node.variable
             assert gradient is not None
-            assert gradient.shape == weight.shape
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
             continue
         results = node.apply(*own) if isinstance(node, BackwardCFunction) else node(*own)
