@@ -1,5 +1,6 @@
 """Checkpoints of a GPU's memory, made while it computes on."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def tensors_of(stepper: Stepper) -> dict[str, torch.Tensor]:
 def test_what_is_committed_is_the_state_at_the_call_though_neither_host_nor_device_waits(tmp_path: Path) -> None:
     """At each call the device is half a second behind, and the next step is launched before it has copied anything."""
     config = prepared(tmp_path, precision="auto", compile="never", checkpoint={"keepLast": 1000})
-    stepper, store = build(config), SlowStore(store_of(config), 0.2)
+    gone_on = threading.Event()
+    stepper, store = build(config), SlowStore(store_of(config), 0.2, gone_on)
     rows, length = config.training.global_batch_size, config.training.sequence_length
     batches = [masked_batch(step, rows, length).pin() for step in range(STEPS)]
     caught_up = torch.cuda.Event()
@@ -36,14 +38,17 @@ def test_what_is_committed_is_the_state_at_the_call_though_neither_host_nor_devi
     with Checkpointer(Attempt(1, store), stepper.world, config.identity_hash(), config.checkpoint) as checkpointer:
         for step, batch in enumerate(batches):
             stepper(step, batch)
+            gone_on.set()
             if step and step % EVERY == 0:
                 ahead["the next step"].append(not caught_up.query())
             if (step + 1) % EVERY == 0:
                 checkpointer.wait()
+                gone_on.clear()
                 torch.cuda._sleep(HALF_A_SECOND)
                 caught_up.record()
                 checkpointer.save(tensors_of(stepper), Progress(step=step + 1))
                 ahead["the call"].append(not caught_up.query())
+        gone_on.set()
         checkpointer.wait()
         for what, found in ahead.items():
             assert all(found[1:]), f"{what} waited for the device; the first save may, as it page-locks its buffers"

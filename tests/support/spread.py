@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,16 +220,18 @@ def train_with_a_straggler(config: JobConfig, slow: int, does: str) -> tuple[lis
 
 
 def told_of_time(config: JobConfig, computes: int, waits: int) -> list[dict[str, float]]:
-    """What telemetry says of three steps, before each of which one rank computes 0.3 s and one waits 0.1 s for data."""
-    world = World.join()
-    telemetry = Telemetry(config.training, Progress(), True, Stragglers(world))
+    """What telemetry says of three steps, before each of which one rank computes 0.3 s and one waits 0.1 s for data.
+
+    Time is played.
+    """
+    world, now, ran = World.join(), 0.0, 0.0
     told = []
-    for _ in range(3):
-        end = time.thread_time() + (0.3 if world.rank == computes else 0.0)
-        while time.thread_time() < end:
-            pass
-        with telemetry.stopwatch.during("data"):
-            time.sleep(0.1 if world.rank == waits else 0.0)
-        telemetry.add(StepSums(*torch.ones(3, dtype=torch.float64, device=world.device)))
-        told.append(telemetry.fields()["metrics"])
+    with mock.patch.multiple(stopwatch, time=SimpleNamespace(monotonic=lambda: now), ran=lambda: ran):
+        telemetry = Telemetry(config.training, Progress(), True, Stragglers(world))
+        for _ in range(3):
+            now, ran = now + 0.3, ran + (0.3 if world.rank == computes else 0.0)
+            with telemetry.stopwatch.during("data"):
+                now += 0.1 if world.rank == waits else 0.0
+            telemetry.add(StepSums(*torch.ones(3, dtype=torch.float64, device=world.device)))
+            told.append(telemetry.fields()["metrics"])
     return told
