@@ -1,4 +1,4 @@
-"""Jobs in a namespace where admission puts a container that never ends into every pod, as service meshes do."""
+"""Jobs whose pods have other containers than the trainer's: what service meshes put there, and people who debug."""
 
 from __future__ import annotations
 
@@ -62,3 +62,22 @@ def test_a_job_ends_with_its_trainers_and_lets_go_of_what_was_put_beside_them(
     assert status["phase"] == "Succeeded", status
     assert status["restarts"]["total"] == 1
     wait_until("no pod holds anything", lambda: not job.pods())
+
+
+def test_a_debug_container_neither_fails_a_job_nor_keeps_it_from_ending(
+    operator: Operator, cluster: LocalCluster, namespace: str
+) -> None:
+    job = PlayedJob(cluster, namespace)
+    job.apply()
+    job.run_to_training()
+    failed = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    for name, state in {"train-1-1": failed, "train-0-1": {"running": {}}}.items():
+        cluster.kubectl("-n", namespace, "debug", f"gpt-{name}", "--image=busybox", "--container=debugger")
+        seen = {"name": "debugger", "image": "i", "imageID": "i", "restartCount": 0, "ready": False, "state": state}
+        status = {"ephemeralContainerStatuses": [seen]}
+        job.core.patch_namespaced_pod_status(f"gpt-{name}", namespace, {"status": status})
+    job.end("train-0-1", outcome="Finished", result={"modelUri": "s3://m", "step": 100})
+    status = job.wait_phase("Succeeded", "Failed")
+    assert (status["phase"], status["history"], status["restarts"]["total"]) == ("Succeeded", [], 0)
+    wait_until("no pod runs", lambda: "gpt-train-1-1" not in job.uids())
+    assert "gpt-train-0-1" in job.uids(), "its log is gone"
