@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kubernetes import client
 from support.disturb import find_no_node, place, terminating
 from support.operator_process import Operator
 from support.played import PlayedJob
@@ -153,7 +155,7 @@ def play_on(job: PlayedJob, dice: random.Random) -> None:
     name = dice.choice(sorted(pods))
     pod, short = pods[name], name.removeprefix(f"{job.name}-")
     with_luck = dice.random()
-    try:
+    with unless_gone():
         if "deletionTimestamp" in pod["metadata"]:
             job.remove_pod(short)
         elif pod["status"]["phase"] == "Pending" and not pod["spec"].get("nodeName") and with_luck < 0.5:
@@ -162,8 +164,15 @@ def play_on(job: PlayedJob, dice: random.Random) -> None:
             job.run(short)
         elif pod["status"]["phase"] == "Running" and short.startswith("prepare-0"):
             job.end(short, outcome="Train")
-    except Exception as error:  # the operator may have deleted it in the meantime
-        if getattr(error, "status", None) not in (404, 409):
+
+
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """The operator may have deleted the pod in the meantime, or Kubernetes, which finds no such node."""
+    try:
+        yield
+    except client.ApiException as error:
+        if error.status not in (404, 409):
             raise
 
 
@@ -171,7 +180,8 @@ def stay_still(job: PlayedJob) -> bool:
     """Nodes remove the pods that they were told to end; nothing else happens."""
     for name, pod in job.pods().items():
         if "deletionTimestamp" in pod["metadata"]:
-            job.remove_pod(name.removeprefix(f"{job.name}-"))
+            with unless_gone():
+                job.remove_pod(name.removeprefix(f"{job.name}-"))
     return True
 
 

@@ -39,8 +39,16 @@ def crd(cluster: LocalCluster) -> Iterator[Callable[[Object], None]]:
     """Replaces the CRD and returns when it is served; the project's own is there again after the test."""
 
     def serve(definition: Object) -> None:
-        cluster.kubectl("replace", "-f", "-", stdin=json.dumps(definition))
         name = definition["metadata"]["name"]
+
+        def replaced() -> bool:
+            try:
+                cluster.kubectl("replace", "-f", "-", stdin=json.dumps(definition))
+            except RuntimeError as refused:
+                if "has been modified" not in str(refused):
+                    raise
+                return False  # Kubernetes has written its status since kubectl had read it.
+            return True
 
         def served() -> bool:
             """A job that only the newer CRD takes whole; the API server judges by what it has read of CRDs so far."""
@@ -52,6 +60,7 @@ def crd(cluster: LocalCluster) -> Iterator[Callable[[Object], None]]:
                 return False
             return ("magic" in json.loads(given)["spec"]["training"]) == (definition is not OLD)
 
+        wait_until(f"{name} is replaced", replaced)
         wait_until(f"{name} is served", served)
 
     yield serve
