@@ -13,7 +13,7 @@ import pytest
 from support import played
 from support.bad_specs import merged
 from support.kube_http import KubeHttp, Object, Refused
-from support.scene import Scene, difference, scene, wait_until
+from support.scene import Scene, difference, make_namespace, scene, wait_until
 from support.schema_values import Path as Field
 from support.schema_values import change, drawn, invalid, leaves, valid
 from support.tally import Tally
@@ -90,7 +90,7 @@ def base(field: Field) -> Object:
 async def two_scenes(api: KubeHttp, directory: Path) -> AsyncIterator[tuple[Scene, Scene]]:
     """Two namespaces of one operator."""
     other = f"faults-fresh-{next(_numbers)}"
-    await api.create("/api/v1/namespaces", {"metadata": {"name": other}})
+    await make_namespace(api, other)
     async with scene(api, directory, "--namespace", other) as stage:
         yield stage, Scene(api, other, stage.proxy, stage.operator)
 

@@ -199,10 +199,21 @@ async def scene(api: KubeHttp, directory: Path, *flags: str) -> AsyncIterator[Sc
     name = f"faults-{next(_numbers)}"
     home = directory / name
     home.mkdir()
-    await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    await make_namespace(api, name)
     async with FaultProxy(api, home) as proxy:
         async with operator_in(name, proxy, home / "operator.log", *flags) as operator:
             yield Scene(api, name, proxy, operator)
+
+
+async def make_namespace(api: KubeHttp, name: str) -> None:
+    """A namespace in which pods can be created: before it has its account, they are refused, and that would be told."""
+    await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+
+    async def there() -> bool:
+        accounts = await api.get(f"/api/v1/namespaces/{name}/serviceaccounts?fieldSelector=metadata.name=default")
+        return bool(accounts["items"])
+
+    await wait_until(f"{name} has its account", there)
 
 
 def operator_in(namespace: str, proxy: FaultProxy, log: Path, *flags: str) -> SupervisedOperator:
