@@ -92,6 +92,7 @@ def test_an_operator_that_is_rolled_back_goes_on_with_what_runs_and_leaves_what_
         job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
     done.end("train-0-1", outcome="Finished", result={"modelUri": "s3://m", "step": 100})
     done.wait_phase("Succeeded")
+    wait_until("the worker that still ran is gone", lambda: "done-train-1-1" not in done.uids())
     operator.kill()
     crd(newer())
     for job in jobs:
