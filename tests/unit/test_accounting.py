@@ -198,10 +198,10 @@ def test_a_pod_needs_less_the_more_there_are_and_much_less_with_gpus() -> None:
 
 
 def test_a_model_of_timm_is_whole_on_each_rank_at_first(tmp_path: Path) -> None:
-    """Beside what there is to begin with, twice. Few ranks take more while they train."""
+    """Beside what there is to begin with, twice. Few ranks take more while they train; a checkpoint fills shards."""
     many = 10**9
 
-    def needed(ranks: int, gpus: bool, held: int = 0) -> HostMemory:
+    def needed(ranks: int, gpus: bool, held: int | None = 0) -> HostMemory:
         kind = {"task": {"kind": "image-classification"}, "data": {"train": {"uri": "/raw", "format": "parquet"}}}
         config = job(tmp_path, model={"timm": {"name": "vit"}}, **kind)
         config = config.model_copy(update={"ranks_per_pod": ranks, "gpus": gpus})
@@ -215,6 +215,7 @@ def test_a_model_of_timm_is_whole_on_each_rank_at_first(tmp_path: Path) -> None:
     assert needed(8, False, float32).total == fixed + 8 * 12 * many + 4 * many
     assert needed(1, True, float32).parts[AT_FIRST] == 0
     assert needed(2, False, float32).parts[AT_FIRST] == 0
+    assert AT_FIRST not in needed(8, True, None).parts
 
 
 def test_a_rank_holds_no_more_rows_than_it_has(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from support.ranks import run_ranks
 from support.training import newest, store_of
 from trainingjob_trainer.accounting import host_memory
 from trainingjob_trainer.beginning import begin, source_of
+from trainingjob_trainer.checkpoint.attempt import Attempt
+from trainingjob_trainer.checkpoint.commits import Commit, publish
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import Manifest
 from trainingjob_trainer.errors import UserError
@@ -114,6 +116,22 @@ def test_a_pod_needs_memory_for_weights_as_they_are_stored(tmp_path: Path) -> No
         check(config.model_copy(update={"pod_memory": str(needed - 1)}), store_of(config))
     roomy = config.model_copy(update={"pod_memory": str(needed)})
     assert check(roomy, store_of(config)).outcome == "PrepareData"
+
+
+def test_a_run_that_goes_on_needs_no_memory_for_what_it_began_with(tmp_path: Path) -> None:
+    """A checkpoint fills each rank's shard by itself."""
+    write_source(tmp_path / "source", "test_vit", img_size=16, patch_size=4)
+    config = run_of(tmp_path / "job", "test_vit", tmp_path / "source", json.dumps({"patch_size": 4}))
+    config, store = config.model_copy(update={"ranks_per_pod": 8, "gpus": True}), store_of(config)
+    manifest = prepared(config)
+    data = sum(shard.size for shard in manifest.splits["train"].shards)
+    enough = host_memory(config, model_size(config, manifest), data, None).total
+    config = config.model_copy(update={"pod_memory": str(enough)})
+    with pytest.raises(UserError, match="more for the whole model on each rank at first"):
+        check(config, store)
+    identity = config.identity_hash()
+    publish(Commit(step=1, attempt=1, world_size=8, identity_hash=identity, objects=[]), Attempt.take(store, 0))
+    assert check(config, store).outcome == "Train"
 
 
 def test_a_run_begins_with_what_another_exported_and_timm_reads_it_too(tmp_path: Path) -> None:

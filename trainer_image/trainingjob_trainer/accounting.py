@@ -188,9 +188,9 @@ class HostMemory:
         return ", ".join(f"{gigabytes(count)} {name}" for name, count in self.parts.items() if count)
 
 
-def host_memory(config: JobConfig, model: ModelSize, data_bytes: int, held_bytes: int = 0) -> HostMemory:
+def host_memory(config: JobConfig, model: ModelSize, data_bytes: int, held_bytes: int | None = 0) -> HostMemory:
     """Of index 0, where Ray's head is, and whose rank 0 gathers the model for the export. `data_bytes`: of the training
-    split. `held_bytes`: of the weights that it begins with, on each rank at once.
+    split. `held_bytes`: of the weights that it begins with, on each rank at once; None: it goes on from a checkpoint.
 
     The least: a layout that takes more memory than full sharding is counted where the configuration asks for it, and
     not at all what the page cache has, or the C library keeps of what was freed. On GPUs the training state is in their
@@ -216,7 +216,7 @@ def host_memory(config: JobConfig, model: ModelSize, data_bytes: int, held_bytes
     # Where rank 0 has it all, nothing is copied for the export. Else that is done when no activations are left.
     exported = 4 * model.parameters if config.model.export != "none" and (config.gpus or shards > 1) else 0
     parts["for activations, and later for the whole model"] = max(activations, exported)
-    if config.model.timm is not None:
+    if config.model.timm is not None and held_bytes is not None:
         # While a rank fills its shard, the library makes the model whole; of given weights there is what was read, and
         # timm's copy of that.
         whole = 4 * model.parameters + 2 * held_bytes

@@ -91,7 +91,8 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     if source is not None:
         source.check(config, known)
     data = sum(shard.size for shard in manifest.splits["train"].shards) if manifest else 0
-    check_memory(config, size, data, source.held_bytes if source is not None else 0)
+    held = None if commit is not None else source.held_bytes if source is not None else 0
+    check_memory(config, size, data, held)
     warning = drain_warning(config, store, size.parameters)
     if manifest:
         check_limits(config, manifest)

@@ -122,10 +122,11 @@ def model_size(config: JobConfig, manifest: Manifest) -> ModelSize:
     return tried(config, manifest)
 
 
-def check_memory(config: JobConfig, model: ModelSize, data_bytes: int, held_bytes: int) -> None:
+def check_memory(config: JobConfig, model: ModelSize, data_bytes: int, held_bytes: int | None) -> None:
     """Raises `UserError` if a worker pod cannot hold what its ranks certainly need.
 
-    data_bytes: of the training split, as far as it is known. held_bytes: of the weights that it begins with.
+    data_bytes: of the training split, as far as it is known. held_bytes: of the weights that it begins with; None: it
+    goes on from a checkpoint.
     """
     if config.pod_memory is None:
         return
