@@ -400,3 +400,22 @@ def test_pods_that_are_refused_in_the_second_of_their_creation_are_one_failure(s
     starting.step()
     assert starting.status.restarts.total == 1
     assert [incident.class_ for incident in starting.status.history] == ["Rejected", "Rejected"]
+
+
+WORDS = "very long words " * 4096
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"reason": WORDS, "exit_code": None},
+        {"disruption": WORDS, "exit_code": None},
+        {"reason": "OOMKilled", "exit_code": 137, "memory_limit": WORDS},
+    ],
+    ids=str,
+)
+def test_whatever_is_said_of_a_pod_fits_the_status(training: Play, ends: dict[str, Any]) -> None:
+    training.end("gpt-train-1-1", **ends)
+    training.settle()
+    assert len(training.status.history[-1].cause) == 1024
+    assert training.status.phase in ("Restarting", "Failed")

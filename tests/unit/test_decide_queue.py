@@ -31,10 +31,10 @@ def groups(play: Play) -> dict[str, str | None]:
     return {pod.name: pod.queued.group if pod.queued is not None else None for pod in play.pods}
 
 
-def evict(play: Play, name: str) -> None:
+def evict(play: Play, name: str, why: str = "Preempted to accommodate a workload") -> None:
     pod = play.pod(name)
     assert pod.queued is not None
-    play.change(name, deleting=True, queued=replace(pod.queued, stopped="Preempted to accommodate a workload"))
+    play.change(name, deleting=True, queued=replace(pod.queued, stopped=why))
 
 
 def test_each_role_and_admission_has_a_group_of_its_own(queued: Play) -> None:
@@ -185,3 +185,10 @@ def test_a_custom_gang_that_starts_anew_keeps_its_group_and_its_quota() -> None:
     play.settle()
     assert groups(play)["gpt-train-0-2"] == groups(play)["gpt-train-1-2"] == "gpt-train-1"
     assert play.given_up == []
+
+
+def test_an_eviction_is_told_however_many_words_kueue_has_for_it(queued: Play) -> None:
+    evict(queued, "gpt-train-0-1", "Preempted, because " * 2000)
+    queued.settle()
+    assert queued.status.history[-1].class_ == "Preempted"
+    assert queued.status.admissions == 3

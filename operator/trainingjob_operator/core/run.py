@@ -14,6 +14,9 @@ from trainingjob_operator.core.reports import merge_report
 from trainingjob_operator.core.situation import Situation
 from trainingjob_operator.core.stages import first_stage, gang_size, may_follow, role_of
 
+LONGEST_CAUSE = 1024
+"""Of what Kubernetes and Kueue say of a pod: their texts have 32 KiB, and it is repeated in the message."""
+
 
 def begin(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     """A run from the start, or from where a suspended one stands: both from the first stage on."""
@@ -185,7 +188,7 @@ def _incident(
         {
             "time": here.now,
             "class": failure.class_,
-            "cause": failure.cause,
+            "cause": failure.cause[:LONGEST_CAUSE],
             "pod": names.pod_name(here.job.name, member.role, member.index, member.incarnation),
             "node": pod.node if pod is not None else None,
             "rank": failure.rank,
