@@ -37,8 +37,9 @@ def install_account(cluster: "LocalCluster", namespace: str, values: dict[str, A
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(manifests))
     token = cluster.kubectl("create", "token", RELEASE, "--namespace", namespace, "--duration=12h")
     kubeconfig = cluster.control_plane.write_kubeconfig(f"operator-{namespace}", token=token.strip())
-    for what in ("pods", "leases"):
-        wait_until(f"it may create {what}", lambda what=what: allowed(cluster, kubeconfig, "create", what, namespace))
+    watched = (values or {}).get("watchNamespaces") or [namespace]
+    for what, where in (("leases", namespace), *(("pods", each) for each in watched)):
+        wait_until(f"it may create {what}", lambda w=what, n=where: allowed(cluster, kubeconfig, "create", w, n))
     return kubeconfig
 
 
