@@ -230,6 +230,13 @@ def with_data(directory: Path, **changes: Any) -> JobConfig:
     return job(directory / "run", data=data, deterministic=False, sequenceLength=32, **changes)
 
 
+def test_where_nothing_is_no_tokenizer_is_asked_for_but_another_place(tmp_path: Path) -> None:
+    config = with_data(tmp_path, model={"preset": "gpt-nano", "initFrom": {"uri": f"{tmp_path}/nowhere"}})
+    with pytest.raises(UserError, match=r"nowhere/ cannot be begun with: it has no config\.json") as raised:
+        check(config, store_of(config))
+    assert raised.value.next_step == "Name a Hugging Face directory, or the outputUri of a finished run."
+
+
 def finished(config: JobConfig) -> float:
     """Check, prepare and train; the loss on the test split."""
     store = store_of(config)

@@ -171,6 +171,7 @@ class Directory:
         try:
             stored = self._store.get("tokenizer.json")
         except NotFound as error:
+            self.settings  # noqa: B018  if that is not there either, it is no such directory
             raise self._wrong(
                 "it has no tokenizer.json",
                 "Write one: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
