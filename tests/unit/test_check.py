@@ -271,6 +271,20 @@ def test_another_tokenizer_than_that_of_the_data_is_refused_before_training(tmp_
         check(config, store)
 
 
+def test_a_shard_that_is_not_there_whole_is_told_of_before_training_unless_it_is_to_be_skipped(tmp_path: Path) -> None:
+    config = spec(tmp_path)
+    store = store_of(config)
+    shard = prepare_data(config, store).splits["train"].shards[0]
+    store.put(shard.key, store.get(shard.key)[:-2])
+    with pytest.raises(DataError, match=f"{shard.key} has {shard.size - 2} bytes, not the {shard.size} that the"):
+        check(config, store)
+    store.delete([shard.key])
+    with pytest.raises(DataError, match=f"{shard.key} is missing"):
+        check(config, store)
+    skipping = config.model_copy(update={"data": config.data.model_copy(update={"on_corrupt": "skip"})})
+    assert check(skipping, store).outcome == "Train"
+
+
 def test_the_check_is_light(tmp_path: Path) -> None:
     """It runs before a GPU is asked for, on every start: without torch, Ray, transformers and tokenizers."""
     config = spec(tmp_path)

@@ -16,7 +16,8 @@ from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.data.manifest import MANIFEST_KEY, Manifest, read_tokenizer
-from trainingjob_trainer.errors import StorageError, UserError
+from trainingjob_trainer.data.stream import REPAIR
+from trainingjob_trainer.errors import DataError, StorageError, UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
 from trainingjob_trainer.prepare.limits import (
     check_columns,
@@ -98,11 +99,28 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
         check_limits(config, manifest)
         if commit is not None:
             check_length(config, manifest, commit.step)
+        _check_shards(config, manifest, store)
         if manifest.tokenizer_digest is not None:
             read_tokenizer(manifest, store)
         summary = manifest.summary(config.training.sequence_length)
         return CheckOutcome("Train", None, f"The data is ready: {summary}.", warning)
     return CheckOutcome("PrepareData", None, _check_raw_data(config), warning)
+
+
+def _check_shards(config: JobConfig, manifest: Manifest, store: Store) -> None:
+    """Raises `DataError` if a shard is not there whole, and is not to be skipped: ranks would find it on their GPUs."""
+    if config.data.on_corrupt == "skip":
+        return
+    sizes = {found.key: found.size for found in store.list("data/")}
+    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
+        if shard.key not in sizes:
+            raise DataError(f"The data shard {store.uri(shard.key)} is missing.", REPAIR)
+        if sizes[shard.key] != shard.size:
+            raise DataError(
+                f"The data shard {store.uri(shard.key)} has {sizes[shard.key]} bytes, not the {shard.size} that the "
+                "manifest says.",
+                REPAIR,
+            )
 
 
 def _to_begin_with(config: JobConfig) -> Source | None:
