@@ -451,8 +451,8 @@ def test_a_job_whose_spec_cannot_be_read_is_left_as_it_is(name: str, request: py
     assert [e.reason for e in plan.events] == ["SpecNotUnderstood"]
     assert plan.status.phase == ("Running" if name == "training" else "Pending")
     assert plan.status.message == (
-        "This operator cannot read the job and leaves it as it is: spec.training.steps: Field required; upgrade it to "
-        "the CRD's version, or create a new TrainingJob with a valid spec."
+        "This operator cannot read the job and leaves it as it is: spec.training.steps: Field required; create a new "
+        "TrainingJob with a valid spec, or, if the CRD is of a newer version, upgrade the operator."
     )
     assert {c.type for c in plan.status.conditions if c.status == "True"} == {
         "Ready" if name == "training" else "Stalled"

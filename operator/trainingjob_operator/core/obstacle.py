@@ -92,7 +92,7 @@ def foreign(kind: str, name: str) -> Obstacle:
 
 def not_understood(what: str) -> Obstacle:
     """The CRD has let a spec through that this operator cannot read."""
-    next_step = "upgrade it to the CRD's version, or create a new TrainingJob with a valid spec"
+    next_step = "create a new TrainingJob with a valid spec, or, if the CRD is of a newer version, upgrade the operator"
     return _obstacle("SpecNotUnderstood", "This operator cannot read the job and leaves it as it is", what, next_step)
 
 
