@@ -214,9 +214,9 @@ class Operator:
         left_out = [namespace for namespace in self._options.namespaces if namespace not in self._namespaces]
         while left_out:
             await asyncio.sleep(self._options.resync)
-            for namespace in left_out:
-                with contextlib.suppress(ApiError):
-                    if not await missing_rights(self._client, namespace):
+            with contextlib.suppress(ApiError):
+                for namespace, rights in (await missing_rights(self._client, left_out)).items():
+                    if not rights:
                         raise BeginAnew(f"it may work in namespace {namespace} now")
 
     async def _discover(self) -> None:

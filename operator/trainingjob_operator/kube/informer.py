@@ -93,8 +93,8 @@ class Informer:
         self._failures = 0
 
     async def run(self) -> None:
-        """Follow until cancelled. Errors of the API server are logged and survived. Raises
-        `BeginAnew` if the server has forgotten what it had told."""
+        """Follow until cancelled. Errors of the API server are logged and survived. Raises `BeginAnew` if it has
+        forgotten what it had told."""
         while True:
             try:
                 if not self._version:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from itertools import chain
+from typing import Any
 
 from .api import (
     CONFIG_MAPS,
@@ -72,7 +73,7 @@ async def check(
     except ApiError as error:
         raise StartProblem(f"the API server refuses the operator: {error}") from error
     try:
-        missing = {namespace: await missing_rights(client, namespace) for namespace in namespaces}
+        missing = await missing_rights(client, namespaces)
         lacks = await _lacks_for_lease(client, *lease) if lease is not None else []
         usable = tuple(namespace for namespace in namespaces if not missing[namespace])
         if lacks or not usable:
@@ -92,21 +93,26 @@ async def check(
     return usable
 
 
-async def missing_rights(client: Client, namespace: str | None) -> list[str]:
-    """What the operator's account may not do in this namespace (None: in all), but has to."""
+async def missing_rights(client: Client, namespaces: Sequence[str | None]) -> dict[str | None, list[str]]:
+    """What the operator's account may not do in each of these namespaces (None: in all), but has to."""
     optional = [right for right in OPTIONAL_RIGHTS if await client.serves(right[0])]
-    questions = (
-        _lacks(client, resource, verb, namespace, subresource)
-        for resource, subresource, verbs in (*RIGHTS, *optional)
-        for verb in verbs
-    )
-    return [lack for lack in await asyncio.gather(*questions) if lack]
+    found = {}
+    for namespace in namespaces:
+        found[namespace] = await _lacking(
+            _lacks(client, resource, verb, namespace, subresource)
+            for resource, subresource, verbs in (*RIGHTS, *optional)
+            for verb in verbs
+        )
+    return found
 
 
 async def _lacks_for_lease(client: Client, namespace: str, name: str) -> list[str]:
     # What may be created cannot be named in a role.
     names = [("" if verb == "create" else name, verb) for verb in LEASE_RIGHTS]
-    questions = (_lacks(client, LEASES, verb, namespace, name=name) for name, verb in names)
+    return await _lacking(_lacks(client, LEASES, verb, namespace, name=name) for name, verb in names)
+
+
+async def _lacking(questions: Iterable[Coroutine[Any, Any, str | None]]) -> list[str]:
     return [lack for lack in await asyncio.gather(*questions) if lack]
 
 
