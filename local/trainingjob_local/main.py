@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Output = Annotated[str, typer.Option("--output", "-o", help="text or json")]
+Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o")]
 CrdFile = Annotated[Path, typer.Option(help="The CustomResourceDefinition to install.")]
 
 _CRD = Path("crds/trainingjobs.trainingjob.io.yaml")
@@ -33,7 +33,11 @@ def up(crd: CrdFile = _CRD) -> None:
     if facts is None:
         if not crd.exists():
             raise typer.BadParameter(f"{crd} is not there; start from the project's root, or name it with --crd")
-        binaries.ensure([*BINARIES, "kubectl"], typer.echo)
+        try:
+            binaries.ensure([*BINARIES, "kubectl"], typer.echo)
+        except binaries.BinaryError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
         facts = _start(state, crd.resolve())
     typer.echo(_how_to_use(facts))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.runs import wait_until
 from trainingjob_cli.jobs import Job, JobError, Jobs
 from trainingjob_cli.main import app
 from trainingjob_local.cluster import LocalCluster
@@ -59,6 +60,33 @@ def test_follow_says_that_the_job_was_deleted(cluster: LocalCluster, jobs: Jobs)
 def test_a_job_that_does_not_exist_is_said_so(jobs: Jobs) -> None:
     with pytest.raises(JobError, match=f"there is no TrainingJob nothing in namespace {jobs.namespace}"):
         jobs.get("nothing")
+
+
+def test_a_cluster_without_the_resource_is_said_so(
+    cluster: LocalCluster, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainingjob_cli.jobs.VERSION", "v0")
+    with pytest.raises(JobError, match=r"the API server knows no trainingjobs.trainingjob.io"):
+        Jobs(cluster.kubeconfig, namespace=jobs.namespace).get("quickstart")
+
+
+def test_who_may_not_read_or_not_watch_is_told_so(cluster: LocalCluster, jobs: Jobs) -> None:
+    user = f"jane-{jobs.namespace}"
+    jane = Jobs(cluster.control_plane.client_kubeconfig(user), namespace=jobs.namespace)
+    with pytest.raises(JobError, match=f'refuses: .* User "{user}" cannot get resource'):
+        jane.get("quickstart")
+    cluster.kubectl("create", "role", "reader", "--verb=get", "--resource=trainingjobs", "-n", jobs.namespace)
+    cluster.kubectl("create", "rolebinding", "jane", "--role=reader", f"--user={user}", "-n", jobs.namespace)
+    wait_until("she may read", lambda: may_read(jane))
+    with pytest.raises(JobError, match=f'refuses: .* User "{user}" cannot watch resource'):
+        next_with_phase(jane.follow("quickstart"), "Succeeded")
+
+
+def may_read(jobs: Jobs) -> bool:
+    try:
+        return bool(jobs.get("quickstart"))
+    except JobError:
+        return False
 
 
 @pytest.mark.parametrize(("phase", "code"), [("Succeeded", 0), ("Failed", 1)])

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from support.kubeconfigs import NO_KUBECONFIGS, unanswered
 from support.runs import PATIENCE
 from trainingjob_operator.kube.api import (
     POD_GROUPS,
@@ -310,6 +311,10 @@ async def test_a_stream_that_breaks_off_is_unreachable_not_an_end(server: tuple[
 def test_a_kubeconfig_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConnectionProblem, match="missing"):
         connect(tmp_path / "missing")
+    for text in (*NO_KUBECONFIGS, unanswered(**{"certificate-authority-data": "aGVsbG8="})):
+        (tmp_path / "broken").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ConnectionProblem, match=r"cannot log in to Kubernetes with .*broken: "):
+            connect(tmp_path / "broken")
 
 
 async def test_discovery_tells_whether_a_resource_is_served(server: tuple[Server, Client]) -> None:

@@ -3,23 +3,16 @@
 from pathlib import Path
 
 import pytest
+from support.kubeconfigs import NO_KUBECONFIGS, unanswered
+from trainingjob_cli.jobs import Jobs
 from trainingjob_cli.main import app
 from typer.testing import CliRunner
-
-UNREACHABLE = """
-apiVersion: v1
-kind: Config
-current-context: here
-clusters: [{name: c, cluster: {server: "http://127.0.0.1:9"}}]
-users: [{name: u, user: {}}]
-contexts: [{name: here, context: {cluster: c, user: u, namespace: team}}]
-"""
 
 
 @pytest.fixture
 def unreachable(tmp_path: Path) -> Path:
     path = tmp_path / "kubeconfig"
-    path.write_text(UNREACHABLE)
+    path.write_text(unanswered())
     return path
 
 
@@ -36,6 +29,27 @@ def test_a_missing_kubeconfig_is_said_in_one_line(command: str, tmp_path: Path) 
     assert result.exit_code == 1
     assert result.output.startswith("error: no usable kubeconfig")
     assert "--kubeconfig" in result.output
+
+
+@pytest.mark.parametrize("text", NO_KUBECONFIGS)
+def test_a_file_that_is_no_kubeconfig_is_said_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "broken").write_bytes(text.encode("latin-1"))
+    result = CliRunner().invoke(app, ["status", "job", "--kubeconfig", str(tmp_path / "broken")])
+    assert result.exit_code == 1
+    assert result.output.startswith("error: no usable kubeconfig: ")
+    assert result.output.count("\n") == 1
+
+
+def test_the_namespace_is_that_of_the_context_that_is_named(unreachable: Path) -> None:
+    assert Jobs(unreachable).namespace == "team-a"
+    assert Jobs(unreachable, "there").namespace == "team-b"
+    assert Jobs(unreachable, "there", "mine").namespace == "mine"
+
+
+def test_an_unknown_format_is_refused_by_every_status() -> None:
+    for command in (["status", "job"], ["local", "status"]):
+        result = CliRunner().invoke(app, [*command, "-o", "yaml"])
+        assert (result.exit_code, "'yaml' is not one of" in result.output) == (2, True)
 
 
 def test_a_silent_api_server_is_said_in_one_line(unreachable: Path) -> None:

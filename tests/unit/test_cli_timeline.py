@@ -53,6 +53,10 @@ def test_the_phases_add_up_to_the_time_watched(looks: list[tuple[float, str]]) -
     assert total == pytest.approx(looks[-1][0], abs=1e-3)
 
 
+def test_a_status_of_a_newer_operator_is_shown_as_far_as_it_is_understood() -> None:
+    assert job("Pondering", message="It thinks.", mood=3).status.message == "It thinks."
+
+
 def test_losses_are_kept_by_step() -> None:
     timeline = Timeline()
     for step, loss in [(0, 9.0), (10, 4.0), (10, 4.0), (20, 3.0)]:

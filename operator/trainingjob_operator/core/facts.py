@@ -68,7 +68,7 @@ class Job:
             created_at=parse_time(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
             deleting="deletionTimestamp" in meta,
             spec=known.spec if known is not None and same_spec else _spec(body),
-            status=_status(body.get("status") or {}),
+            status=read_status(body.get("status") or {}),
         )
 
 
@@ -380,9 +380,12 @@ def _spec(body: Mapping[str, Any]) -> TrainingJobSpec | InvalidSpec:
     return spec
 
 
-def _status(value: Mapping[str, Any]) -> TrainingJobStatus:
-    """A stage that is not known cannot go on: then the run begins with its first one again, which finds what the run
-    directory holds. A job that is done stays so, whatever the word for it is."""
+def read_status(value: Mapping[str, Any]) -> TrainingJobStatus:
+    """What is understood of a status, whichever version wrote it.
+
+    A stage that is not known cannot go on: then the run begins with its first one again, which finds what the run
+    directory holds. A job that is done stays so, whatever the word for it is.
+    """
     status, unknown = understood(TrainingJobStatus, value, lambda error: True)
     update: dict[str, Any] = {}
     if ("stage",) in unknown:

@@ -67,14 +67,20 @@ def connect(kubeconfig: Path | None = None) -> Connection:
     """Log in: by the given kubeconfig, else by the pod's service account, else by the user's kubeconfig."""
     configuration = Configuration()
     try:
-        if kubeconfig is not None:
-            kubernetes_config.load_kube_config(str(kubeconfig), client_configuration=configuration)
-            return Connection(configuration)
-        try:
-            kubernetes_config.load_incluster_config(client_configuration=configuration)
-        except kubernetes_config.ConfigException:
-            kubernetes_config.load_kube_config(client_configuration=configuration)
-    except (kubernetes_config.ConfigException, OSError) as error:
+        _load(configuration, kubeconfig)
+        connection = Connection(configuration)
+        connection.ssl_context()  # A certificate that cannot be read is found here, not at the first request.
+        return connection
+    except Exception as error:  # The library trips over whatever is no kubeconfig, each time in another way.
         where = kubeconfig or "this pod's service account or ~/.kube/config"
         raise ConnectionProblem(f"cannot log in to Kubernetes with {where}: {error}") from error
-    return Connection(configuration)
+
+
+def _load(configuration: Configuration, kubeconfig: Path | None) -> None:
+    if kubeconfig is not None:
+        kubernetes_config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+        return
+    try:
+        kubernetes_config.load_incluster_config(client_configuration=configuration)
+    except kubernetes_config.ConfigException:
+        kubernetes_config.load_kube_config(client_configuration=configuration)
