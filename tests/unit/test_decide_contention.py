@@ -92,6 +92,16 @@ def test_the_oldest_never_gives_way() -> None:
     assert play.deleted == []
 
 
+def test_a_gang_that_has_given_way_for_weeks_still_does() -> None:
+    play = stuck()
+    play.status = play.status.model_copy(update={"given_way": 5000})
+    rival(play, OLDER)
+    play.step(15)
+    assert play.status.given_way == 5001
+    assert play.plan.requeue_after is not None
+    assert play.plan.requeue_after <= 600
+
+
 def test_other_schedulers_and_queues_see_to_it_themselves() -> None:
     assert stuck(template={"schedulerName": "volcano"}).plan.claim is None
     play = Play(spec=spec(runPolicy={"queueName": "team"}))

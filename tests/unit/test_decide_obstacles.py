@@ -1,10 +1,11 @@
 """What the operator says of a job whose pods cannot be created or do not start: plans, played without an API server."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.play import START, Play, spec
-from trainingjob_operator.core.obstacle import foreign, newest_warning, refused, told
+from trainingjob_operator.core.obstacle import Look, foreign, newest_warning, refused, told
 from trainingjob_operator.kube.api import ApiError, Forbidden, Invalid, TooManyRequests
 
 ROOM = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
@@ -233,6 +234,14 @@ def test_the_events_of_a_pending_pod_are_read_after_thirty_seconds_and_then_less
     play.run_pods()
     assert play.step(20).look_at == ()
     assert play.status.phase == "Preparing"
+
+
+def test_the_events_of_a_pod_that_has_been_pending_for_weeks_are_still_read(play: Play) -> None:
+    play.settle()
+    (pod,) = play.pods
+    play.findings = replace(play.findings, looks={pod.uid: Look(play.now, 5000)})
+    assert play.step(479).look_at == ()
+    assert play.step(1).look_at == (pod,)
 
 
 def test_a_pod_of_which_no_scheduler_says_a_word_is_spoken_of_after_ninety_seconds(play: Play) -> None:

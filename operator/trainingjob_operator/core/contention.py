@@ -91,4 +91,4 @@ def _holds_a_node(pod: PodFacts) -> bool:
 def _pause(uid: str, times: int) -> float:
     """Seconds; each job draws its own, so that those that gave way at once do not come back at once."""
     drawn = int.from_bytes(hashlib.sha256(f"{uid}/{times}".encode()).digest()[:4], "big") / 2**32
-    return min(FIRST_PAUSE * 2.0 ** (times - 1), LONGEST_PAUSE) * (1.0 + drawn)
+    return min(FIRST_PAUSE * 2.0 ** (min(times, 32) - 1), LONGEST_PAUSE) * (1.0 + drawn)

@@ -48,5 +48,5 @@ class Findings:
         look = self.looks.get(pod.uid)
         if look is None:
             return pod.created_at + timedelta(seconds=FIRST_GROUP_LOOK if pod.waits_as_group else FIRST_LOOK)
-        pause = min(FIRST_LOOK * 2.0**look.count, LONGEST_BETWEEN_LOOKS)
+        pause = min(FIRST_LOOK * 2.0 ** min(look.count, 32), LONGEST_BETWEEN_LOOKS)
         return look.at + timedelta(seconds=pause)

@@ -71,7 +71,7 @@ async def check(
     except Forbidden:
         pass  # Told below, together with all other rights that are missing.
     except ApiError as error:
-        raise StartProblem(f"the API server refuses the operator: {error}") from error
+        raise StartProblem(f"cannot list {TRAINING_JOBS.plural}: {error}") from error
     try:
         missing = await missing_rights(client, namespaces)
         lacks = await _lacks_for_lease(client, *lease) if lease is not None else []
