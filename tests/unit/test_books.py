@@ -2,11 +2,7 @@
 
 from datetime import timedelta
 
-from hypothesis import given
-from hypothesis import strategies as st
 from support.play import START, Play, policy
-from trainingjob_operator.api.status import Incident, TrainingJobStatus
-from trainingjob_operator.core.books import CLASSES, OTHER, booked
 
 
 def test_the_way_to_training_is_timed_by_phase(play: Play) -> None:
@@ -67,15 +63,3 @@ def test_a_checkpoint_is_as_old_as_the_first_word_of_it(training: Play) -> None:
     training.train(40, attempt=1, committed=30)
     training.step(60)
     assert training.status.checkpoint.latest_time == first + timedelta(seconds=60)
-
-
-@given(st.lists(st.text(max_size=64), max_size=300))
-def test_invented_classes_never_grow_the_status_beyond_its_bounds(classes: list[str]) -> None:
-    status = TrainingJobStatus()
-    for number, class_ in enumerate(classes):
-        incident = Incident.model_validate({"time": START + timedelta(seconds=number), "class": class_})
-        status = booked(status, status.model_copy(update={"history": (incident,)}), START, START)
-    assert sum(status.restarts.by_class.values()) == len(classes)
-    assert len(status.restarts.by_class) <= CLASSES
-    assert len(set(classes)) < CLASSES or OTHER in status.restarts.by_class
-    TrainingJobStatus.model_validate(status.wire())
