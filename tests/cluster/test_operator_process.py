@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.chart import install_account
 from support.disturb import label
-from support.operator_process import Operator
+from support.operator_process import Operator, outcome
 from support.played import PlayedJob
 from support.runs import PATIENCE, wait_until
 
@@ -23,13 +21,6 @@ if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
 
 MakeJob = Callable[..., PlayedJob]
-
-
-def outcome(*flags: str) -> tuple[int, str]:
-    """Exit code and log of an operator that is expected to end by itself."""
-    command = [sys.executable, "-m", "trainingjob_operator", "--metrics-address", "127.0.0.1:0", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    return done.returncode, done.stderr
 
 
 def test_missing_rights_are_named_in_one_line(cluster: LocalCluster, namespace: str) -> None:

@@ -1,4 +1,4 @@
-"""The operator on a real API server after a newer one has been there, with a newer CRD."""
+"""The operator on a real API server with a CRD of another version, and after a newer operator has been there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from support.disturb import edit_status
-from support.operator_process import Operator
+from support.operator_process import Operator, outcome
 from support.played import Object, PlayedJob
 from support.runs import wait_until
 
@@ -51,14 +51,15 @@ def crd(cluster: LocalCluster) -> Iterator[Callable[[Object], None]]:
             return True
 
         def served() -> bool:
-            """A job that only the newer CRD takes whole; the API server judges by what it has read of CRDs so far."""
+            """The API server judges jobs by what it has read of CRDs so far, and publishes that a moment later."""
             probe = {**PROBE, "metadata": {"name": "probe", "namespace": "default"}}
             create = ("create", "--dry-run=server", "-o", "json", "-f", "-")
             try:
-                given = cluster.kubectl(*create, stdin=json.dumps(probe))
+                given = json.loads(cluster.kubectl(*create, stdin=json.dumps(probe)))["spec"]["training"]
+                published = cluster.kubectl("get", "--raw", "/openapi/v3/apis/trainingjob.io/v1alpha1")
             except RuntimeError:  # Between the two.
                 return False
-            return ("magic" in json.loads(given)["spec"]["training"]) == (definition is not OLD)
+            return ("magic" in given) == ('"magic"' in published) == (definition is not OLD)
 
         wait_until(f"{name} is replaced", replaced)
         wait_until(f"{name} is served", served)
@@ -115,3 +116,19 @@ def test_an_operator_that_is_rolled_back_goes_on_with_what_runs_and_leaves_what_
     assert [incident["class"] for incident in on.status()["history"]] == ["Killed"]
     assert before[on].items() <= on.uids().items(), "a pod was replaced that was not lost"
     assert (done.uids(), done.get()["metadata"]["resourceVersion"]) == (before[done], finished)
+
+
+def test_an_operator_that_is_newer_than_the_crd_does_not_start_and_names_what_the_crd_lacks(
+    cluster: LocalCluster, crd: Callable[[Object], None], namespace: str
+) -> None:
+    other = newer()
+    status = other["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    status["phase"]["enum"].remove("Starting")
+    del status["pods"]["items"]["properties"]["notBefore"]
+    crd(other)
+    code, log = outcome("--kubeconfig", str(cluster.kubeconfig), "--namespace", namespace)
+    assert code == 1
+    (line,) = log.splitlines()
+    assert "older than this operator" in line
+    assert "(status.phase Starting, status.pods[].notBefore)" in line
+    assert "kubectl apply -f crds/" in line

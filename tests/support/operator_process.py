@@ -106,6 +106,13 @@ class Operator:
             return False
 
 
+def outcome(*flags: str) -> tuple[int, str]:
+    """Exit code and log of an operator that is expected to end by itself."""
+    command = [sys.executable, "-m", "trainingjob_operator", "--metrics-address", "127.0.0.1:0", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    return done.returncode, done.stderr
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

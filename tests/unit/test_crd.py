@@ -1,5 +1,6 @@
 """The CustomResourceDefinition as a document; tests/cluster/test_crd_admission.py has the API server's opinion."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 from trainingjob_operator.api.change_rules import FIXED, OPTIONAL, WHILE_SUSPENDED
 from trainingjob_operator.api.crd import crd, schema_of
 from trainingjob_operator.api.rules import RULES
+from trainingjob_operator.api.served import LIMITS, refused_of_status
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_trainer.config import TrainerSpec
@@ -134,3 +136,29 @@ def test_rules_are_attached_to_their_models() -> None:
     for model, rules in RULES.items():
         for rule in rules:
             assert any(rule.rule in text for text in texts), model
+
+
+def test_a_status_is_taken_by_the_crd_of_its_operator_and_by_a_newer_one() -> None:
+    newer = copy.deepcopy(STATUS)
+    newer["properties"]["phase"]["enum"].append("Dreaming")
+    newer["properties"]["dreams"] = {"type": "integer"}
+    newer["properties"]["message"]["maxLength"] += 1
+    assert refused_of_status(crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]) == []
+    assert refused_of_status(newer) == []
+
+
+@pytest.mark.parametrize(("path", "node"), [pytest.param(path, node, id=path) for path, node in nodes(STATUS) if path])
+def test_an_older_crd_is_known_by_any_field_value_or_limit_of_the_status(path: str, node: Json) -> None:
+    older = copy.deepcopy(STATUS)
+    changed = dict(nodes(older))[path]
+    narrower = [limit for limit in LIMITS if limit in node]
+    if node.get("enum"):
+        gone = changed["enum"].pop()
+        assert refused_of_status(older) == [f"status{path} {gone}"]
+    for limit in narrower:
+        changed[limit] -= 1
+        assert f"status{path} with {limit} {node[limit]}" in refused_of_status(older)
+    if not path.endswith("[]"):
+        parent, _, name = path.rpartition(".")
+        del dict(nodes(older))[parent]["properties"][name]
+        assert f"status{path}" in refused_of_status(older)

@@ -15,6 +15,7 @@ from pydantic_core import from_json, to_json
 
 from .api import (
     ApiError,
+    Forbidden,
     Manifest,
     NotFound,
     ObjectList,
@@ -210,6 +211,16 @@ class Client:
         except NotFound:
             return False
         return any(served["name"] == resource.plural for served in found["resources"])
+
+    async def schema(self, resource: Resource) -> Manifest | None:
+        """The schema by which the API server judges these objects; None where it does not publish it (yet)."""
+        try:
+            found = await self._request("get", _DISCOVERY, f"/openapi/v3/apis/{resource.api_version}")
+        except (NotFound, Forbidden):
+            return None
+        wanted = {"group": resource.group, "version": resource.version, "kind": resource.kind}
+        schemas: dict[str, Manifest] = found["components"]["schemas"]
+        return next((s for s in schemas.values() if wanted in s.get("x-kubernetes-group-version-kind", ())), None)
 
     async def review_access(self, review: Manifest) -> Manifest:
         """What we may do: a SelfSubjectAccessReview, which stores nothing and which everyone may create."""

@@ -1,4 +1,4 @@
-"""Whether the operator can work at all: the CRD is there, and its account has the rights that it needs."""
+"""Whether the operator can work at all: the CRD is there and new enough, and its account has the rights it needs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 from collections.abc import Coroutine, Iterable, Sequence
 from itertools import chain
 from typing import Any
+
+from trainingjob_operator.api.served import refused_of_status
 
 from .api import (
     CONFIG_MAPS,
@@ -59,7 +61,7 @@ async def check(
 
     Of several, one that was deleted with its roles, or that is misspelt, must not stop the work in the others: it is
     left out, and the log says so. lease: namespace and name of the lease, if one is used. Raises `StartProblem` if the
-    CRD is not installed, if the lease cannot be used, or if nothing is left.
+    CRD is not installed or older than the operator, if the lease cannot be used, or if nothing is left.
     """
     try:
         await client.list_page(TRAINING_JOBS, namespaces[0], "", limit=1)
@@ -73,6 +75,7 @@ async def check(
     except ApiError as error:
         raise StartProblem(f"cannot list {TRAINING_JOBS.plural}: {error}") from error
     try:
+        await _check_crd(client)
         missing = await missing_rights(client, namespaces)
         lacks = await _lacks_for_lease(client, *lease) if lease is not None else []
         usable = tuple(namespace for namespace in namespaces if not missing[namespace])
@@ -89,8 +92,18 @@ async def check(
             if namespace is not None and not await _exists(client, namespace):
                 logger.warning("namespace %s (--namespace) does not exist: is it misspelt?", namespace)
     except ApiError as error:
-        raise StartProblem(f"cannot ask for the operator's rights: {error}") from error
+        raise StartProblem(f"cannot ask for the CRD's schema and the operator's rights: {error}") from error
     return usable
+
+
+async def _check_crd(client: Client) -> None:
+    schema = await client.schema(TRAINING_JOBS)
+    refused = refused_of_status(schema["properties"]["status"]) if schema is not None else []
+    if refused:
+        raise StartProblem(
+            f"the CRD is older than this operator, whose status it would not take ({', '.join(refused[:8])}): "
+            "upgrade it first (kubectl apply -f crds/ of the operator's version, or the Helm chart with crd.install)"
+        )
 
 
 async def missing_rights(client: Client, namespaces: Sequence[str | None]) -> dict[str | None, list[str]]:
