@@ -35,11 +35,12 @@ class ClassificationMetrics:
         self._sums = torch.zeros(1 + len(classes) ** 2, dtype=torch.float64, device=device)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        size = len(self._classes)
+        counts = targets != IGNORE
         losses = cross_entropy(precise(logits), targets, ignore_index=IGNORE, reduction="none")
-        cells = torch.where(targets != IGNORE, targets * size + logits.argmax(-1), size**2)  # the last: no weight
-        matrix = torch.bincount(cells, minlength=size**2 + 1)[:-1]
-        self._sums += torch.cat([losses.double().sum().reshape(1), matrix.double()])
+        # No `bincount`, for whose size the host would wait; what has no weight adds nothing to the first sum.
+        cells = torch.where(counts, 1 + targets * len(self._classes) + logits.argmax(-1), 0)
+        self._sums[0] += losses.double().sum()
+        self._sums.index_add_(0, cells, counts.double())
 
     def reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
         all_reduce(self._sums, group)

@@ -42,11 +42,10 @@ class MultiLabelMetrics:
         self._sums = torch.zeros(3 + 3 * len(classes), dtype=torch.float64, device=device)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        weighs = targets[:, 0] != IGNORE
-        logits, targets = logits[weighs], targets[weighs]
-        labels, predicted = targets == 1, logits > 0
-        right = (labels == predicted).all(1)
-        losses = binary_cross_entropies(logits, targets.to(logits.dtype)).double()
+        weighs = targets[:, :1] != IGNORE
+        labels, predicted = targets == 1, (logits > 0) & weighs
+        right = ((labels == predicted) & weighs).all(1)
+        losses = torch.where(weighs, binary_cross_entropies(logits, labels), 0.0).double()
         counted = torch.stack([labels & predicted, labels, predicted]).sum(1).double()
         whole = torch.stack([weighs.sum(), right.sum(), losses.sum()]).double()
         self._sums += torch.cat([whole, counted.flatten()])
