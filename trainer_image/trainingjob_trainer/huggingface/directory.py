@@ -168,27 +168,27 @@ class Directory:
     @cached_property
     def tokenizer(self) -> tuple[bytes, int, int]:
         """`tokenizer.json`, its vocabulary's size, and the id of EOS."""
+        settings = self.settings  # first: what lacks these as well is no such directory
         try:
             stored = self._store.get("tokenizer.json")
         except NotFound as error:
-            self.settings  # noqa: B018  if that is not there either, it is no such directory
             raise self._wrong(
                 "it has no tokenizer.json",
                 "Write one: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
             ) from error
         tokenizer = bpe.load(stored)
-        eos_id = self._eos_id(tokenizer.get_vocab())
+        eos_id = self._eos_id(tokenizer.get_vocab(), settings)
         if eos_id is None:
             raise self._wrong("it does not say which token ends a text", "Set eos_token in its tokenizer_config.json.")
         return stored, bpe.vocabulary_size(tokenizer), eos_id
 
-    def _eos_id(self, vocabulary: dict[str, int]) -> Any:
+    def _eos_id(self, vocabulary: dict[str, int], settings: dict[str, Any]) -> Any:
         tokens = self._json("tokenizer_config.json", optional=True)
         by_name, closing = (
             vocabulary.get(str(token.get("content") if isinstance(token, dict) else token))
             for token in (tokens.get("eos_token"), tokens.get("sep_token"))  # BERT has the second one only
         )
-        configured = [self._json("generation_config.json", optional=True), self.settings]
+        configured = [self._json("generation_config.json", optional=True), settings]
         by_number = [ids.get("eos_token_id") for ids in configured]
         numbers = [number[0] if isinstance(number, list) and number else number for number in by_number]
         return next((id_ for id_ in (by_name, *numbers, closing) if id_ in vocabulary.values()), None)
