@@ -68,7 +68,9 @@ def test_a_step_is_all_on_the_device_and_the_host_waits_for_none_of_it(
 
 
 SCALE = Scale(mean=1.0, deviation=2.0)
-REGRESSION = Regression(Manifest(kind="tables", dtype="float32", splits={}, shape=(1,), scales=[SCALE, SCALE]), Task(kind="regression"))
+REGRESSION = Regression(
+    Manifest(kind="tables", dtype="float32", splits={}, shape=(1,), scales=[SCALE, SCALE]), Task(kind="regression")
+)
 TEXT = SplitData(shards=[], documents=1, bytes=10)
 # How its sums are made, then the shapes of logits and targets.
 EVALUATED: dict[str, tuple[Callable[[], EvaluationMetrics], tuple[int, ...], tuple[int, ...]]] = {

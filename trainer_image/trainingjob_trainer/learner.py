@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Self
@@ -93,8 +93,10 @@ class Learner:
         self._share_statistics()
         return state_tensors(self.model, self.stepper.optimizer, self.stepper.average)
 
-    def evaluate(self, reader: Reader, max_samples: int | None = None) -> TaskMetrics:
-        """Metrics of the evaluated weights on a split, the same on every rank."""
+    def evaluate(
+        self, reader: Reader, max_samples: int | None = None, before_pass: Callable[[], None] = lambda: None
+    ) -> TaskMetrics:
+        """Metrics of the evaluated weights on a split, the same on every rank. See `evaluate`."""
         self._share_statistics()
         with self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
             metrics = evaluate(
@@ -105,6 +107,7 @@ class Learner:
                 self.stepper.dealing.micro_batch,  # what there is room for in training, there is here
                 max_samples=max_samples,
                 group=self.world.data_group,
+                before_pass=before_pass,
             )
         reshard(self.model)
         return metrics

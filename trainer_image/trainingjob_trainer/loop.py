@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol
@@ -183,11 +183,17 @@ class _Run:
         self.saves.tell_commit()
         self.vote.cast(Ballot(self.hooks.stop_requested(), self.saves.failed, self.saves.overdue))
 
-    def evaluate(self, split: SplitName, step: int, max_samples: int | None = None) -> TaskMetrics:
+    def evaluate(
+        self,
+        split: SplitName,
+        step: int,
+        max_samples: int | None = None,
+        before_pass: Callable[[], None] = lambda: None,
+    ) -> TaskMetrics:
         """Metrics of the present weights, those after `step` steps, on a split; the same on every rank."""
         self.report(state="Evaluating", message=f"Evaluating on the {split} split.")
         with self.telemetry.stopwatch.during("evaluation"), self.compiling("evaluation"):
-            metrics = self.learner.evaluate(self.readers[split], max_samples)
+            metrics = self.learner.evaluate(self.readers[split], max_samples, before_pass)
         evaluation = {"split": split, "step": step, "metrics": scalars(metrics)}
         self.report(state="Training", message="Training.", evaluation=evaluation)
         return metrics
@@ -217,7 +223,8 @@ class _Run:
             self.report(message=f"Stopped early at step {self.progress.step}: {training.early_stopping}.")
         self.between_steps()
         step = self.saves.take_best()
-        test = self.evaluate("test", step)
+        # Everything is committed, so a request to stop costs no more than this evaluation.
+        test = self.evaluate("test", step, before_pass=self.between_steps)
         self.between_steps()
         self.report(state="Exporting", message="Exporting the model and writing the report.")
         with self.watchdog.paused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -25,12 +27,14 @@ def evaluate(
     batch_size: int,
     max_samples: int | None = None,
     group: dist.ProcessGroup | None = None,
+    before_pass: Callable[[], None] = lambda: None,
 ) -> TaskMetrics:
     """Metrics of the reader's split, the same dictionary on every rank of `group`.
 
     A collective call: all ranks make the same number of forward passes, of `batch_size` rows; a rank without rows left
-    runs rows of no weight. `max_samples` takes that many, evenly spread over the split. The model's training mode is
-    kept. Samples that were skipped are counted among the metrics, if there are any; raises `DataError` if all were.
+    runs rows of no weight. `max_samples` takes that many, evenly spread over the split. What `before_pass` raises ends
+    it. The model's training mode is kept. Samples that were skipped are counted among the metrics, if there are any;
+    raises `DataError` if all were.
     """
     world_size, rank = (dist.get_world_size(group), dist.get_rank(group)) if dist.is_initialized() else (1, 0)
     total = len(reader)
@@ -44,6 +48,7 @@ def evaluate(
         samples = ([row * total // chosen for row in rows] or [0] for rows in batches)
         with prefetch(reader, samples, pin=device.type == "cuda") as read:
             for rows, batch in zip(batches, read, strict=True):
+                before_pass()
                 skipped += batch.skipped if rows else 0
                 batch = _pad(batch.to(device), len(batches[0]) or 1, weight=bool(rows))
                 task.predict(model, batch.inputs, batch.targets, metrics.update)
