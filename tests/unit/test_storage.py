@@ -151,6 +151,30 @@ def test_a_store_travels_by_pickle(store: Store) -> None:
     assert pickle.loads(pickle.dumps(store)).get("a") == b"1"
 
 
-def test_a_path_that_may_not_be_written_is_the_users_error() -> None:
-    with pytest.raises(UserError, match="may not be read or written"):
-        open_store("/sys/kernel", Storage()).put("x/y", b"")
+@pytest.mark.parametrize(
+    ("directory", "said"),
+    [
+        ("/sys/kernel", r"/sys/kernel/x/y may not be read or written by user \d+: "),
+        ("/proc/run", r"/proc/run/x cannot be made: No such file or directory\."),
+        (__file__, r"test_storage\.py/x/y can be no file: Not a directory\."),
+        ("/tmp/" + 300 * "x", r"x/x/y can be no file: File name too long\."),
+    ],
+    ids=["not allowed", "no place for files", "a file", "too long"],
+)
+def test_a_path_that_can_hold_no_run_is_the_users_error_with_a_way_out(directory: str, said: str) -> None:
+    store, file = open_store(directory, Storage()), Path(__file__)
+    for write in (lambda: store.put("x/y", b""), lambda: store.put_file("x/y", file)):
+        with pytest.raises(UserError, match=said) as raised:
+            write()
+        assert raised.value.next_step
+
+
+def test_a_path_below_a_file_is_not_a_volume_that_fails(tmp_path: Path) -> None:
+    """What a run reads first, before it writes anything."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/run\.json can be no file: Not a directory\."):
+        open_store(str(tmp_path / "file"), Storage()).get("run.json")
+
+
+def test_the_root_of_all_paths_is_a_directory_like_others() -> None:
+    assert [found.key for found in open_store("/", Storage()).list(__file__[1:])] == [__file__[1:]]

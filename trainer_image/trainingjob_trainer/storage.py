@@ -24,6 +24,7 @@ from .config import Storage
 from .errors import StorageError, UserError
 
 TEMPORARY = ".tmp-"
+NO_PLACE = "Name another path, whose directories are there or can be made."
 
 
 class NotFound(StorageError):
@@ -120,7 +121,7 @@ class LocalStore(Store):
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         path = self._path(key)
         with self._errors(key):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make(path.parent)
             temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
             try:
                 with temporary.open("xb") as file:
@@ -142,7 +143,7 @@ class LocalStore(Store):
     def put_file(self, key: str, path: Path) -> None:
         target = self._path(key)
         with self._errors(key):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make(target.parent)
             temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
             try:
                 shutil.copyfile(path, temporary)
@@ -181,7 +182,7 @@ class LocalStore(Store):
     def _walk(self, prefix: str, *, unfinished: bool = False) -> Iterator[ObjectInfo]:
         top = self._path(prefix.rpartition("/")[0])
         for directory, folders, names in os.walk(top, onerror=_unless_gone):
-            below = Path(directory).relative_to(self.root)
+            below = Path(directory).relative_to(self._path(""))
             folders[:] = [name for name in folders if (below / name).as_posix().startswith(prefix)]
             for name in names:
                 path, key = Path(directory, name), (below / name).as_posix()
@@ -220,6 +221,14 @@ class LocalStore(Store):
             _raise_local(error, self.uri(key))
 
 
+def _make(directory: Path) -> None:
+    """Have a directory, and those above it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # in /proc, or behind a link that leads nowhere
+        raise UserError(f"{directory} cannot be made: {error.strerror}.", NO_PLACE) from error
+
+
 def _unless_gone(error: OSError) -> None:
     """What cannot be listed is not empty; what is no directory any more, or never was, is."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -236,8 +245,10 @@ def _raise_local(error: OSError, uri: str) -> NoReturn:
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         raise UserError(
             f"{uri} may not be read or written by user {os.getuid()}: {error.strerror}.",
-            "Mount a volume there that the pod's user may write to, or use s3://.",
+            "Let this user read and write there (in a pod: a volume with fsGroup), or use s3://.",
         ) from error
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
+        raise UserError(f"{uri} can be no file: {error.strerror}.", NO_PLACE) from error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise StorageError(f"No space is left for {uri}.", "Free space or raise the quota of the volume.") from error
     raise StorageError(f"{uri}: {error.strerror or error}.", "Look at the volume's health.") from error
