@@ -138,6 +138,33 @@ async def test_a_pod_out_of_sight_whose_labels_must_stay_as_they_are_is_no_loss(
     assert [name for verb, _, name in world.api.writes() if verb == "create"] == []
 
 
+@pytest.mark.parametrize("ends", ["Failed", "deleted"])
+async def test_the_end_of_a_pod_that_must_stay_out_of_sight_is_seen_at_the_next_try(ends: str) -> None:
+    world = World(start_one_pod)
+    hidden = pod()
+    hidden["metadata"]["labels"] = {}
+    there = world.api.put(PODS, hidden)
+    name = there["metadata"]["name"]
+    looked_for = (Relabel(PodRef(name, there["metadata"]["uid"]), {"a": "b"}),)
+    seen: list[str] = []
+
+    def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
+        seen[:] = ["deleted" if p.gone else p.phase for p in pods]
+        return Plan(relabel=looked_for) if "Pending" in seen else Plan(confirm_gone=() if pods else looked_for)
+
+    world.think = think
+    freeze_pods(world, "patch")
+    for _ in range(2):
+        with pytest.raises(Retry, match="pods are frozen"):
+            await world.executor.reconcile(KEY)
+    if ends == "deleted":
+        world.api.remove(PODS, name)
+    else:
+        world.api.put(PODS, {**there, "status": {"phase": ends}})
+    await world.executor.reconcile(KEY)
+    assert seen == [ends]
+
+
 async def test_the_pods_of_a_job_that_goes_are_let_go_when_the_policy_lets_them() -> None:
     """Nobody reads the status of such a job: the log has it, without a traceback."""
     world = World(start_one_pod)

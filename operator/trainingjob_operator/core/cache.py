@@ -132,6 +132,11 @@ class Cache:
         """A pod left the watch for another reason than its end: it may come back."""
         self._deleted.pop(uid, None)
 
+    def lose_pod(self, pod: PodFacts) -> None:
+        """A pod is gone that no watch tells of."""
+        self._bury(pod.uid)
+        self._drop_pod(pod.job_uid, pod.uid)
+
     def remove_pod(self, body: Mapping[str, Any]) -> Key | None:
         """Take in a pod's deletion; `body` is its last state."""
         meta = body["metadata"]

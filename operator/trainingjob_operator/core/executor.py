@@ -157,6 +157,7 @@ class Executor:
         if memory is None:
             # What the process before told of stands until this one has tried: a restart is no news.
             memory = self._memories[key] = _Memory(job.uid, refusal=told(job.status))
+        await self._labels.look(job)
         plan = self._think(job, memory)
         labels_wait = self._labels.wait(job) if plan.relabel else None
         async with self._telling(key, job, plan, memory):

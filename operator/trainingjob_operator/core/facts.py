@@ -16,7 +16,14 @@ from trainingjob_operator.api.spec import GROUP, KIND, TrainingJobSpec
 from trainingjob_operator.api.status import Role, Stage, TrainingJobStatus
 from trainingjob_operator.core.affinity import required_elsewhere
 from trainingjob_operator.core.kueue import Queued
-from trainingjob_operator.core.names import CONTAINER, LABEL_MEMBER, job_labels, parse_pod_name, place_labels
+from trainingjob_operator.core.names import (
+    CONTAINER,
+    LABEL_JOB_UID,
+    LABEL_MEMBER,
+    job_labels,
+    parse_pod_name,
+    place_labels,
+)
 from trainingjob_operator.core.reading import understood
 
 logger = logging.getLogger(__name__)
@@ -246,6 +253,7 @@ class PodFacts:
     deletion_due: datetime | None = None  # when the grace period of a deleted pod is over
     gone: bool = False  # the pod does not exist any more: this was its last state
     member: bool = True
+    watched: bool = True  # has the label by which pods are watched: of others no event tells
     mislabelled: bool = False  # a label that tells whose pod it is, and which, was changed or removed by hand
     exit_code: int | None = None
     reason: str | None = None  # of the container's or else the pod's end: OOMKilled, Error, Evicted, ..., or a sentence
@@ -304,6 +312,7 @@ class PodFacts:
             deleting="deletionTimestamp" in meta,
             deletion_due=parse_time(meta.get("deletionTimestamp")),
             member=labels.get(LABEL_MEMBER) == "true",
+            watched=LABEL_JOB_UID in labels,
             mislabelled=any(labels.get(label) != value for label, value in own.items()),
             exit_code=ended.get("exitCode"),
             reason=ended.get("reason") or status.get("reason") or _before_it(status),

@@ -15,7 +15,7 @@ from trainingjob_operator.kube.api import PODS, Api, Manifest, NotFound
 
 from .cache import Cache
 from .facts import Job, controlling_job
-from .plan import Relabel
+from .plan import PodRef, Relabel
 from .writing import Obstructed, about, each, patch_pod
 
 REPAIR_SECONDS = 5.0
@@ -40,6 +40,16 @@ class LabelRepair:
         """The job is gone."""
         self._last.pop(job_uid, None)
 
+    async def look(self, job: Job) -> None:
+        """Read the job's pods that no watch tells of, because the API server does not let their labels be put right."""
+        for pod in self._cache.pods(job.uid):
+            if not pod.watched and not pod.finished:
+                found = await self._find(job, PodRef(pod.name, pod.uid))
+                if found is None:
+                    self._cache.lose_pod(pod)
+                else:
+                    self._cache.put_pod(found)
+
     async def put_right(self, job: Job, pods: Sequence[Relabel]) -> None:
         """Give these pods their labels, if it is not too soon."""
         if not pods or self.wait(job):
@@ -49,7 +59,7 @@ class LabelRepair:
 
     async def found(self, job: Job, gone: Sequence[Relabel]) -> bool:
         """Whether one of these pods, of which nothing is seen, is there after all; it gets its labels back."""
-        exist = await asyncio.gather(*(self._find(job, pod) for pod in gone))
+        exist = await asyncio.gather(*(self._find(job, pod.pod) for pod in gone))
         there = {pod.pod.uid: found for pod, found in zip(gone, exist, strict=True) if found is not None}
         for uid in there:
             self._cache.readmit_pod(uid)  # first, so that its real end, once it is watched again, comes later
@@ -61,13 +71,13 @@ class LabelRepair:
             raise
         return bool(there)
 
-    async def _find(self, job: Job, pod: Relabel) -> Manifest | None:
+    async def _find(self, job: Job, pod: PodRef) -> Manifest | None:
         """Quorum read: the pod, if it is there and still the job's."""
         try:
-            found = await self._api.get(PODS, job.namespace, pod.pod.name)
+            found = await self._api.get(PODS, job.namespace, pod.name)
         except NotFound:
             return None
-        ours = found["metadata"]["uid"] == pod.pod.uid and controlling_job(found) == job.uid
+        ours = found["metadata"]["uid"] == pod.uid and controlling_job(found) == job.uid
         return found if ours else None
 
     async def _patch(self, job: Job, pod: Relabel) -> None:
