@@ -72,14 +72,15 @@ def test_a_policy_that_denies_what_is_done_to_pods_is_said_once_and_waited_for(
     played: MakeJob,
     tmp_path: Path,
 ) -> None:
-    job = played()
+    job, done = played(), played("done")
     flags = ("--namespace", job.namespace, "--progress-interval", "1")
     operator = Operator(account, tmp_path / "operator.log", *flags)
     operator.start()
     try:
-        job.apply()
-        job.run_to_training()
-        job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+        for one in (job, done):
+            one.apply()
+            one.run_to_training()
+            one.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
         thaw = freeze("UPDATE", "DELETE")
         wait_until("pods are frozen", lambda: frozen(cluster, account, job, "train-1-1", "label", "a=b"))
         wait_until("in every way", lambda: frozen(cluster, account, job, "train-1-1", "delete"))
@@ -90,12 +91,18 @@ def test_a_policy_that_denies_what_is_done_to_pods_is_said_once_and_waited_for(
         job.patch({"runPolicy": {"suspend": True}})
         refused("deleted", job)
         assert job.status()["phase"] == "Suspending"
-        assert terminating(job) == {}
-        said = [event["message"] for event in job.events("CreateRefused")]
-        assert len(said) <= 2, "it is told at each change of what is refused"
+        done.end("train-0-1", outcome="Finished", result={"modelUri": "s3://m", "step": 100})
+        done.wait("its pods stay, it is said", lambda status: "denied request: pods are frozen" in left(status))
+        assert done.status()["phase"] == "Succeeded"
+        assert terminating(job) == {} == terminating(done)
+        for one, reason in ((job, "CreateRefused"), (job, "DeleteRefused"), (done, "DeleteRefused")):
+            wait_until("it is told", lambda one=one, reason=reason: one.events(reason))  # type: ignore[misc]
+            assert [event["count"] for event in one.events(reason)] == [1]
 
         thaw()
         job.wait_phase("Suspended")
+        done.wait("nothing is left to be said", lambda status: not left(status))
+        assert "done-train-1-1" not in done.uids()
     finally:
         operator.stop()
 
@@ -105,7 +112,7 @@ def refused(deed: str, job: PlayedJob) -> None:
     words = (f"cannot be {deed}: ValidatingAdmissionPolicy", "denied request: pods are frozen; have the policy changed")
     job.wait(f"{words}", lambda status: all(part in status["message"] for part in words))
     (holds,) = {c["reason"] for c in job.status()["conditions"] if c["type"] in ("Reconciling", "Stalled")}
-    assert holds == "CreateRefused"
+    assert holds == {"changed": "CreateRefused", "deleted": "DeleteRefused"}[deed]
     before, tries = said(job), denied(job)
     wait_until("it was tried again", lambda: denied(job) > tries)
     assert said(job) == before, "it is no news"
@@ -116,6 +123,11 @@ def said(job: PlayedJob) -> tuple[str, str, list[Object]]:
     status = job.status()
     conditions = [condition for condition in status["conditions"] if condition["type"] != "ProgressUnknown"]
     return status["phase"], status["message"], conditions
+
+
+def left(status: Object) -> str:
+    """What a finished job says of its pods that may not go."""
+    return "".join(c["message"] for c in status["conditions"] if c["type"] == "CleanupRefused")
 
 
 def denied(job: PlayedJob) -> int:

@@ -209,13 +209,41 @@ def test_a_job_whose_pods_may_not_be_deleted_says_so_while_it_waits_for_their_en
     training.step(3600)
     assert training.status.phase == {"suspended": "Suspending", "overdue": "Running"}[why]
     assert training.status.message == refusal.message
-    assert {c.reason for c in training.status.conditions} == {"CreateRefused"}
+    assert {c.reason for c in training.status.conditions} == {"DeleteRefused"}
     training.refuse(None)
     training.step(1)
     for name in ("gpt-train-0-1", "gpt-train-1-1"):
         training.vanish(name)
     training.step(1)
     assert training.status.phase == {"suspended": "Suspended", "overdue": "Failed"}[why]
+
+
+def test_a_finished_job_whose_pods_may_not_be_deleted_says_so_until_they_may(training: Play) -> None:
+    training.end("gpt-train-0-1", 0, {"outcome": "Finished", "result": {"modelUri": "s3://m"}})
+    training.step(1)
+    before, told_before = training.status, len(training.events)
+    refusal = refused("Pod", "gpt-train-1-1", Invalid(422, "Invalid", POLICY), "deleted")
+    assert refusal is not None
+    training.refuse(refusal)
+    training.step(1)
+    (said,) = set(training.status.conditions) - set(before.conditions)
+    assert (said.type, said.status, said.reason) == ("CleanupRefused", "True", "DeleteRefused")
+    assert said.message == f"Pod gpt-train-1-1 cannot be deleted: {POLICY}; have the policy changed."
+    assert (training.status.phase, training.condition("Ready")) == ("Succeeded", "True")
+    assert told(training.status) == refusal, "so that it is no news to another process"
+    training.step(60)
+    assert [event.reason for event in training.events[told_before:]] == ["DeleteRefused"]
+    training.refuse(None)
+    training.step(1)
+    assert training.status == before
+
+
+def test_a_finished_job_does_not_tell_of_pods_that_it_wants_no_more(training: Play) -> None:
+    training.refuse(refused("Pod", "gpt-train-1-2", QUOTA))
+    training.end("gpt-train-0-1", 0, {"outcome": "Finished", "result": {}})
+    training.step(1)
+    training.step(1)
+    assert training.condition("CleanupRefused") is None
 
 
 # --- events of pending pods

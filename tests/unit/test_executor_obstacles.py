@@ -33,7 +33,8 @@ def explaining(world: World) -> Think:
         said = TrainingJobStatus(phase="Starting")
         events: tuple[EventFact, ...] = ()
         if refusal is not None:
-            stalled = Condition(type="Stalled", status="True", reason=refusal.reason, last_transition_time=NOW)
+            why = {"reason": refusal.reason, "message": refusal.message}
+            stalled = Condition(type="Stalled", status="True", last_transition_time=NOW, **why)
             said = said.model_copy(update={"message": refusal.message, "conditions": (stalled,)})
             events = (EventFact("Warning", refusal.reason, refusal.message),)
         news = job.status != said
@@ -108,7 +109,7 @@ async def test_a_pod_that_must_stay_as_it_is_is_explained_once(wish: str, said: 
         with pytest.raises(Retry, match="pods are frozen"):
             await world.executor.reconcile(KEY)
     assert world.status()["message"] == FROZEN.format(said)
-    assert world.told.events == ["CreateRefused"]
+    assert world.told.events == ["DeleteRefused" if said == "deleted" else "CreateRefused"]
     assert [call[0] for call in world.api.writes()].count("update") == 2, "the start, and what is in the way"
     world.api.before = lambda verb, plural, name: None
     await world.executor.reconcile(KEY)

@@ -32,6 +32,7 @@ ConditionType = Literal[
     "Finished",
     "ProgressUnknown",
     "GangSchedulingUnavailable",
+    "CleanupRefused",
 ]
 
 # Kubernetes times have whole seconds: cut at the door, so that a status read back equals the one written.

@@ -134,7 +134,8 @@ class Children:
         try:
             found = await self._api.get(resource, job.namespace, child.name)
             if controlling_job(found) == job.uid:
-                await self._api.delete(resource, job.namespace, child.name, found["metadata"]["uid"])
+                with explained(child.kind, child.name, "deleted"):
+                    await self._api.delete(resource, job.namespace, child.name, found["metadata"]["uid"])
         except NotFound:
             logger.debug("%s %s is gone already", child.kind, child.name, extra=about(job))
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from trainingjob_operator.api.status import Condition, ConditionType, Phase, TrainingJobStatus
+from trainingjob_operator.core.obstacle import Obstacle
 
 ON_THE_WAY: frozenset[Phase] = frozenset({"Pending", "Queued", "Preparing", "Starting", "Restarting", "Suspending"})
 FINISHED: frozenset[Phase] = frozenset({"Succeeded", "Failed"})
@@ -72,8 +73,21 @@ def conditions(
     return tuple(result) + tuple(condition(note.type, True, note.reason, note.message) for note in notes)
 
 
-def observed(status: TrainingJobStatus, generation: int) -> TrainingJobStatus:
-    """`status`, which still holds for this generation of the spec."""
+def after_the_end(
+    status: TrainingJobStatus, generation: int, refusal: Obstacle | None, now: datetime
+) -> TrainingJobStatus:
+    """`status` of a finished job, which still holds for this generation of the spec, and what keeps its pods there."""
     seen = {"observed_generation": generation}
-    found = tuple(condition.model_copy(update=seen) for condition in status.conditions)
-    return status.model_copy(update={**seen, "conditions": found})
+    found = {c.type: c.model_copy(update=seen) for c in status.conditions}
+    before = found.pop("CleanupRefused", None)
+    if refusal is not None and refusal.reason == "DeleteRefused":
+        since = before.last_transition_time if before is not None else now
+        found["CleanupRefused"] = Condition(
+            type="CleanupRefused",
+            status="True",
+            reason=refusal.reason,
+            message=refusal.message,
+            last_transition_time=since,
+            observed_generation=generation,
+        )
+    return status.model_copy(update={**seen, "conditions": tuple(found.values())})

@@ -13,7 +13,7 @@ from trainingjob_operator.api.status import TrainingJobStatus, Workers
 from trainingjob_operator.core import contention, deadlines, elastic, run, upkeep
 from trainingjob_operator.core.appraisal import Appraisal, appraise, notes, ready_pods
 from trainingjob_operator.core.books import booked
-from trainingjob_operator.core.conditions import FINISHED, Note, conditions, observed
+from trainingjob_operator.core.conditions import FINISHED, Note, after_the_end, conditions
 from trainingjob_operator.core.deadlines import Deadline
 from trainingjob_operator.core.events import events
 from trainingjob_operator.core.facts import InvalidSpec, Job, PodFacts, ProgressFacts
@@ -141,7 +141,7 @@ def _unreadable(job: Job, spec: InvalidSpec, pods: Sequence[PodFacts], now: date
 
 def _after_the_end(here: Situation) -> Plan:
     """Nothing runs any more; after the time to live nothing is left but the TrainingJob."""
-    status = observed(here.job.status, here.job.generation)
+    status = after_the_end(here.job.status, here.job.generation, here.findings.refusal, here.now)
     ttl = here.spec.run_policy.pods_ttl_seconds_after_finished
     ends = status.completion_time + timedelta(seconds=ttl) if ttl is not None and status.completion_time else None
     if ends is None or ends > here.now:
@@ -183,6 +183,8 @@ def _plan(
     active = wants_progress is not None
     status = _with(status, said, notes(here, status, active), here.job.generation, here.now)
     status = status.model_copy(update={"workers": workers})
+    if status.phase in FINISHED:
+        status = after_the_end(status, here.job.generation, here.findings.refusal, here.now)
     waits = [deeds.wait, *_timers(here, status)] if status.phase not in FINISHED else [_ttl(here)]
     return _finish(
         here,

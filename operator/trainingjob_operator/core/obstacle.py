@@ -63,6 +63,7 @@ REASONS: Mapping[str, tuple[bool, bool]] = {
     "MissingReference": (False, False),
     "PodNotStarted": (False, False),
     "CreateRefused": (False, True),
+    "DeleteRefused": (False, True),
     "NameTaken": (False, True),
     "SpecNotUnderstood": (False, True),
 }
@@ -77,9 +78,9 @@ def _obstacle(reason: str, what: str, why: str, next_step: str) -> Obstacle:
 def told(status: TrainingJobStatus) -> Obstacle | None:
     """The obstacle that `status` tells of."""
     for condition in status.conditions:
-        holds = condition.type in ("Ready", "Reconciling", "Stalled") and condition.status == "True"
+        holds = condition.type in ("Ready", "Reconciling", "Stalled", "CleanupRefused") and condition.status == "True"
         if holds and condition.reason in REASONS:
-            return Obstacle(condition.reason, status.message, *REASONS[condition.reason])
+            return Obstacle(condition.reason, condition.message, *REASONS[condition.reason])
     return None
 
 
@@ -102,7 +103,8 @@ def refused(kind: str, name: str, error: ApiError, deed: str = "created") -> Obs
     why = _IS_FORBIDDEN.sub("", error.message)
     what = f"{kind} {name} cannot be {deed}"
     if "failed calling webhook" in why:
-        return _obstacle("PodNotStarted", what, why, "the webhook must answer again")
+        reason = "DeleteRefused" if deed == "deleted" else "PodNotStarted"
+        return _obstacle(reason, what, why, "the webhook must answer again")
     if not (isinstance(error, Forbidden | Invalid) or error.status == 400):
         return None
     if "exceeded quota" in why or "status unknown for quota" in why:
@@ -120,7 +122,7 @@ def refused(kind: str, name: str, error: ApiError, deed: str = "created") -> Obs
         next_step = "have the policy changed; or suspend the job, correct spec.workers, and resume it"
     else:
         next_step = "have the policy changed"
-    return _obstacle("CreateRefused", what, why, next_step)
+    return _obstacle("DeleteRefused" if deed == "deleted" else "CreateRefused", what, why, next_step)
 
 
 def of_pod(pod: PodFacts, look: Look | None) -> Obstacle | None:
