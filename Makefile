@@ -75,7 +75,8 @@ on-cluster: lint
 
 .PHONY: bench-operator
 bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK plays (N=500, SUSPENDED=10000)
-	@$(BIN)/python -m trainingjob_local.binaries --all
+	@$(BIN)/python -m trainingjob_local.binaries
+	@$(BIN)/python -m trainingjob_local.binaries kwok
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.operator_scale \
 	  $(if $(N),--jobs $(N)) $(if $(SUSPENDED),--suspended $(SUSPENDED))
 

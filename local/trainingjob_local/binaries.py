@@ -2,7 +2,7 @@
 
 In this order: the directory that KUBEBUILDER_ASSETS names, PATH if the version fits, the cache, a verified official
 download, and a build with Go from the modules that `gobuild/` pins. `python -m trainingjob_local.binaries` fetches all
-that the demo and most tests need; `--all` also KWOK, for the benchmark.
+that the demo and most tests need; `--all` also KWOK, for the benchmark, and Prometheus' promtool, for the alerts.
 """
 
 import argparse
@@ -27,6 +27,9 @@ KUBERNETES = "v1.37.2"
 ETCD = "v3.7.0"
 HELM = "v4.3.1"
 KWOK = "v0.8.0"
+PROMETHEUS = "v3.15.0"
+RARE = ("kwok", "promtool")
+"""Programs that are made when they are asked for."""
 
 _GOBUILD = Path(__file__).parent / "gobuild"
 _GO_SERIES = (1, 26)
@@ -53,6 +56,7 @@ class Program:
     module: str  # directory below gobuild/ whose go.mod pins the build
     package: str
     ldflags: str
+    tags: str = ""
 
 
 def _kubernetes(name: str) -> Program:
@@ -94,10 +98,29 @@ def _kwok() -> Program:
     return Program("kwok", KWOK, ("--version",), None, None, "", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "")
 
 
+def _promtool() -> Program:
+    """Built without the clients of all clouds, whose instances Prometheus could find."""
+    number = PROMETHEUS.removeprefix("v")
+    directory = f"prometheus-{number}.linux-{_arch()}"
+    base = f"https://github.com/prometheus/prometheus/releases/download/{PROMETHEUS}"
+    return Program(
+        "promtool",
+        PROMETHEUS,
+        ("--version",),
+        f"{base}/{directory}.tar.gz",
+        f"{directory}/promtool",
+        f"{base}/sha256sums.txt",
+        "promtool",
+        "github.com/prometheus/prometheus/cmd/promtool",
+        f"-X github.com/prometheus/common/version.Version={number}",
+        "remove_all_sd",
+    )
+
+
 def programs() -> dict[str, Program]:
     """All programs by name."""
     names = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-    return {p.name: p for p in (_etcd(), *map(_kubernetes, names), _helm(), _kwok())}
+    return {p.name: p for p in (_etcd(), *map(_kubernetes, names), _helm(), _kwok(), _promtool())}
 
 
 def ensure(names: Iterable[str], say: Say | None = None) -> dict[str, Path]:
@@ -201,7 +224,8 @@ def _build(program: Program, target: Path, say: Say) -> None:
     go = _go(say)
     say(f"{program.name} {program.version}: go build, 1 to 5 minutes on 2 idle cores (the first is the longest)")
     environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-    command = [go, "build", "-trimpath", "-ldflags", f"-s -w {program.ldflags}", "-o", target, program.package]
+    flags = ["-trimpath", "-tags", program.tags, "-ldflags", f"-s -w {program.ldflags}"]
+    command = [go, "build", *flags, "-o", target, program.package]
     done = subprocess.run(
         [str(part) for part in command],
         cwd=_GOBUILD / program.module,
@@ -261,10 +285,10 @@ def _to_stderr(line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: have all programs, or the named ones, ready."""
     parser = argparse.ArgumentParser(prog="python -m trainingjob_local.binaries", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(programs())} (default: all but kwok)")
-    parser.add_argument("--all", action="store_true", help="kwok too")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(programs())} (default: all but {', '.join(RARE)})")
+    parser.add_argument("--all", action="store_true", help="all")
     given = parser.parse_args(arguments)
-    names = given.names or [name for name in programs() if given.all or name != "kwok"]
+    names = given.names or [name for name in programs() if given.all or name not in RARE]
     unknown = [name for name in names if name not in programs()]
     if unknown:
         parser.error(f"unknown program {unknown[0]}; there are {', '.join(programs())}")

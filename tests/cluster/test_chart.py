@@ -104,6 +104,29 @@ def test_the_deployments_arguments_are_the_operators() -> None:
     assert options.log_format == "json"
 
 
+def test_prometheus_is_told_whom_to_scrape_and_of_what_to_warn_where_that_is_asked_for() -> None:
+    kinds = {"PodMonitor", "PrometheusRule"}
+    assert not kinds & {manifest["kind"] for manifest in render("ops")}
+    asked = {"create": True, "labels": {"release": "prometheus"}}
+    manifests = render("ops", {"metrics": {"podMonitor": asked, "alerts": asked}})
+    (monitor,), (alerts,), (deployment,) = (
+        of_kind(manifests, k) for k in ("PodMonitor", "PrometheusRule", "Deployment")
+    )
+    pods = deployment["spec"]["template"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in [port["name"] for port in pods["spec"]["containers"][0]["ports"]]
+    assert endpoint["honorLabels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
+    assert alerts["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+    for manifest in (monitor, alerts):
+        assert manifest["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_names_fit_however_long_the_release_is_called() -> None:
+    for manifest in render("ops", {"fullnameOverride": 70 * "n"}):
+        assert len(manifest["metadata"]["name"]) <= 63
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from prometheus_client.metrics import MetricWrapperBase
+from support.signals import operators_own
 from trainingjob_operator.core import events, failures
 from trainingjob_operator.core.facts import SAID_CLASSES
 from trainingjob_operator.core.obstacle import REASONS
@@ -37,20 +37,6 @@ def test_every_metric_is_documented_with_its_labels_and_no_other() -> None:
     documented = {name: tuple(labels.split(",")) if labels else () for name, labels in found}
     assert len(found) == len(documented)
     assert documented == {family.sample: family.labels for family in FAMILIES} | operators_own()
-
-
-def operators_own() -> dict[str, tuple[str, ...]]:
-    """Names as in a query, except that histograms have no suffix; and their labels."""
-    metrics = OperatorMetrics(lambda: 0, lambda: 0.0)
-    own = {}
-    for collector in vars(metrics).values():
-        if isinstance(collector, MetricWrapperBase):
-            (family,) = collector.collect()
-            suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
-            own[family.name + suffix] = collector._labelnames
-    exported = {f.name for f in metrics.registry.collect() if f.name.startswith("trainingjob")}
-    assert len(own) == len(exported), "a metric is no attribute"
-    return own
 
 
 def test_names_follow_prometheus_conventions() -> None:
