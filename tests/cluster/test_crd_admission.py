@@ -239,6 +239,9 @@ def test_a_whole_status_is_accepted_as_it_is_written(jobs: Jobs) -> None:
     jobs.kubectl("replace", "--raw", path, "-f", "-", stdin=json.dumps({**found, "status": written}))
     assert jobs.get()["status"] == written
     assert "3/10 (30%)" in jobs.kubectl("get", "tj")
+    stored = json.loads(jobs.kubectl("get", "tj", "gpt", "-o", "json", "--show-managed-fields"))
+    owned = [entry["fieldsV1"] for entry in stored["metadata"]["managedFields"] if entry.get("subresource") == "status"]
+    assert owned == [{"f:status": {}}], "who owns what of a status is half of a stored job"
 
 
 @pytest.mark.parametrize(
