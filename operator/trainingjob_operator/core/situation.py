@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from typing import NamedTuple
 
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import Member, Role, TrainingJobStatus
@@ -13,6 +14,20 @@ from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.findings import Findings
 from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.stages import gang_size, role_of
+
+
+class _Gang(NamedTuple):
+    status: TrainingJobStatus  # that it is the gang of: as long as it is held here, no other has its id
+    members: tuple[Member, ...]
+    pods: tuple[PodFacts, ...]
+
+
+def _members(status: TrainingJobStatus, spec: TrainingJobSpec) -> tuple[Member, ...]:
+    if status.stage is None or status.resolved is None:
+        return ()
+    role, size = role_of(status.stage), gang_size(status.stage, spec, status.resolved)
+    members = [m for m in status.pods if m.role == role and m.index < size]
+    return tuple(sorted(members, key=lambda m: m.index))
 
 
 @dataclass(frozen=True)
@@ -40,11 +55,20 @@ class Situation:
 
     def gang(self, status: TrainingJobStatus) -> tuple[Member, ...]:
         """Members of the current stage, by index; empty when no run is on."""
-        if status.stage is None or status.resolved is None:
-            return ()
-        role, size = role_of(status.stage), gang_size(status.stage, self.spec, status.resolved)
-        members = [m for m in status.pods if m.role == role and m.index < size]
-        return tuple(sorted(members, key=lambda m: m.index))
+        return self._gang(status).members
+
+    def _gang(self, status: TrainingJobStatus) -> _Gang:
+        """A decision asks for it some thirty times, of two or three statuses."""
+        gang = self._gangs.get(id(status))
+        if gang is None:
+            members = _members(status, self.spec)
+            pods = tuple(pod for member in members if (pod := self.pod_of(member)) is not None)
+            gang = self._gangs[id(status)] = _Gang(status, members, pods)
+        return gang
+
+    @cached_property
+    def _gangs(self) -> dict[int, _Gang]:
+        return {}
 
     def pod_of(self, member: Member) -> PodFacts | None:
         """The pod that stands for `member`."""
@@ -66,7 +90,7 @@ class Situation:
 
     def gang_pods(self, status: TrainingJobStatus) -> tuple[PodFacts, ...]:
         """The pods of the current stage that are there, by index."""
-        return tuple(pod for member in self.gang(status) if (pod := self.pod_of(member)) is not None)
+        return self._gang(status).pods
 
     def head(self, status: TrainingJobStatus) -> PodFacts | None:
         """The pod of index 0."""

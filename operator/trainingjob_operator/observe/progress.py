@@ -28,6 +28,8 @@ POLLERS = 64
 POLLS_PER_SECOND = 200.0
 """Of all jobs together: up to 200 jobs are polled every second, more of them less often."""
 MIN_INTERVAL_SECONDS = 1.0
+BACKOFF = 4.0
+"""Steep: a silent head is asked again in any case once it is ready."""
 MAX_BACKOFF_SECONDS = 15.0
 STATUS_WRITES_PER_SECOND = 20.0
 """Of all jobs together, for writes that carry nothing but progress."""
@@ -153,7 +155,7 @@ class ProgressPoller:
         else:
             if self._targets.get(job_uid) is target:
                 self._received(job_uid, target, report)
-        return min(self.interval * 2.0**target.failures, max(self.interval, MAX_BACKOFF_SECONDS))
+        return min(self.interval * BACKOFF**target.failures, max(self.interval, MAX_BACKOFF_SECONDS))
 
     async def _fetch(self, job_uid: str, pod: PodFacts) -> ProgressReport:
         if self._session is None:
