@@ -6,7 +6,6 @@ its status shows at once (`_essence`), or when writing plain progress is due.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from collections.abc import Callable
@@ -162,7 +161,7 @@ class ProgressPoller:
             raise RuntimeError("the poller is used outside of its `async with` block")
         if not pod.ip:
             raise BadReport("the pod has no address")
-        host = f"[{pod.ip}]" if ipaddress.ip_address(pod.ip).version == 6 else pod.ip
+        host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
         url = f"http://{host}:{self._port}/progress"
         async with self._session.get(url, allow_redirects=False) as response:
             if response.status != 200:
