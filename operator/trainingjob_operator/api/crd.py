@@ -85,8 +85,8 @@ def _root() -> Json:
     status["properties"]["observedGeneration"]["default"] = -1
     # So that tools never take a job for current that no operator has seen.
     status["default"] = {"observedGeneration": -1}
-    # One writer writes it whole. Kept field by field, who owns what of it were half of a stored job, and a fifth of what
-    # the API server does to write it.
+    # One writer writes it whole. Field by field, who owns what of it would be half of a stored job, and a fifth of what
+    # the API server does at each write.
     status["x-kubernetes-map-type"] = "atomic"
     text = "string"
     return {
