@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -78,6 +79,7 @@ def _rank(
     from trainingjob_trainer.checkpoint import checkpointer
 
     checkpointer.LAST_WAIT = PATIENCE  # what is under way when an attempt ends comes to its end, however slowly
+    warnings.filterwarnings("error", module=r"torch\.distributed\.fsdp\.")  # of how our models are sharded
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     if world_size > 1:

@@ -40,5 +40,5 @@ class Perceptron(nn.Module):
         x = self.embed(inputs)
         for block in self.blocks:
             x = block(x)
-        predicted: Tensor = self.head(self.norm(x)).squeeze(-1)
+        predicted: Tensor = self.head(self.norm(x)).sum(-1)  # of one: FSDP2 wants no view
         return predicted
