@@ -1,5 +1,6 @@
 """`python -m trainingjob_trainer.train`: what it reads, and how it refuses."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from trainingjob_trainer.errors import Drained, UserError
+from trainingjob_trainer.prepare.check import check
+from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.stop import Stop
+from trainingjob_trainer.storage import open_store
 from trainingjob_trainer.train import Console, main, read_config
 
 SPEC = {
@@ -120,3 +124,35 @@ def test_a_defect_is_told_with_its_traceback_and_ends_as_it_does_in_a_pod(
     told = capsys.readouterr().err
     assert "in run\n" in told
     assert "Internal: KeyError: 'blocks'" in told
+
+
+def test_who_stops_a_run_is_told_how_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise Drained("Asked to stop; step 7 is committed.", step=7)
+
+    monkeypatch.setattr("trainingjob_trainer.train.run", run)
+    assert main([str(tmp_path)]) == 30
+    told = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert told[0].endswith("Drained: Asked to stop; step 7 is committed.")
+    assert told[1:] == ["The same command goes on from there."]
+
+
+def test_a_finished_run_answers_with_its_numbers_and_no_screens_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "job.yaml"
+    spec = {**SPEC, "outputUri": f"{tmp_path}/run", "data": {"train": {"uri": str(tmp_path / "raw.jsonl")}}}
+    job.write_text(yaml.safe_dump(spec))
+    (tmp_path / "raw.jsonl").write_text('{"text": "a text"}\n')
+    config = read_config(job, 1)
+    store = open_store(config.output_uri, config.storage)
+    check(config, store)
+    metrics = {"accuracy": 0.5, "confusionMatrix": [[1, 0], [1, 0]], "perClass": [{"class": "a", "f1": 0.6}]}
+    evaluation = Evaluation(split="test", step=10, metrics=metrics)
+    RunResult(plan_hash=config.plan_hash(), attempt=1, step=10, report_uri="/x", evaluation=evaluation).save(store)
+    assert main([str(job)]) == 0
+    answered = json.loads(capsys.readouterr().out)
+    assert answered["evaluation"] == {"split": "test", "step": 10, "metrics": {"accuracy": 0.5}}
+    assert answered["reportUri"] == "/x"

@@ -191,7 +191,8 @@ class _Run:
         before_pass: Callable[[], None] = lambda: None,
     ) -> TaskMetrics:
         """Metrics of the present weights, those after `step` steps, on a split; the same on every rank."""
-        self.report(state="Evaluating", message=f"Evaluating on the {split} split.")
+        which = "" if step == self.progress.step else f" the weights of step {step}, the best,"
+        self.report(state="Evaluating", message=f"Evaluating{which} on the {split} split.")
         with self.telemetry.stopwatch.during("evaluation"), self.compiling("evaluation"):
             metrics = self.learner.evaluate(self.readers[split], max_samples, before_pass)
         evaluation = {"split": split, "step": step, "metrics": scalars(metrics)}

@@ -92,7 +92,16 @@ def tell(error: TrainerError, raised: Exception | None = None) -> None:
     """What ends the program; of a defect all that is known. raised: what `error` was made of, if it is another."""
     if type(error) is TrainerError:
         traceback.print_exception(raised or error)
-    say(f"{error.error_class}: {error.cause}" + (f"\n         {error.next_step}" if error.next_step else ""))
+    next_step = "The same command goes on from there." if isinstance(error, Drained) else error.next_step
+    say(f"{error.error_class}: {error.cause}" + (f"\n         {next_step}" if next_step else ""))
+
+
+def answer(result: Mapping[str, Any]) -> None:
+    """The result on stdout, of its metrics those that are one number: a confusion matrix fills many screens."""
+    evaluation = result["evaluation"]
+    numbers = {name: value for name, value in evaluation["metrics"].items() if not isinstance(value, list)}
+    shown = {**result, "evaluation": {**evaluation, "metrics": numbers}}
+    sys.stdout.write(json.dumps(shown, indent=1) + "\n")
 
 
 def read_config(path: Path, world_size: int) -> JobConfig:
@@ -132,8 +141,8 @@ def begin(config: JobConfig, store: Store, console: Console) -> Attempt | None:
 
     found = check(config, store)
     say(found.message)
-    if found.outcome == "Finished":
-        sys.stdout.write(json.dumps(found.result, indent=1) + "\n")
+    if found.result is not None:
+        answer(found.result)
         return None
     if found.outcome == "PrepareData":
         from trainingjob_trainer.prepare.local import prepare_data
@@ -181,7 +190,7 @@ def run(path: Path, rank: int, world_size: int) -> None:
     try:
         result = train(config, attempt, console)
         if rank == 0:
-            sys.stdout.write(json.dumps(result.save(store).wire(), indent=1) + "\n")
+            answer(result.save(store).wire())
     except Exception as error:
         failure = of_rank(error, rank)
         if rank == 0 and not isinstance(failure, Drained | Fenced):

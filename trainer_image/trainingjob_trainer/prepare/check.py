@@ -139,7 +139,8 @@ def _check_raw_data(config: JobConfig) -> str:
     for (split, _), raw in first_of_each.items():
         list(islice(read_examples(config, split, raw), RECORDS_READ))
     size = sum(raw.size for _, raw in objects) / 1e6
-    return f"The raw data ({len(objects)} objects, {size:,.1f} MB) is to be prepared."
+    amount = f"{size:,.1f}" if size >= 1 else f"{size:.1g}"
+    return f"The raw data ({len(objects)} object(s), {amount} MB) is to be prepared."
 
 
 def load_manifest(config: JobConfig, store: Store) -> Manifest | None:

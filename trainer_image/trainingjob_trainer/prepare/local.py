@@ -20,7 +20,7 @@ def prepare_data(config: TrainerSpec, store: Store, report: Callable[[dict[str, 
     """Read, clean, split, tokenize and write the data of a job; the manifest comes last. Safe to run again."""
     objects = raw_objects(config)
     if report:
-        report({"state": "Preparing", "message": f"Reading {len(objects)} objects."})
+        report({"state": "Preparing", "message": f"Reading {len(objects)} object(s)."})
     examples = arrange((e for split, raw in objects for e in read_examples(config, split, raw)), config)
     if not examples:
         raise no_examples(config)

@@ -63,7 +63,7 @@ def prepare_data(config: TrainerSpec, store: Store, report: Callable[[Row], None
 def _prepare(config: TrainerSpec, store: Store, nodes: Nodes, report: Callable[[Row], None]) -> Manifest:
     objects = raw_objects(config)
     blocks = max(BLOCKS_PER_POD * len(nodes), sum(raw.size for _, raw in objects) // BLOCK_BYTES)
-    report({"state": "Preparing", "message": f"Reading {len(objects)} objects on {len(nodes)} pods."})
+    report({"state": "Preparing", "message": f"Reading {len(objects)} object(s) on {len(nodes)} pod(s)."})
     arranged = (
         ray.data.from_items([_object_row(split, raw) for split, raw in objects], override_num_blocks=len(objects))
         .flat_map(_read, fn_kwargs={"config": config})
