@@ -15,8 +15,8 @@ from trainingjob_trainer.config import Storage
 from trainingjob_trainer.data import prefetch as prefetch_module
 from trainingjob_trainer.data.manifest import SPLITS, Manifest, Shard, SplitData
 from trainingjob_trainer.data.order import Order
-from trainingjob_trainer.data.prefetch import AHEAD, READY, TOGETHER, prefetch
-from trainingjob_trainer.data.reader import Loaded, Memory, Reader
+from trainingjob_trainer.data.prefetch import AHEAD, READY, TOGETHER, TRAY, TRAY_BYTES, prefetch
+from trainingjob_trainer.data.reader import Batch, Bools, Loaded, Memory, Reader, Rows
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.storage import LocalStore
 
@@ -79,7 +79,8 @@ def test_reading_ahead_is_bounded_by_its_memory(reader: Counting) -> None:
         samples_a_block = len(reader) // reader.blocks.count
         for _ in range(10 * samples_a_block):
             next(read)
-        assert max(reader.loads) <= 10 + 2 + 4  # handed out, ready or being put together, read ahead
+        ready = (READY + 1) * TRAY // samples_a_block
+        assert max(reader.loads) <= 10 + ready + 4  # handed out, ready or being put together, read ahead
     assert reader.rooms == 4
 
 
@@ -88,10 +89,37 @@ def test_the_next_blocks_are_read_while_a_batch_is_used(reader: Counting) -> Non
     of_each_block = [[reader.blocks.bounds(block)[0]] for block in range(reader.blocks.count)]
     with prefetch(reader, of_each_block, memory=8 * reader.block_bytes) as read:
         next(read)
-        wait_until("blocks that are read ahead", lambda: len(reader.loads) >= READY + 8, every=0.01)
+        wait_until("blocks that are read ahead", lambda: len(reader.loads) > READY * TRAY + 1, every=0.01)
 
 
-def test_of_a_batch_that_does_not_fit_in_as_much_is_read_as_there_is_room_for(reader: Counting) -> None:
+@pytest.mark.parametrize("at_once", [1, TRAY])
+def test_batches_are_ready_by_the_tray_and_no_more_are_made_until_one_is_empty(
+    reader: Counting, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Where a batch has as many bytes as a tray, by the batch."""
+    monkeypatch.setattr(prefetch_module, "TRAY_BYTES", 1 if at_once == 1 else TRAY_BYTES)
+    made, taken, too_early = 0, 0, list[tuple[int, int]]()
+
+    def batch(rows: Rows, skipped: Bools) -> Batch:
+        nonlocal made
+        made += 1
+        if made > (taken // at_once + READY) * at_once + 1:  # one is made before it is seen that there is no tray
+            too_early.append((made, taken))
+        return Counting.batch(reader, rows, skipped)
+
+    monkeypatch.setattr(reader, "batch", batch)
+    with prefetch(reader, [[i % 9] for i in range(1000)]) as read:
+        wait_until("batches that are ready", lambda: made > READY * at_once, every=0.01)
+        for number in range(1000):
+            taken = number + 1
+            next(read)
+    assert not too_early
+
+
+def test_of_a_batch_that_does_not_fit_in_as_much_is_read_as_there_is_room_for(
+    reader: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch_module, "TRAY_BYTES", 1)
     groups = [[reader.blocks.bounds(block)[0] for block in range(first, first + 4)] for first in (0, 4)]
     batches = [groups[0]] * 8 + [groups[1]] * 8
     with prefetch(reader, batches, memory=6 * reader.block_bytes) as read:
@@ -135,10 +163,10 @@ def test_the_first_batch_does_not_wait_for_those_far_ahead(reader: Counting, mon
 
     with prefetch(reader, batches()) as read:
         assert int(next(read).inputs[0, 0]) == 0
-        assert len(asked) <= 4 * TOGETHER
+        assert len(asked) <= (READY + 8) * TOGETHER  # when all trays are full
         for _ in range(2000):
             next(read)
-        assert len(asked) <= 2000 + (AHEAD + 2) * TOGETHER + READY + 3
+        assert len(asked) <= 2000 + (AHEAD + 2) * TOGETHER + (READY + 1) * TRAY
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
