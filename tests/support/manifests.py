@@ -1,6 +1,7 @@
 """The jobs of the end-to-end tests: small, real, and alike but for what a test is about."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 Object = dict[str, Any]
 
@@ -46,9 +47,12 @@ def elastic_job(name: str, bucket: str, endpoint: str) -> Object:
 
 
 def digits_job(name: str, bucket: str, endpoint: str) -> Object:
-    """A bidirectional encoder that learns scikit-learn's handwritten digits on two workers."""
+    """A bidirectional encoder that learns scikit-learn's handwritten digits on two workers, with a proxy for others."""
+    common = _common(name, bucket, endpoint)
+    proxy = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": str(urlsplit(endpoint).hostname)}
+    common["workers"]["template"] = {"env": [{"name": name, "value": value} for name, value in proxy.items()]}
     return _job(name, bucket, endpoint) | {
-        "spec": _common(name, bucket, endpoint)
+        "spec": common
         | {
             "task": {"kind": "image-classification"},
             "data": {

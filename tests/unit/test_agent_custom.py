@@ -44,7 +44,7 @@ def running(pod: AgentPod, program: str, **env: str) -> subprocess.Popen[bytes]:
 def test_the_command_finds_what_torch_and_torchrun_ask_for(pod: AgentPod) -> None:
     seen = pod.directory / "seen"
     program = f"import json, os, pathlib; pathlib.Path({str(seen)!r}).write_text(json.dumps(dict(os.environ)))"
-    process = run(pod, program, PET_NPROC_PER_NODE="auto")
+    process = run(pod, program, PET_NPROC_PER_NODE="auto", HTTP_PROXY="http://proxy:3128", NO_PROXY="s3.internal")
     assert process.wait(PATIENCE) == 0
     env: dict[str, str] = json.loads(seen.read_text())
     assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("127.0.0.1", "29503")
@@ -57,6 +57,7 @@ def test_the_command_finds_what_torch_and_torchrun_ask_for(pod: AgentPod) -> Non
     ]
     assert env["GLOO_SOCKET_IFNAME"] == env["NCCL_SOCKET_IFNAME"] == "lo"
     assert env["PET_NPROC_PER_NODE"] == "auto", "the pod's own environment wins"
+    assert env["no_proxy"] == env["NO_PROXY"] == "s3.internal,127.0.0.1", "whom it reports to is no way outside"
     assert env["TRAININGJOB_OUTPUT_URI"] == "/out"
 
 

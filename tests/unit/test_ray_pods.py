@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ from trainingjob_trainer.agent.pod import Pod
 from trainingjob_trainer.errors import Drained, Hang, TrainerError, WorkerLost
 from trainingjob_trainer.network import nobody_there
 from trainingjob_trainer.ray_pods import JOIN_LIMIT, PATIENCE, Gang, Node, State, wait_for, watch_for_joiners
+from trainingjob_trainer.reporting import ask
 
 ALL = frozenset({0, 1, 2})
 FIXED, ELASTIC, AT_ONCE = Gang(ALL, 3), Gang(ALL, 2), Gang(ALL, 2, patience=0.0)
@@ -251,6 +253,17 @@ def test_a_pod_is_what_its_agent_says(pod: Pod, monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(ray_pods, "AGENT_PORT", port)
         assert ray_pods._state("127.0.0.1", pod) == state
     assert ray_pods._state("127.0.0.1", pod) == "leaving", "whoever refuses the connection has ended"
+
+
+def test_pods_are_not_asked_through_the_proxy_that_leads_outside(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it has read the environment before
+    monkeypatch.setattr(Agent, "answer", json.dumps({"jobUid": "job-uid", "state": "Training"}).encode())
+    with serving("127.0.0.1", 0, Agent) as port:
+        monkeypatch.setattr(ray_pods, "AGENT_PORT", port)
+        assert ray_pods._state("127.0.0.1", pod) == "ready"
+        assert ask(f"http://127.0.0.1:{port}/report", "progress") == {"jobUid": "job-uid", "state": "Training"}
 
 
 def test_a_pod_is_there_if_its_name_has_an_address_whose_port_is_not_closed(

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from .agent.pod import AGENT_PORT, Pod
 from .errors import Drained, Hang, TrainerError, WorkerLost
-from .network import nobody_there
+from .network import ask_pod, nobody_there
 from .ray_node import INCARNATION_LABEL, INDEX_LABEL, RANK_RESOURCE
 
 logger = logging.getLogger(__name__)
@@ -196,7 +195,7 @@ def _node(ray_node: dict[str, Any], free: dict[str, dict[str, float]], pod: Pod)
 def _state(address: str, pod: Pod) -> State:
     """What the agent at `address` makes of its pod. One that refuses the connection has ended, or has not begun."""
     try:
-        with urllib.request.urlopen(f"http://{address}:{AGENT_PORT}/progress", timeout=ANSWER) as response:
+        with ask_pod(f"http://{address}:{AGENT_PORT}/progress", ANSWER) as response:
             seen = json.load(response)
     except urllib.error.URLError as error:
         return "leaving" if nobody_there(error.reason) else "silent"

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from .network import ask_pod
+
 logger = logging.getLogger(__name__)
 
 INTERVAL = 0.5  # seconds between two reports at least
@@ -74,7 +76,7 @@ class Reporter:
             headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER):
+            with ask_pod(request, ANSWER):
                 pass
         except urllib.error.HTTPError as error:
             logger.warning("The head refused a report: %s", error.read(500).decode(errors="replace"))
@@ -85,7 +87,7 @@ class Reporter:
 def ask(report_url: str, path: str) -> dict[str, Any] | None:
     """What the head's agent answers at another path than that of reports; None if it does not."""
     try:
-        with urllib.request.urlopen(report_url.removesuffix("report") + path, timeout=ANSWER) as response:
+        with ask_pod(report_url.removesuffix("report") + path, ANSWER) as response:
             answer: dict[str, Any] = json.load(response)
     except (OSError, ValueError):
         return None

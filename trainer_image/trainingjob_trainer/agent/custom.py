@@ -92,7 +92,7 @@ class CustomAgent(Agent):
 
 
 def environment(base: Mapping[str, str], pod: Pod, config: PodConfig, agent_port: int) -> dict[str, str]:
-    """The command's environment. `base`, the pod's own, wins."""
+    """The command's environment. `base`, the pod's own, wins; but a proxy in it is not for the agent's address."""
     port, interface = str(FIRST_PORT + pod.incarnation % PORTS), interface_of(pod.ip)
     own = {
         # For a script that is one process a pod; torchrun sets its own for its children.
@@ -119,7 +119,9 @@ def environment(base: Mapping[str, str], pod: Pod, config: PodConfig, agent_port
         "AWS_ENDPOINT_URL_S3": config.storage.endpoint_url,
         "AWS_REGION": config.storage.region,
     }
-    return {**own, **{name: value for name, value in optional.items() if value is not None}, **base}
+    direct = ",".join(filter(None, (base.get("no_proxy") or base.get("NO_PROXY"), pod.ip)))
+    given = {name: value for name, value in optional.items() if value is not None}
+    return {**own, **given, **base, "no_proxy": direct, "NO_PROXY": direct}
 
 
 def _exit_code(code: int) -> int:
