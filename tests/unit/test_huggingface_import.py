@@ -219,6 +219,20 @@ def test_what_is_wrong_is_named(tmp_path: Path, wrong: str) -> None:
     assert raised.value.next_step
 
 
+def test_the_shape_that_is_told_can_be_pasted_and_still_begins_with_the_model(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", "llama, untied")
+    begin = {"initFrom": {"uri": str(tmp_path / "source")}}
+    shape = {"layers": 1, "dim": 16, "heads": 2, "dropout": 0.1}
+    config = with_data(tmp_path, model={"transformer": shape, **begin, "export": "none"})
+    with pytest.raises(UserError, match="its model is another one than") as raised:
+        check(config, store_of(config))
+    told = raised.value.next_step.removeprefix("Set spec.model to ").removesuffix(".")
+    pasted = with_data(tmp_path, model=json.loads(told))
+    assert (pasted.model.init_from, pasted.model.export) == (config.model.init_from, "none")
+    assert pasted.model.size.dropout == 0.1
+    assert check(pasted, store_of(pasted)).outcome == "PrepareData"
+
+
 def with_data(directory: Path, **changes: Any) -> JobConfig:
     """A run over a hundred short texts, in `directory`/run."""
     directory.mkdir(exist_ok=True)

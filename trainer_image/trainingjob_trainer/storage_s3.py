@@ -258,7 +258,7 @@ def _raise_s3(error: BaseException, store: S3Store, key: str) -> NoReturn:
 def _translate(error: boto.ClientError, store: S3Store, key: str) -> TrainerError:
     code, uri = _code(error), store.uri(key)
     message = str(error.response.get("Error", {}).get("Message", "")).rstrip(".") or code
-    secret = store.storage.credentials_secret or "that spec.storage names"
+    secret = f"{store.storage.credentials_secret or 'that spec.storage names'} (by hand: in the environment or profile)"
     if code == "NoSuchBucket":
         return UserError(f"The bucket {store.bucket} does not exist.", "Create it, or correct the URI's first part.")
     if code in _MISSING:

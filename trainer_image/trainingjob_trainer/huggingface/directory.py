@@ -159,10 +159,12 @@ class Directory:
             raise self._wrong(f"its config.json describes a model that is not covered: {error}") from error
         different = differences(config.model.size, theirs, config.context)
         if different:
-            shape = json.dumps(theirs.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+            theirs = theirs.model_copy(update={"dropout": config.model.size.dropout})  # which no config.json has
+            theirs_in_ours = config.model.model_copy(update={"preset": None, "transformer": theirs})
+            shape = json.dumps(theirs_in_ours.model_dump(mode="json", by_alias=True, exclude_defaults=True))
             raise self._wrong(
                 f"its model is another one than spec.model: {'; '.join(different)}",
-                f"Set spec.model to {{transformer: {shape}}}.",
+                f"Set spec.model to {shape}.",
             )
 
     @cached_property
