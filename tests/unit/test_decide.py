@@ -473,3 +473,12 @@ def test_a_lost_status_never_lets_incarnations_fall(training: Play) -> None:
     training.step(1)
     assert training.created[-1] == "gpt-prepare-0-2"
     assert set(training.deleted) == {"gpt-train-0-1", "gpt-train-1-1"}
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_run_whose_status_has_lost_pods_is_begun_anew(training: Play, left: int) -> None:
+    """It would wait for ever for those of which the status has nothing."""
+    training.status = training.status.model_copy(update={"pods": training.status.pods[:left]})
+    training.step(1)
+    assert training.status.stage == "Check"
+    assert training.created[-1] == "gpt-prepare-0-2"

@@ -57,7 +57,7 @@ def decide(
         return _succeed(here, status, last_words.result or {})
     if here.spec.suspended or (status.phase == "Suspending" and here.working):
         return _suspend(here, status)
-    if status.resolved is None or status.phase == "Suspending":
+    if status.phase == "Suspending" or not here.whole(status):
         status = run.begin(here, status)
     elif (deadline := deadlines.passed(here, status)) is not None:
         return _overdue(here, status, deadline)

@@ -57,6 +57,12 @@ class Situation:
         """Members of the current stage, by index; empty when no run is on."""
         return self._gang(status).members
 
+    def whole(self, status: TrainingJobStatus) -> bool:
+        """Whether a run is on with a member for each pod of its stage: else somebody has edited the status."""
+        if status.stage is None or status.resolved is None:
+            return False
+        return len(self.gang(status)) == gang_size(status.stage, self.spec, status.resolved)
+
     def _gang(self, status: TrainingJobStatus) -> _Gang:
         """A decision asks for it some thirty times, of two or three statuses."""
         gang = self._gangs.get(id(status))
