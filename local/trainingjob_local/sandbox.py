@@ -132,8 +132,10 @@ def _make_ground() -> None:
 
 def _exec(command: Sequence[str]) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED | {signal.SIGCHLD})
+    # A proxy cannot be reached from here, and what is here needs none.
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     try:
-        os.execvp(command[0], list(command))
+        os.execvpe(command[0], list(command), environment)
     except OSError as error:
         _say(f"{command[0]}: {os.strerror(error.errno or 0)}")
         os._exit(127 if error.errno == errno.ENOENT else 126)

@@ -1,6 +1,7 @@
 """The local cluster is what it says: a real control plane, a real S3 server, pods that run, and nothing left behind."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -108,6 +109,12 @@ def test_s3_servers_of_two_clusters_on_one_machine_are_apart(
 @pytest.mark.parametrize(("program", "code"), [("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)])
 def test_a_sandbox_ends_with_the_true_exit_code_of_its_command(program: str, code: int) -> None:
     assert subprocess.run(sandbox.command_line(["sh", "-c", program])).returncode == code
+
+
+def test_in_a_sandbox_nobody_asks_the_machines_proxy() -> None:
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"), "http://proxy:3128")
+    command = sandbox.command_line(["sh", "-c", "env | grep -i _proxy="])
+    assert subprocess.run(command, env=os.environ | proxies, capture_output=True).stdout == b""
 
 
 def test_nothing_outlives_a_killed_sandbox(tmp_path: Path) -> None:
