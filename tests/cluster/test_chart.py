@@ -1,6 +1,7 @@
 """The Helm chart, rendered by a real Helm and judged by a real API server."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_the_deployments_arguments_are_the_operators() -> None:
     assert options.log_format == "json"
 
 
-def test_prometheus_is_told_whom_to_scrape_and_of_what_to_warn_where_that_is_asked_for() -> None:
+def test_prometheus_and_grafana_are_told_what_to_look_at_where_that_is_asked_for() -> None:
     kinds = {"PodMonitor", "PrometheusRule"}
     assert not kinds & {manifest["kind"] for manifest in render("ops")}
     asked = {"create": True, "labels": {"release": "prometheus"}}
@@ -118,7 +119,13 @@ def test_prometheus_is_told_whom_to_scrape_and_of_what_to_warn_where_that_is_ask
     assert endpoint["honorLabels"]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
     assert alerts["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
-    for manifest in (monitor, alerts):
+    assert not of_kind(manifests, "ConfigMap")
+    (board,) = of_kind(render("ops", {"metrics": {"dashboard": asked}}), "ConfigMap")
+    assert json.loads(board["data"]["trainingjobs.json"]) == json.loads(
+        (CHART / "files" / "dashboard.json").read_text()
+    )
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    for manifest in (monitor, alerts, board):
         assert manifest["metadata"]["labels"]["release"] == "prometheus"
 
 
