@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from trainingjob_local import binaries, sandbox
 from trainingjob_local.cluster import LocalCluster
 from trainingjob_local.controlplane import BINARIES
@@ -48,7 +49,7 @@ def run(chaos: bool) -> int:
         console.print("\nStopped. Nothing of it is running any more.")
         return 130
     except (StartError, RuntimeError, JobError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         return 1
     console.print(f"\n{'All of it is true' if good else 'Not all of it is true'}; {time.monotonic() - began:.0f} s.")
     console.print(
@@ -64,9 +65,9 @@ def run(chaos: bool) -> int:
 def _enter_sandbox(console: Console, chaos: bool) -> None:
     """Become the sandbox that runs the demo. Programs are fetched before: inside, nothing leads outside."""
     try:
-        binaries.ensure([*BINARIES, "kubectl"], lambda text: console.print(f"  {text}", highlight=False))
+        binaries.ensure([*BINARIES, "kubectl"], lambda text: console.print(f"  {text}", markup=False, highlight=False))
     except binaries.BinaryError as error:
-        console.print(str(error), highlight=False)
+        console.print(str(error), markup=False, highlight=False)
         raise SystemExit(1) from None
     again = [sys.executable, "-m", "trainingjob_cli.main", "demo", *(["--chaos"] if chaos else [])]
     command = sandbox.command_line(again)
@@ -115,7 +116,8 @@ def _show(console: Console, cluster: LocalCluster, chaos: bool) -> bool:
     seen = jobs.follow(NAME)
     job = show(crasher.watch(seen) if chaos else seen, console)
     if job is None or job.status.phase != "Succeeded":
-        console.print(cluster.kubectl("describe", "trainingjob", NAME, "--namespace", NAMESPACE), highlight=False)
+        described = cluster.kubectl("describe", "trainingjob", NAME, "--namespace", NAMESPACE)
+        console.print(described, markup=False, highlight=False)
         return False
     evaluation = job.status.evaluation
     if evaluation is not None:

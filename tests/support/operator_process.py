@@ -86,12 +86,6 @@ class Operator:
         samples = [sample for family in families for sample in family.samples if sample.name == metric]
         return [float(sample.value) for sample in samples if labels.items() <= sample.labels.items()]
 
-    def resident_bytes(self) -> int:
-        """Resident memory."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) * 1024
-
     def is_ready(self) -> bool:
         """What /readyz says."""
         assert self._process is not None

@@ -1,11 +1,17 @@
 """The commands and their answers to what users do wrong."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from support.kubeconfigs import NO_KUBECONFIGS, unanswered
+from trainingjob_cli import demo
 from trainingjob_cli.jobs import Jobs
 from trainingjob_cli.main import app
+from trainingjob_local import sandbox
+from trainingjob_local.cluster import LocalCluster
+from trainingjob_local.process import StartError
 from typer.testing import CliRunner
 
 
@@ -56,3 +62,17 @@ def test_a_silent_api_server_is_said_in_one_line(unreachable: Path) -> None:
     result = CliRunner().invoke(app, ["status", "job", "--kubeconfig", str(unreachable)])
     assert result.exit_code == 1
     assert result.output.startswith("error: the API server does not answer")
+
+
+def test_what_the_demo_says_of_a_failure_is_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = "etcd ended with exit code 1:\n[core] cannot open [/tmp/data]"
+
+    def fail(console: Console) -> AbstractContextManager[LocalCluster]:
+        raise StartError(why)
+
+    monkeypatch.setattr(sandbox, "inside", lambda: True)
+    monkeypatch.setattr(demo, "_cluster", fail)
+    assert demo.run(chaos=False) == 1
+    assert why in capsys.readouterr().out

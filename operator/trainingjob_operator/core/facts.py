@@ -212,7 +212,6 @@ class ProgressReport(Report):
     world_size: Count | None = None
     pods: tuple[Count, ...] = ()  # indexes of the pods of this attempt
     resumed_from_step: Count | None = None
-    attempt_started_at: Moment | None = None
     first_step_at: Moment | None = None
     incidents: tuple[ReportedIncident, ...] = ()
 
