@@ -126,7 +126,7 @@ def _facts(job: Job) -> Text:
 
 def _incident(job: Job, index: int) -> Text:
     incident = job.status.history[index]
-    parts = [f"! {incident.time:%H:%M:%S} {incident.class_}"]
+    parts = [f"! {incident.time:%Y-%m-%d %H:%M:%S} UTC  {incident.class_}"]
     if incident.pod:
         parts.append(incident.pod)
     if incident.step is not None:

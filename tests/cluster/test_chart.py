@@ -129,6 +129,14 @@ def test_prometheus_and_grafana_are_told_what_to_look_at_where_that_is_asked_for
         assert manifest["metadata"]["labels"]["release"] == "prometheus"
 
 
+def test_common_labels_are_on_all_that_the_chart_makes() -> None:
+    manifests = render("ops", {"commonLabels": {"team": "ml"}})
+    (deployment,) = of_kind(manifests, "Deployment")
+    for made in (*manifests, deployment["spec"]["template"]):
+        assert made["metadata"]["labels"]["team"] == "ml"
+    assert "team" not in deployment["spec"]["selector"]["matchLabels"], "which never changes"
+
+
 def test_names_fit_however_long_the_release_is_called() -> None:
     for manifest in render("ops", {"fullnameOverride": 70 * "n"}):
         assert len(manifest["metadata"]["name"]) <= 63
