@@ -51,7 +51,12 @@ FAMILIES = (
     Family("trainingjob_learning_rate", "gauge", "Learning rate at the last reported step."),
     Family("trainingjob_tokens_per_second", "gauge", "Throughput over all ranks."),
     Family("trainingjob_eta_seconds", "gauge", "Seconds to the last step."),
-    Family("trainingjob_reported", "gauge", "Further numbers that a custom command reports.", ("metric",)),
+    Family(
+        "trainingjob_reported",
+        "gauge",
+        "Further numbers: where a step's time goes, or a custom command's.",
+        ("metric",),
+    ),
     Family("trainingjob_evaluation", "gauge", "Newest evaluation.", ("split", "metric")),
     Family("trainingjob_checkpoint_step", "gauge", "Step of the newest committed checkpoint."),
     Family("trainingjob_checkpoint_timestamp_seconds", "gauge", "When that checkpoint was first heard of."),
@@ -66,7 +71,7 @@ FAMILIES = (
     Family("trainingjob_start_latency_seconds", "gauge", "Time spent in phases on the way to training.", ("phase",)),
     Family("trainingjob_queue_wait_seconds", "gauge", "Time spent Queued."),
     Family("trainingjob_progress_timestamp_seconds", "gauge", "When the trainer was last heard of."),
-    Family("trainingjob_start_time_seconds", "gauge", "When the operator took the job up."),
+    Family("trainingjob_start_time_seconds", "gauge", "When the run was started, or resumed."),
     Family("trainingjob_completion_time_seconds", "gauge", "When the job was finished."),
     Family("trainingjob_pod", "info", "A pod of the job that has not ended.", ("pod", "role", "index", "node")),
 )
@@ -169,7 +174,7 @@ def _numbers(status: TrainingJobStatus, facts: ProgressFacts) -> dict[str, float
 
 
 def _reported(status: TrainingJobStatus, facts: ProgressFacts) -> dict[str, float]:
-    """The numbers that a custom command makes up its names for."""
+    """The numbers beside those that all jobs have."""
     newest = facts.report.progress if facts.report is not None and status.completion_time is None else None
     if newest is not None:
         return scalar_metrics(newest.metrics) if newest.metrics else {}
