@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,21 @@ Kubeconfig = Annotated[Path | None, typer.Option(help="Default: $KUBECONFIG or ~
 Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig. Default: the current one.")]
 
 _LOCAL_IS_MISSING = "the local cluster's parts are not installed: it runs from a checkout, after `make setup`"
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"trainingjob {version('trainingjob')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of no command in particular."""
 
 
 @app.command()

@@ -41,7 +41,6 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(
         prog="trainingjob-operator",
         description="Runs TrainingJobs: creates their pods, replaces failed ones, and keeps their status.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--version", action="version", version=version("trainingjob"))
@@ -57,29 +56,34 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--trainer-image",
         default=f"trainingjob-trainer:{version('trainingjob')}",
         metavar="IMAGE",
-        help="image of jobs that name none",
+        help="image of jobs that name none (default: %(default)s)",
     )
     add(
         "--progress-interval",
         type=_positive,
         default=15.0,
         metavar="SECONDS",
-        help="least time between two status writes of a job that carry nothing but progress",
+        help="least time between two status writes of a job that carry nothing but progress (default: %(default)s)",
     )
     add(
         "--resync",
         type=_positive,
         default=600.0,
         metavar="SECONDS",
-        help="list all jobs and pods and decide anew after this time, although nothing was heard",
+        help="list and decide all anew after this time, although nothing was heard (default: %(default)s)",
     )
     add(
         "--leader-elect",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="of several operators one leads; without, this one works whether others do or not",
+        help="of several operators one leads; without, this one works whether others do or not (default: it does)",
     )
-    add("--lease-name", default="trainingjob-operator", metavar="NAME", help="the Lease that the leader holds")
+    add(
+        "--lease-name",
+        default="trainingjob-operator",
+        metavar="NAME",
+        help="the Lease that the leader holds (default: %(default)s)",
+    )
     add(
         "--lease-namespace",
         default=_own_namespace(),
@@ -91,7 +95,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         type=_address,
         default=":8080",
         metavar="HOST:PORT",
-        help="where /metrics, /livez and /readyz are served; an empty host means all addresses",
+        help="where /metrics, /livez and /readyz are served; an empty host means all addresses (default: %(default)s)",
     )
     add(
         "--kubeconfig",
@@ -100,14 +104,24 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         metavar="PATH",
         help="log in with this file (default: the pod's service account, else $KUBECONFIG or ~/.kube/config)",
     )
-    add("--log-format", choices=("text", "json"), default="text", help="how log lines are written")
-    add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="least level that is logged")
+    add(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="how log lines are written (default: %(default)s)",
+    )
+    add(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="least level that is logged (default: %(default)s)",
+    )
     add(
         "--max-concurrent-reconciles",
         type=_count,
         default=16,
         metavar="N",
-        help="jobs that are worked on at the same time",
+        help="jobs that are worked on at the same time (default: %(default)s)",
     )
     given = parser.parse_args(arguments)
     host, port = given.metrics_address

@@ -1,6 +1,7 @@
 """The commands and their answers to what users do wrong."""
 
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ def test_every_command_explains_itself() -> None:
         result = CliRunner().invoke(app, [*command, "--help"])
         assert result.exit_code == 0, command
         assert "Usage:" in result.output
+
+
+def test_it_tells_its_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"trainingjob {version('trainingjob')}\n")
 
 
 @pytest.mark.parametrize("command", ["watch", "status"])
