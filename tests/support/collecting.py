@@ -15,7 +15,7 @@ from trainingjob_trainer.errors import Drained
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.stop import Stop
 
-from support.training import Hooks, store_of
+from support.training import Hooks, between_steps, store_of
 
 LITTER = 2000
 """Objects in cycles that are left at each step: more than the collector lets pass by itself."""
@@ -47,9 +47,10 @@ class Litter(Hooks):
         self._alive: weakref.WeakSet[Cycle] = weakref.WeakSet()
 
     def stop_requested(self) -> Stop:
-        self.step += 1
-        for _ in range(LITTER):
-            self._alive.add(Cycle())
+        if between_steps():
+            self.step += 1
+            for _ in range(LITTER):
+                self._alive.add(Cycle())
         self.most_alive = max(self.most_alive, len(self._alive))
         return super().stop_requested()
 

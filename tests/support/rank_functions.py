@@ -281,10 +281,12 @@ def train_run(
     stop_after: int | None = None,
     kill_after: int | None = None,
     stop: Stop = Stop.NOW,
+    stop_after_passes: int | None = None,
 ) -> Any:
     """The whole loop; gives the result and what was reported. Only the last rank is asked to stop, all are killed."""
     last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
-    hooks = Hooks(stop_after if last else None, kill_after, stop, store_of(config))
+    passes = stop_after_passes if last else None
+    hooks = Hooks(stop_after if last else None, kill_after, stop, store_of(config), passes)
     result = train(config, Attempt(attempt, store_of(config)), hooks)
     return result, hooks.reports
 

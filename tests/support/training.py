@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from trainingjob_trainer.checkpoint.commits import Commit, latest
@@ -158,8 +159,14 @@ def prepared(directory: Path | str, **changes: Any) -> JobConfig:
     return config
 
 
+def between_steps() -> bool:
+    """Where a hook is asked whether to stop; else in an evaluation."""
+    return torch.is_grad_enabled()
+
+
 class Hooks:
-    """Hooks that record, stop after some steps, or kill the process: no signal handler, no finally, nothing runs.
+    """Hooks that record, stop after some steps or, of evaluations, passes, or kill the process: no signal handler, no
+    finally, nothing runs.
 
     With a store the kill waits until there is a commit: saves go on in the background.
     """
@@ -170,21 +177,26 @@ class Hooks:
         kill_after: int | None = None,
         stop: Stop = Stop.NOW,
         store: Store | None = None,
+        stop_after_passes: int | None = None,
     ) -> None:
         self.reports: list[Mapping[str, Any]] = []
         self._stop_after, self._kill_after, self._stop, self._asked = stop_after, kill_after, stop, 0
         self._store = store
+        self._stop_after_passes, self._passes = stop_after_passes, 0
 
     def report(self, fields: Mapping[str, Any]) -> None:
         self.reports.append(fields)
 
     def stop_requested(self) -> Stop:
-        if self._kill_after is not None and self._asked >= self._kill_after:
+        steps = between_steps()
+        if steps and self._kill_after is not None and self._asked >= self._kill_after:
             if (store := self._store) is not None:
                 wait_until("a commit", lambda: latest(store), every=0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        self._asked += 1
-        return self._stop if self._stop_after is not None and self._asked >= self._stop_after else Stop.NO
+        self._asked += steps
+        self._passes += not steps
+        counted = (self._asked, self._stop_after), (self._passes, self._stop_after_passes)
+        return self._stop if any(last is not None and count >= last for count, last in counted) else Stop.NO
 
     def stands(self, stand: Stand | None) -> None:
         pass

@@ -9,9 +9,11 @@ from support.rank_functions import train_run
 from support.ranks import run_ranks
 from support.training import job, newest, put_tokens, store_of
 from trainingjob_trainer.checkpoint.checkpointer import read_progress
+from trainingjob_trainer.checkpoint.commits import commits
 from trainingjob_trainer.config import JobConfig
 from trainingjob_trainer.errors import Drained
 from trainingjob_trainer.records import RunResult
+from trainingjob_trainer.stop import Stop
 
 # It learns for 10 steps; then steps so long that they ruin what it has learnt.
 RUINED: dict[str, Any] = {
@@ -64,16 +66,36 @@ def test_a_run_that_keeps_no_best_checkpoint_hands_out_its_last_weights(tmp_path
     assert result.evaluation.step == result.step == STEPS
 
 
+def test_a_run_that_is_stopped_in_the_evaluation_that_is_its_best_still_hands_that_one_out(tmp_path: Path) -> None:
+    """The step is committed at once, without the evaluation. The next attempt makes up for it, also in the COMMIT."""
+    short = trained(prepared(tmp_path / "short", steps=BEST, emaDecay=0.5))
+    config = prepared(tmp_path / "whole", emaDecay=0.5)
+    passes_at_5 = 63  # of 250 samples, two at a time on each of two ranks
+    for error in run_ranks(2, train_run, config, 1, None, None, Stop.NOW, passes_at_5 + 10):
+        assert isinstance(error, Drained)
+        assert error.step == BEST
+    state = newest(config)
+    assert (state.step, state.metrics) == (BEST, {})
+    result = trained(config, 2)
+    assert (result.step, result.evaluation.step) == (STEPS, BEST)
+    assert exported(result) == exported(short)
+    evaluations = read_progress(store_of(config), newest(config)).evaluations
+    assert [evaluated.step for evaluated in evaluations] == [5, 10, 15, 20]
+    [best] = [commit for commit in commits(store_of(config)) if commit.step == BEST]
+    assert best == state.model_copy(update={"metrics": evaluations[1].metrics})
+
+
 def test_a_run_that_dies_or_is_drained_after_its_last_step_ends_with_the_same_result(tmp_path: Path) -> None:
-    """Killed before and in the evaluation of the best weights, then asked to stop there, then left alone."""
+    """Killed before and after the evaluation of the best weights, asked to stop there and in it, then left alone."""
     expected = trained(prepared(tmp_path / "whole"))
     config = prepared(tmp_path / "disturbed")
     assert run_ranks(2, train_run, config, 1, None, STEPS) == [-9, -9]
     state = newest(config)
     assert state.step == STEPS
     assert run_ranks(2, train_run, config, 2, None, 1) == [-9, -9]
-    for attempt, asked in ((3, 1), (4, 5)):  # the second one when some batches of the test split are evaluated
-        assert all(isinstance(error, Drained) for error in run_ranks(2, train_run, config, attempt, asked))
+    for attempt, before, within in ((3, 1, None), (4, None, 5)):
+        errors = run_ranks(2, train_run, config, attempt, before, None, Stop.NOW, within)
+        assert all(isinstance(error, Drained) for error in errors)
         assert newest(config) == state, "the best weights were committed as the last ones"
     result = trained(config, 5)
     assert result.evaluation == expected.evaluation

@@ -98,19 +98,20 @@ class Learner:
     ) -> TaskMetrics:
         """Metrics of the evaluated weights on a split, the same on every rank. See `evaluate`."""
         self._share_statistics()
-        with self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
-            metrics = evaluate(
-                self.model,
-                self.stepper.task,
-                reader,
-                self.world.device,
-                self.stepper.dealing.micro_batch,  # what there is room for in training, there is here
-                max_samples=max_samples,
-                group=self.world.data_group,
-                before_pass=before_pass,
-            )
-        reshard(self.model)
-        return metrics
+        try:
+            with self._evaluated_weights(), pass_precision(self.world, self.stepper.dtype):
+                return evaluate(
+                    self.model,
+                    self.stepper.task,
+                    reader,
+                    self.world.device,
+                    self.stepper.dealing.micro_batch,  # what there is room for in training, there is here
+                    max_samples=max_samples,
+                    group=self.world.data_group,
+                    before_pass=before_pass,
+                )
+        finally:
+            reshard(self.model)
 
     def weights(self) -> Mapping[str, Tensor]:
         """The evaluated weights, whole: on rank 0's CPU, nothing on the others."""

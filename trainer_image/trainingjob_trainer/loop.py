@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol
@@ -120,6 +120,7 @@ class _Run:
 
     def steps(self) -> None:
         """Take the steps that are left."""
+        self.validate()
         if self.over():
             return
         training = self.config.training
@@ -155,13 +156,22 @@ class _Run:
 
     def after_step(self) -> None:
         """What is due after a step: an evaluation first, so that the checkpoint knows it."""
-        step = self.progress.step
-        if step == self.config.training.total_steps or step % self.config.evaluation.every_steps == 0:
-            self.telemetry.flush()
-            metrics = scalars(self.evaluate("validation", step, self.config.evaluation.max_samples))
-            self.progress.evaluations.append(Evaluated(step=step, metrics=metrics))
+        self.validate()
         if self.over() or self.saves.due:
             self.saves.save()
+
+    def validate(self) -> None:
+        """Evaluate on the validation split, if that is due after the present step and has not been done.
+
+        A run may go on from a step that lacks it: one that was asked to stop leaves its evaluation for its successor.
+        """
+        step, evaluations = self.progress.step, self.progress.evaluations
+        due = step == self.config.training.total_steps or (step > 0 and step % self.config.evaluation.every_steps == 0)
+        if due and not (evaluations and evaluations[-1].step == step):
+            self.telemetry.flush()
+            metrics = scalars(self.evaluate("validation", step, self.config.evaluation.max_samples))
+            evaluations.append(Evaluated(step=step, metrics=metrics))
+            self.saves.amend()
 
     def between_steps(self, *, more: bool = False) -> None:
         """Do what the ranks agreed on when they voted at the last boundary, and vote anew.
@@ -169,32 +179,47 @@ class _Run:
         If any was asked to stop: commit and raise `Drained`. more: steps are left, so also if it is to resize. If a
         save in the background failed: raise its failure.
         """
-        agreed, step = self.vote.result(), self.progress.step
+        agreed = self.vote.result()
         if agreed.save_failed:
             self.saves.raise_failure()
-        stops = agreed.stop is Stop.NOW or (agreed.stop is Stop.TO_RESIZE and more)
-        if agreed.stop is Stop.NOW:
-            self.report(state="Draining", message="Asked to stop: committing a checkpoint.")
-        if stops or agreed.save_due:
+        if agreed.stop is Stop.NOW or (agreed.stop is Stop.TO_RESIZE and more):
+            self.stop(agreed.stop)
+        if agreed.save_due:
             self.saves.save()
-        if stops:
-            self.saves.await_commit()
-            raise Drained(f"Asked to stop; step {step} is committed.", step=step)
         self.saves.tell_commit()
+        self.cast()
+
+    def before_pass(self) -> None:
+        """In an evaluation, which may take longer than there is time to stop: raise `Drained` if ranks agreed so."""
+        if self.vote.result().stop is Stop.NOW:
+            raise Drained("Asked to stop.")
+        self.cast()
+
+    def cast(self) -> None:
+        """Vote on what is to be done at the next boundary."""
         self.vote.cast(Ballot(self.hooks.stop_requested(), self.saves.failed, self.saves.overdue))
 
-    def evaluate(
-        self,
-        split: SplitName,
-        step: int,
-        max_samples: int | None = None,
-        before_pass: Callable[[], None] = lambda: None,
-    ) -> TaskMetrics:
-        """Metrics of the present weights, those after `step` steps, on a split; the same on every rank."""
+    def stop(self, wish: Stop) -> NoReturn:
+        """End the attempt, the present step committed."""
+        if wish is Stop.NOW:
+            self.report(state="Draining", message="Asked to stop: committing a checkpoint.")
+        self.saves.save()
+        self.saves.await_commit()
+        step = self.progress.step
+        raise Drained(f"Asked to stop; step {step} is committed.", step=step)
+
+    def evaluate(self, split: SplitName, step: int, max_samples: int | None = None) -> TaskMetrics:
+        """Metrics of the present weights, those after `step` steps, on a split; the same on every rank.
+
+        A request to stop ends it, and the attempt: `Drained`.
+        """
         which = "" if step == self.progress.step else f" the weights of step {step}, the best,"
         self.report(state="Evaluating", message=f"Evaluating{which} on the {split} split.")
-        with self.telemetry.stopwatch.during("evaluation"), self.compiling("evaluation"):
-            metrics = self.learner.evaluate(self.readers[split], max_samples, before_pass)
+        try:
+            with self.telemetry.stopwatch.during("evaluation"), self.compiling("evaluation"):
+                metrics = self.learner.evaluate(self.readers[split], max_samples, self.before_pass)
+        except Drained:
+            self.stop(Stop.NOW)
         evaluation = {"split": split, "step": step, "metrics": scalars(metrics)}
         self.report(state="Training", message="Training.", evaluation=evaluation)
         return metrics
@@ -224,8 +249,7 @@ class _Run:
             self.report(message=f"Stopped early at step {self.progress.step}: {training.early_stopping}.")
         self.between_steps()
         step = self.saves.take_best()
-        # Everything is committed, so a request to stop costs no more than this evaluation.
-        test = self.evaluate("test", step, before_pass=self.between_steps)
+        test = self.evaluate("test", step)
         self.between_steps()
         self.report(state="Exporting", message="Exporting the model and writing the report.")
         with self.watchdog.paused():

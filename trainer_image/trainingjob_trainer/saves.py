@@ -12,7 +12,7 @@ import torch
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence, best_of
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
-from trainingjob_trainer.checkpoint.commits import check_encoding, commits, encoding_of, latest, step_prefix
+from trainingjob_trainer.checkpoint.commits import amend, check_encoding, commits, encoding_of, latest, step_prefix
 from trainingjob_trainer.checkpoint.retention import best_commits
 from trainingjob_trainer.checkpoint.state import weights_of
 from trainingjob_trainer.errors import UserError
@@ -93,6 +93,14 @@ class Saves:
             with self._waiting():
                 self._checkpointer.save(self._learner.tensors(), self._telemetry.progress)
             self._cadence.restart()
+
+    def amend(self) -> None:
+        """Have the newest evaluation in the COMMIT of its step, if that was written before: the best is found by it."""
+        progress = self._telemetry.progress
+        if self._checkpointer.saved_step == progress.step:
+            metrics = progress.evaluations[-1].metrics
+            with self._waiting():
+                self._learner.world.on_first(lambda: amend(progress.step, metrics, self._attempt))
 
     def await_commit(self) -> None:
         """Return when the newest save is committed."""

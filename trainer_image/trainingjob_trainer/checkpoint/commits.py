@@ -119,6 +119,15 @@ def publish(commit: Commit, attempt: Attempt) -> bool:
     return True
 
 
+def amend(step: int, metrics: dict[str, float], attempt: Attempt) -> None:
+    """Have the checkpoint of a step name the metrics of an evaluation that came after it. Raises `Fenced`."""
+    attempt.check_fence()
+    store, key = attempt.store, f"{step_prefix(step)}{COMMIT_NAME}"
+    data, etag = store.get_with_etag(key)
+    amended = _parse(store.uri(key), data).model_copy(update={"metrics": metrics})
+    store.put(key, amended.model_dump_json(by_alias=True, indent=1).encode(), if_match=etag)
+
+
 def read_verified(store: Store, stored: StoredObject) -> bytes:
     """An object of a checkpoint, as it was written. Raises `StorageError` if it is missing or has changed."""
     try:
