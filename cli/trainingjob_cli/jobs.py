@@ -74,6 +74,8 @@ class Jobs:
 
     def get(self, name: str) -> Job:
         """The job now."""
+        if not name:
+            raise JobError(f"which {KIND}? its name is empty")
         try:
             return self._read(name)
         except client.ApiException as error:

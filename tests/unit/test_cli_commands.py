@@ -64,6 +64,11 @@ def test_an_unknown_format_is_refused_by_every_status() -> None:
         assert (result.exit_code, "'yaml' is not one of" in result.output) == (2, True)
 
 
+def test_an_empty_name_is_no_list(unreachable: Path) -> None:
+    result = CliRunner().invoke(app, ["status", "", "--kubeconfig", str(unreachable)])
+    assert (result.exit_code, result.output) == (1, "error: which TrainingJob? its name is empty\n")
+
+
 def test_a_silent_api_server_is_said_in_one_line(unreachable: Path) -> None:
     result = CliRunner().invoke(app, ["status", "job", "--kubeconfig", str(unreachable)])
     assert result.exit_code == 1
