@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """The kubelet writes it into every pod with a service account's token."""
@@ -38,106 +38,52 @@ class Options:
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
     """Options from the command line; exits with a message and code 2 when it is not valid."""
+    given = vars(_parser().parse_args(arguments))
+    metrics_host, metrics_port = given.pop("metrics_address")
+    lease = given.pop("lease_namespace"), given.pop("lease_name")
+    return Options(
+        namespaces=tuple(dict.fromkeys(given.pop("namespace"))),
+        lease=lease if given.pop("leader_elect") else None,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
+        **given,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="trainingjob-operator",
         description="Runs TrainingJobs: creates their pods, replaces failed ones, and keeps their status.",
     )
-    add = parser.add_argument
-    add("--version", action="version", version=version("trainingjob"))
-    add(
-        "--namespace",
-        dest="namespaces",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="work in this namespace only; may be repeated (default: in all namespaces)",
-    )
-    add(
-        "--trainer-image",
-        default=f"trainingjob-trainer:{version('trainingjob')}",
-        metavar="IMAGE",
-        help="image of jobs that name none (default: %(default)s)",
-    )
-    add(
-        "--progress-interval",
-        type=_positive,
-        default=15.0,
-        metavar="SECONDS",
-        help="least time between two status writes of a job that carry nothing but progress (default: %(default)s)",
-    )
-    add(
-        "--resync",
-        type=_positive,
-        default=600.0,
-        metavar="SECONDS",
-        help="list and decide all anew after this time, although nothing was heard (default: %(default)s)",
-    )
-    add(
-        "--leader-elect",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="of several operators one leads; without, this one works whether others do or not (default: it does)",
-    )
-    add(
-        "--lease-name",
-        default="trainingjob-operator",
-        metavar="NAME",
-        help="the Lease that the leader holds (default: %(default)s)",
-    )
-    add(
-        "--lease-namespace",
-        default=_own_namespace(),
-        metavar="NAME",
-        help="where that Lease is (default: the pod's own namespace, else default)",
-    )
-    add(
-        "--metrics-address",
-        type=_address,
-        default=":8080",
-        metavar="HOST:PORT",
-        help="where /metrics, /livez and /readyz are served; an empty host means all addresses (default: %(default)s)",
-    )
-    add(
-        "--kubeconfig",
-        type=Path,
-        default=None,
-        metavar="PATH",
-        help="log in with this file (default: the pod's service account, else $KUBECONFIG or ~/.kube/config)",
-    )
-    add(
-        "--log-format",
-        choices=("text", "json"),
-        default="text",
-        help="how log lines are written (default: %(default)s)",
-    )
-    add(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="info",
-        help="least level that is logged (default: %(default)s)",
-    )
-    add(
-        "--max-concurrent-reconciles",
-        type=_count,
-        default=16,
-        metavar="N",
-        help="jobs that are worked on at the same time (default: %(default)s)",
-    )
-    given = parser.parse_args(arguments)
-    host, port = given.metrics_address
-    return Options(
-        namespaces=tuple(dict.fromkeys(given.namespaces)),
-        trainer_image=given.trainer_image,
-        progress_interval=given.progress_interval,
-        resync=given.resync,
-        lease=(given.lease_namespace, given.lease_name) if given.leader_elect else None,
-        metrics_host=host,
-        metrics_port=port,
-        kubeconfig=given.kubeconfig,
-        log_format=given.log_format,
-        log_level=given.log_level,
-        max_concurrent_reconciles=given.max_concurrent_reconciles,
-    )
+
+    def add(flag: str, about: str, **kind: Any) -> None:
+        parser.add_argument(flag, help=about if "(default: " in about else f"{about} (default: %(default)s)", **kind)
+
+    version_here = version("trainingjob")
+    parser.add_argument("--version", action="version", version=version_here)
+    only = "work in this namespace only; may be repeated (default: in all namespaces)"
+    add("--namespace", only, action="append", default=[], metavar="NAME")
+    image = f"trainingjob-trainer:{version_here}"
+    add("--trainer-image", "image of jobs that name none", default=image, metavar="IMAGE")
+    progress = "least time between two status writes of a job that carry nothing but progress"
+    add("--progress-interval", progress, type=_positive, default=15.0, metavar="SECONDS")
+    resync = "list and decide all anew after this time, although nothing was heard"
+    add("--resync", resync, type=_positive, default=600.0, metavar="SECONDS")
+    elect = "of several operators one leads; without, this one works whether others do or not (default: it does)"
+    add("--leader-elect", elect, action=argparse.BooleanOptionalAction, default=True)
+    add("--lease-name", "the Lease that the leader holds", default="trainingjob-operator", metavar="NAME")
+    lease = "where that Lease is (default: the pod's own namespace, else default)"
+    add("--lease-namespace", lease, default=_own_namespace(), metavar="NAME")
+    address = "where /metrics, /livez and /readyz are served; an empty host means all addresses"
+    add("--metrics-address", address, type=_address, default=":8080", metavar="HOST:PORT")
+    login = "log in with this file (default: the pod's service account, else $KUBECONFIG or ~/.kube/config)"
+    add("--kubeconfig", login, type=Path, metavar="PATH")
+    add("--log-format", "how log lines are written", choices=("text", "json"), default="text")
+    levels = ("debug", "info", "warning", "error")
+    add("--log-level", "least level that is logged", choices=levels, default="info")
+    at_once = "jobs that are worked on at the same time"
+    add("--max-concurrent-reconciles", at_once, type=_count, default=16, metavar="N")
+    return parser
 
 
 def _own_namespace() -> str:
