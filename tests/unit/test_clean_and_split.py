@@ -1,5 +1,6 @@
 """From raw objects to examples: reading, cleaning, splitting, arranging."""
 
+import codecs
 import gzip
 import io
 import json
@@ -60,6 +61,14 @@ def test_objects_of_a_uri_are_one_object_all_below_a_prefix_or_a_globs(tmp_path:
 def test_jsonl_is_read_compressed_or_not(tmp_path: Path, name: str, pack: Any) -> None:
     (tmp_path / name).write_bytes(pack(jsonl("one", "zwei äöü", "三")))
     assert texts(tmp_path, f"{tmp_path}/{name}") == ["one", "zwei äöü", "三"]
+
+
+def test_the_mark_that_windows_puts_before_utf_8_is_no_part_of_the_text(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", jsonl("one", "two")), ("a.csv", b"text\none\ntwo\n"), ("a.txt", b"one")):
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + content)
+    assert texts(tmp_path, f"{tmp_path}/a.jsonl") == ["one", "two"]
+    assert texts(tmp_path, f"{tmp_path}/a.csv", "csv") == ["one", "two"]
+    assert texts(tmp_path, f"{tmp_path}/a.txt", "text") == ["one"]
 
 
 def test_text_is_one_document_a_file_and_parquet_one_a_row(tmp_path: Path) -> None:

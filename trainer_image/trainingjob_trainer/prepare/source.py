@@ -24,6 +24,7 @@ from trainingjob_trainer.storage import NotFound, Store, open_store
 WILDCARDS = "*?["
 BUFFER = 8 * 2**20  # bytes a ranged read
 PARQUET_ROWS = 256
+ENCODING = "utf-8-sig"  # with or without the mark that Windows puts first
 MOST_NAMES = 10  # of fields, in an error
 
 
@@ -77,11 +78,11 @@ def records(raw: RawObject, source: Source, fields: list[str], storage: Storage)
         if source.format == "parquet":
             yield from _parquet(file, raw, fields)
         elif source.format == "text":
-            yield {fields[0]: _decompressed(file, raw.key).read().decode()}
+            yield {fields[0]: _decompressed(file, raw.key).read().decode(ENCODING)}
         elif source.format == "csv":
-            yield from _csv(io.TextIOWrapper(_decompressed(file, raw.key), "utf-8-sig", newline=""), raw, fields)
+            yield from _csv(io.TextIOWrapper(_decompressed(file, raw.key), ENCODING, newline=""), raw, fields)
         else:
-            yield from _jsonl(io.TextIOWrapper(_decompressed(file, raw.key), "utf-8"), raw, fields)
+            yield from _jsonl(io.TextIOWrapper(_decompressed(file, raw.key), ENCODING), raw, fields)
 
 
 def _jsonl(lines: io.TextIOWrapper, raw: RawObject, fields: list[str]) -> Iterator[dict[str, Any]]:
