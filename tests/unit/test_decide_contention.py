@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.play import START, Play, spec
 from trainingjob_operator.core.findings import Claim
+from trainingjob_operator.core.obstacle import Obstacle
 
 OLDER = Claim(START - timedelta(hours=1), "older")
+QUOTA = Obstacle("QuotaExceeded", "Pod gpt-train-1-1 cannot be created: exceeded quota: team; it waits.", room=True)
 
 
 def stuck(**workers: object) -> Play:
@@ -23,8 +27,25 @@ def stuck(**workers: object) -> Play:
     return play
 
 
-def rival(play: Play, claim: Claim | None) -> None:
-    play.findings = type(play.findings)(play.findings.refusal, play.findings.looks, claim)
+def rival(play: Play, *claims: Claim) -> None:
+    play.findings = replace(play.findings, rivals=claims)
+
+
+def refused_a_pod(**workers: object) -> Play:
+    """A job of two workers of which one has its place in the namespace's quota, where there is none for the other."""
+    play = Play(spec=spec(workers={"replicas": 2, **workers}))
+    play.to_workers()
+    play.refuse(QUOTA)
+    again_without_it(play)
+    return play
+
+
+def again_without_it(play: Play, seconds: float = 0) -> None:
+    """Time passes, and the second worker is refused again."""
+    play.step(seconds)
+    play.pods = [pod for pod in play.pods if not pod.name.startswith("gpt-train-1")]
+    play.step()
+    play.pods = [pod for pod in play.pods if not pod.name.startswith("gpt-train-1")]
 
 
 def test_a_gang_that_is_placed_in_part_claims_its_nodes() -> None:
@@ -102,6 +123,37 @@ def test_a_gang_that_has_given_way_for_weeks_still_does() -> None:
     assert play.plan.requeue_after <= 600
 
 
+@pytest.mark.parametrize("scheduler", [None, "volcano"])
+def test_a_gang_that_holds_a_part_of_a_quota_gives_way_to_an_older_one_of_its_namespace(scheduler: str | None) -> None:
+    play = refused_a_pod(template={} if scheduler is None else {"schedulerName": scheduler})
+    assert play.plan.claim == Claim(START, "job-uid", "research")
+    rival(play, OLDER)
+    again_without_it(play, 60)
+    assert play.deleted == [], "the older one lacks nodes"
+    rival(play, OLDER._replace(quota="research"))
+    again_without_it(play)
+    assert play.deleted == ["gpt-train-0-1"]
+    play.refuse(None)
+    play.step()
+    assert "nodes or their quota to an older job" in play.status.message
+    assert play.status.restarts.total == 0
+
+
+def test_a_gang_with_its_quota_or_with_none_of_it_stands_in_nobodys_way() -> None:
+    play = refused_a_pod()
+    play.pods = [pod for pod in play.pods if pod.role == "prepare"]
+    rival(play, OLDER._replace(quota="research"))
+    assert (play.step(60).claim, play.deleted) == (None, [])
+    assert (play.step(60).claim, play.deleted) == (None, []), "both are there now"
+
+
+def test_an_elastic_job_that_can_run_does_not_give_up_its_quota() -> None:
+    play = refused_a_pod(minReplicas=1)
+    rival(play, OLDER._replace(quota="research"))
+    again_without_it(play, 3600)
+    assert (play.plan.claim, play.deleted) == (None, [])
+
+
 def test_other_schedulers_and_queues_see_to_it_themselves() -> None:
     assert stuck(template={"schedulerName": "volcano"}).plan.claim is None
     play = Play(spec=spec(runPolicy={"queueName": "team"}))
@@ -128,15 +180,29 @@ class Cluster:
         ]
         for job in self.jobs:
             job.to_workers()
+            self.admit(job, set())
 
     def round(self, seconds: float) -> None:
         for job in self.draw.sample(self.jobs, len(self.jobs)):
-            claims = [other.plan.claim for other in self.jobs if other is not job and other.plan.claim is not None]
-            rival(job, min(claims, default=None))
+            rival(job, *(other.plan.claim for other in self.jobs if other is not job and other.plan.claim is not None))
+            before = {pod.name for pod in job.pods}
             job.step(seconds)
+            self.admit(job, before)
             for pod in [pod for pod in job.pods if pod.deleting]:
                 self.free += pod.node is not None
                 job.vanish(pod.name)
+        self.place()
+        for job in list(self.jobs):
+            workers = [pod for pod in job.pods if pod.role == "train"]
+            if len(workers) == job.spec["workers"]["replicas"] and all(pod.node for pod in workers):
+                self.free += len(workers)  # it has trained
+                self.jobs.remove(job)
+
+    def admit(self, job: Play, before: set[str]) -> None:
+        """The API server takes each pod."""
+
+    def place(self) -> None:
+        """Pods get nodes."""
         waiting = [(job, p) for job in self.jobs for p in job.pods if p.role == "train" and p.node is None]
         for job, pod in self.draw.sample(waiting, len(waiting)):
             if self.free:
@@ -144,20 +210,34 @@ class Cluster:
                 job.change(pod.name, node="node", unschedulable=None)
             else:
                 job.change(pod.name, unschedulable="no node")
-        for job in list(self.jobs):
-            workers = [pod for pod in job.pods if pod.role == "train"]
-            if len(workers) == job.spec["workers"]["replicas"] and all(pod.node for pod in workers):
-                self.free += len(workers)  # it has trained
-                self.jobs.remove(job)
+
+
+class Quota(Cluster):
+    """Nodes for all, and a quota that has places for so many pods; of what is free a job that asks gets a part."""
+
+    def admit(self, job: Play, before: set[str]) -> None:
+        new = [pod.name for pod in job.pods if pod.role == "train" and pod.name not in before]
+        most = min(self.free, len(new))
+        taken = self.draw.randint(min(1, most), most)
+        refused = set(new[taken:])
+        self.free -= taken
+        job.pods = [pod for pod in job.pods if pod.name not in refused]
+        job.refuse(QUOTA if refused else None)
+
+    def place(self) -> None:
+        for job in self.jobs:
+            for pod in job.pods:
+                job.change(pod.name, node="node")
 
 
 @settings(max_examples=60)
 @given(data=st.data(), nodes=st.integers(2, 5), draw=st.randoms(use_true_random=False))
-def test_every_gang_that_fits_into_the_cluster_is_placed_at_last(
-    data: st.DataObject, nodes: int, draw: random.Random
+@pytest.mark.parametrize("kind", [Cluster, Quota])
+def test_every_gang_that_fits_into_the_cluster_or_its_quota_is_placed_at_last(
+    kind: type[Cluster], data: st.DataObject, nodes: int, draw: random.Random
 ) -> None:
     gangs = data.draw(st.lists(st.integers(1, nodes), min_size=2, max_size=4))
-    cluster = Cluster(nodes, gangs, draw)
+    cluster = kind(nodes, gangs, draw)
     for _ in range(200):
         cluster.round(10)
         if not cluster.jobs:

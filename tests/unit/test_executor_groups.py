@@ -111,28 +111,36 @@ async def test_a_pod_group_that_was_deleted_while_its_pods_wait_comes_back() -> 
     assert (POD_GROUPS.plural, "team", "job-tj") in world.api.objects
 
 
-async def test_a_job_is_told_the_oldest_claim_of_the_others() -> None:
-    claims = {"job": Claim(NOW, "job-1"), "other": Claim(NOW, "job-0")}
+async def test_a_job_is_told_of_what_the_others_claim_but_for_the_quotas_of_other_namespaces() -> None:
+    claims = {"job": Claim(NOW, "job-1", quota="team"), "other": Claim(NOW, "job-0")}
 
     def think(job: Job, pods: Sequence[PodFacts]) -> Plan:
-        heard[job.name] = world.findings.oldest_claim
+        heard[job.name] = world.findings.rivals
         return Plan(claim=claims.get(job.name))
 
-    heard: dict[str, Claim | None] = {}
+    heard: dict[str, tuple[Claim, ...]] = {}
     world = World(think)
     other = KEY._replace(name="other")
     world.cache.put_job(world.api.put(TRAINING_JOBS, {"metadata": {"name": "other", "uid": "job-0"}, "spec": {}}))
     for key in (KEY, other, KEY):
         await world.executor.reconcile(key)
-    assert heard == {"job": Claim(NOW, "job-0"), "other": Claim(NOW, "job-1")}
+    assert heard == {"job": (Claim(NOW, "job-0"),), "other": (Claim(NOW, "job-1", quota="team"),)}
+    claims["other"] = Claim(NOW, "job-0", quota="another-team")
+    await world.executor.reconcile(other)
+    await world.executor.reconcile(KEY)
+    assert heard["job"] == ()
+    claims["other"] = Claim(NOW, "job-0", quota="team")
+    await world.executor.reconcile(other)
+    await world.executor.reconcile(KEY)
+    assert heard["job"] == (claims["other"],)
     del claims["other"]
     await world.executor.reconcile(other)
     await world.executor.reconcile(KEY)
-    assert heard["job"] is None
+    assert heard["job"] == ()
     world.cache.remove_job(world.api.objects[("trainingjobs", "team", "job")])
     await world.executor.reconcile(KEY)
     await world.executor.reconcile(other)
-    assert heard["other"] is None
+    assert heard["other"] == ()
 
 
 async def test_a_job_without_a_queue_causes_nothing_when_it_goes() -> None:

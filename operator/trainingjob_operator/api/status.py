@@ -202,7 +202,7 @@ class TrainingJobStatus(StatusModel):
         (), description="Current pod of each role and index."
     )
     admissions: int = Field(0, ge=0, description="Groups of pods that have been put into the queue.")
-    given_way: int = Field(0, ge=0, description="Times in a row that the workers gave their nodes to an older job.")
+    given_way: int = Field(0, ge=0, description="Times in a row that the workers gave what they held to an older job.")
     resolved: Resolved | None = Field(None, description="Facts that the run was started with.")
     result: Result | None = Field(None, description="What the run left.")
     phase_time: Time | None = Field(None, description="When the phase began.")

@@ -1,7 +1,8 @@
-"""Gangs whose pods the scheduler places one by one: of two that hold a part of the nodes each, the younger gives way.
+"""Gangs that get what they need pod by pod: of two that hold a part of the nodes each, the younger gives way.
 
 Else both would wait for the other's nodes for ever. The oldest never gives way, so that one of them always goes on.
-Where PodGroups, a queue or another scheduler see to it that gangs are placed as a whole, none of this happens.
+Where PodGroups or another scheduler see to it that gangs are placed as a whole, there is no such strife for nodes; but
+pods take their places in a ResourceQuota one by one whoever places them. In a queue there is neither.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core import elastic, run
+from trainingjob_operator.core.conditions import FINISHED
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.findings import Claim
 from trainingjob_operator.core.situation import Situation
@@ -21,18 +24,27 @@ FIRST_PAUSE = 10.0  # seconds before it tries again; doubled each time, and up t
 LONGEST_PAUSE = 300.0
 
 
+class _Stuck(NamedTuple):
+    """A gang that holds a part of what it needs and does not get the rest. quota: as in `Claim`."""
+
+    since: datetime
+    quota: str
+
+
 def claim(here: Situation, status: TrainingJobStatus) -> Claim | None:
-    """What this job holds nodes for without being able to run; None: it does not."""
-    return Claim(here.job.created_at, here.job.uid) if _stuck_since(here, status) is not None else None
+    """What this job holds without being able to run; None: nothing."""
+    stuck = _stuck(here, status)
+    return Claim(here.job.created_at, here.job.uid, stuck.quota) if stuck is not None else None
 
 
 def give_way(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
-    """`status` with the whole gang licensed anew for later, if an older job needs its nodes; else as it is."""
-    since, rival = _stuck_since(here, status), here.findings.oldest_claim
-    if since is None:
+    """`status` with the whole gang licensed anew for later, if an older job needs what it holds; else as it is."""
+    stuck = _stuck(here, status)
+    if stuck is None:
         return _settled(here, status)
-    younger = rival is not None and rival < Claim(here.job.created_at, here.job.uid)
-    if not younger or here.now < since + PATIENCE:
+    own = Claim(here.job.created_at, here.job.uid, stuck.quota)
+    older = any(rival < own for rival in here.findings.rivals if rival.quota == stuck.quota)
+    if not older or here.now < stuck.since + PATIENCE:
         return status
     assert status.stage is not None
     times = status.given_way + 1
@@ -51,10 +63,11 @@ def pausing(here: Situation, status: TrainingJobStatus) -> datetime | None:
 
 def next_look(here: Situation, status: TrainingJobStatus) -> datetime | None:
     """When to decide anew, as another job's claim may be older by then."""
-    since = _stuck_since(here, status)
-    if since is None:
+    stuck = _stuck(here, status)
+    if stuck is None:
         return None
-    return since + PATIENCE if since + PATIENCE > here.now else here.now + PATIENCE
+    due = stuck.since + PATIENCE
+    return due if due > here.now else here.now + PATIENCE
 
 
 def _settled(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
@@ -65,23 +78,39 @@ def _settled(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     return status
 
 
-def _stuck_since(here: Situation, status: TrainingJobStatus) -> datetime | None:
-    """Since when a part of the gang holds nodes while another part finds none; None: that is not so."""
-    workers = here.spec.workers
-    elsewhere = workers.template.scheduler_name is not None or here.spec.run_policy.queue_name is not None
-    if status.stage != "Train" or status.phase in ("Succeeded", "Failed") or elsewhere:
+def _stuck(here: Situation, status: TrainingJobStatus) -> _Stuck | None:
+    """Whether a part of the gang holds what another part does not get: nodes, or places in the namespace's quota."""
+    if status.stage != "Train" or status.phase in FINISHED or here.spec.run_policy.queue_name is not None:
         return None
+    return _short_of_quota(here, status) or _short_of_nodes(here, status)
+
+
+def _short_of_quota(here: Situation, status: TrainingJobStatus) -> _Stuck | None:
+    refusal = here.findings.refusal
+    held = [pod for pod in here.gang_pods(status) if not pod.finished and not pod.deleting]
+    missing = len(here.gang(status)) - len(held)
+    if refusal is None or refusal.reason != "QuotaExceeded" or not held or not missing:
+        return None
+    if _can_do_without(here, status, held):
+        return None
+    since = max(pod.created_at for pod in held)
+    return _Stuck(max(since, status.phase_time or since), here.job.namespace)
+
+
+def _short_of_nodes(here: Situation, status: TrainingJobStatus) -> _Stuck | None:
     pods = here.gang_pods(status)
-    if all(pod.pod_group is not None for pod in pods) or _can_do_without(here, status, pods):
+    held = [pod for pod in pods if _holds_a_node(pod)]
+    elsewhere = here.spec.workers.template.scheduler_name is not None or all(pod.pod_group is not None for pod in pods)
+    if elsewhere or not held or _can_do_without(here, status, held):
         return None
     homeless = [pod.created_at for pod in pods if pod.phase == "Pending" and pod.unschedulable is not None]
-    return min(homeless) if homeless and any(_holds_a_node(pod) for pod in pods) else None
+    return _Stuck(min(homeless), "") if homeless else None
 
 
-def _can_do_without(here: Situation, status: TrainingJobStatus, pods: Sequence[PodFacts]) -> bool:
-    """Whether those that hold nodes are enough for an elastic job."""
-    placed = [pod.index for pod in pods if _holds_a_node(pod)]
-    return here.spec.workers.elastic and 0 in placed and len(placed) >= elastic.fewest(here, status)
+def _can_do_without(here: Situation, status: TrainingJobStatus, held: Sequence[PodFacts]) -> bool:
+    """Whether these pods are enough for an elastic job."""
+    enough = len(held) >= elastic.fewest(here, status)
+    return here.spec.workers.elastic and enough and any(pod.index == 0 for pod in held)
 
 
 def _holds_a_node(pod: PodFacts) -> bool:

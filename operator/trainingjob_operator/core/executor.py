@@ -194,8 +194,9 @@ class Executor:
         pending = {pod.uid for pod in pods if pod.phase == "Pending"}
         memory.looks = {uid: look for uid, look in memory.looks.items() if uid in pending}
         progress = replace(self._progress.facts(job.uid), status_written_at=memory.written_at)
-        oldest = min((claim for uid, claim in self._claims.items() if uid != job.uid), default=None)
-        findings = Findings(memory.refusal, memory.looks, oldest, self._children.due(job.uid))
+        there = ("", job.namespace)
+        rivals = tuple(c for uid, c in self._claims.items() if uid != job.uid and c.quota in there)
+        findings = Findings(memory.refusal, memory.looks, rivals, self._children.due(job.uid))
         plan = self._decide(job, pods, progress, self._now(), self._settings(), findings)
         self._claims.pop(job.uid, None)
         if plan.claim is not None:

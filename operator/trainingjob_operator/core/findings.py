@@ -17,22 +17,26 @@ LOOKED_AT = 3  # pods of a job at a time: what keeps many from starting keeps th
 
 
 class Claim(NamedTuple):
-    """A job that holds nodes for a part of its gang while another part finds none; the least of them is the oldest."""
+    """A job that holds nodes for a part of its gang while another part finds none; the least of them is the oldest.
+
+    quota: the namespace in whose quota it holds places for a part of its gang, and not nodes.
+    """
 
     created_at: datetime
     job_uid: str
+    quota: str = ""
 
 
 @dataclass(frozen=True)
 class Findings:
     """refusal: why the API server last refused one of the job's objects; None: it did not, or has taken them since.
-    looks: what the events of pending pods said, by the pods' uids. oldest_claim: of the other jobs that hold nodes
-    without being able to run. children_due: the job's ConfigMap and the like are to be looked after, although no pod
-    is made."""
+    looks: what the events of pending pods said, by the pods' uids. rivals: the other jobs that hold nodes, or
+    places in this namespace's quota, without being able to run. children_due: the job's ConfigMap and the like are to
+    be looked after, although no pod is made."""
 
     refusal: Obstacle | None = None
     looks: Mapping[str, Look] = field(default_factory=dict)
-    oldest_claim: Claim | None = None
+    rivals: tuple[Claim, ...] = ()
     children_due: bool = False
 
     def obstacle(self, pod: PodFacts) -> Obstacle | None:

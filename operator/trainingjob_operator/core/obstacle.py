@@ -162,9 +162,9 @@ def _unschedulable(pod: PodFacts, said: str) -> Obstacle:
 
 
 def gave_way(until: datetime) -> Obstacle:
-    """The job has let an older one have its nodes."""
-    what = "The workers gave their nodes to an older job that could not start without them"
-    return _obstacle("GaveWay", what, f"they are tried again at {until:%H:%M:%S} UTC", "add nodes to run both")
+    """The job has let an older one have what it held."""
+    what = "The workers gave their nodes or their quota to an older job that could not start without"
+    return _obstacle("GaveWay", what, f"they are tried again at {until:%H:%M:%S} UTC", "add nodes or quota to run both")
 
 
 # Reasons of waiting containers that people have to do something about.
