@@ -71,6 +71,12 @@ def test_the_mark_that_windows_puts_before_utf_8_is_no_part_of_the_text(tmp_path
     assert texts(tmp_path, f"{tmp_path}/a.txt", "text") == ["one"]
 
 
+def test_a_document_of_a_table_may_be_as_long_as_any(tmp_path: Path) -> None:
+    long = 40_000 * "word "
+    (tmp_path / "a.csv").write_text(f'text\n"{long}"\nshort\n')
+    assert texts(tmp_path, f"{tmp_path}/a.csv", "csv") == [long.strip(), "short"]
+
+
 def test_text_is_one_document_a_file_and_parquet_one_a_row(tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_text("first\nfile")
     (tmp_path / "2.txt").write_text("second")

@@ -25,6 +25,7 @@ WILDCARDS = "*?["
 BUFFER = 8 * 2**20  # bytes a ranged read
 PARQUET_ROWS = 256
 ENCODING = "utf-8-sig"  # with or without the mark that Windows puts first
+LONGEST_FIELD = 64 * 2**20  # characters of CSV: behind a quote that nobody closes comes all the rest
 MOST_NAMES = 10  # of fields, in an error
 
 
@@ -103,6 +104,7 @@ def _jsonl(lines: io.TextIOWrapper, raw: RawObject, fields: list[str]) -> Iterat
 
 
 def _csv(lines: io.TextIOWrapper, raw: RawObject, fields: list[str]) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(LONGEST_FIELD)  # of the process; 131,072 by default
     reader = csv.DictReader(lines, strict=True)
     try:
         _require(fields, list(reader.fieldnames or ()), raw.uri)
