@@ -139,6 +139,23 @@ def test_a_gang_that_holds_a_part_of_a_quota_gives_way_to_an_older_one_of_its_na
     assert play.status.restarts.total == 0
 
 
+def test_pods_that_are_to_prepare_data_give_way_before_they_have_begun() -> None:
+    play = Play()
+    play.settle()
+    play.end("gpt-prepare-0-1", 0, {"outcome": "PrepareData"})
+    play.step(1)
+    play.change("gpt-prepare-0-2", node="node-1", phase="Running", ready=True)
+    play.change("gpt-prepare-1-1", unschedulable="0/3 nodes are available")
+    play.settle()
+    assert play.plan.claim == Claim(START, "job-uid")
+    play.report("gpt-prepare-0-2", state="Preparing")
+    assert play.step(60).claim is None, "they have begun without it"
+    play.report("gpt-prepare-0-2", state="Starting")
+    rival(play, OLDER)
+    play.step(1)
+    assert play.deleted == ["gpt-prepare-0-2", "gpt-prepare-1-1"]
+
+
 def test_a_gang_with_its_quota_or_with_none_of_it_stands_in_nobodys_way() -> None:
     play = refused_a_pod()
     play.pods = [pod for pod in play.pods if pod.role == "prepare"]

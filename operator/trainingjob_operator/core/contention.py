@@ -80,9 +80,15 @@ def _settled(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
 
 def _stuck(here: Situation, status: TrainingJobStatus) -> _Stuck | None:
     """Whether a part of the gang holds what another part does not get: nodes, or places in the namespace's quota."""
-    if status.stage != "Train" or status.phase in FINISHED or here.spec.run_policy.queue_name is not None:
+    if status.phase in FINISHED or here.spec.run_policy.queue_name is not None or _prepares(here, status):
         return None
     return _short_of_quota(here, status) or _short_of_nodes(here, status)
+
+
+def _prepares(here: Situation, status: TrainingJobStatus) -> bool:
+    """Whether data are being prepared: that goes on without a pod which was lost, and would have to begin anew."""
+    report = here.report(status)
+    return status.stage == "PrepareData" and report is not None and report.state not in (None, "Starting")
 
 
 def _short_of_quota(here: Situation, status: TrainingJobStatus) -> _Stuck | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.facts import PodFacts
+from trainingjob_operator.core.names import parse_pod_name
 from trainingjob_operator.kube.api import ApiError, Forbidden, Invalid
 
 LONGEST_REASON = 1024
@@ -119,7 +120,11 @@ def refused(kind: str, name: str, error: ApiError, deed: str = "created") -> Obs
     if _LACKS_A_RIGHT.search(why):
         next_step = "give the operator's account this right: the role in its Helm chart has it"
     elif deed == "created":
-        next_step = "have the policy changed; or suspend the job, correct spec.workers, and resume it"
+        place = parse_pod_name(name)
+        part = (
+            "spec.workers" if place is None or place.role == "train" else "spec.workers.template or spec.data.prepare"
+        )
+        next_step = f"have the policy changed; or suspend the job, correct {part}, and resume it"
     else:
         next_step = "have the policy changed"
     return _obstacle("DeleteRefused" if deed == "deleted" else "CreateRefused", what, why, next_step)
@@ -163,7 +168,7 @@ def _unschedulable(pod: PodFacts, said: str) -> Obstacle:
 
 def gave_way(until: datetime) -> Obstacle:
     """The job has let an older one have what it held."""
-    what = "The workers gave their nodes or their quota to an older job that could not start without"
+    what = "The pods gave their nodes or their quota to an older job that could not start without"
     return _obstacle("GaveWay", what, f"they are tried again at {until:%H:%M:%S} UTC", "add nodes or quota to run both")
 
 
