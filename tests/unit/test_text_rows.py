@@ -12,6 +12,7 @@ from trainingjob_trainer.data.reader import Reader
 from trainingjob_trainer.errors import DataError, UserError
 from trainingjob_trainer.models import Encoder, init_weights
 from trainingjob_trainer.prepare import tokenizer as bpe
+from trainingjob_trainer.prepare.encoders import Labels
 from trainingjob_trainer.prepare.local import prepare_data
 
 LENGTH = 12
@@ -101,3 +102,16 @@ def test_padding_does_not_change_what_an_encoder_says_of_a_text() -> None:
         looks_both_ways = text.clone()
         looks_both_ways[:, -1] = 49
         assert not torch.allclose(model(looks_both_ways), model(text), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["10", "9", "nine"], ["10", "9", "nine"]),
+        (["01", "1", "001"], ["001", "01", "1"]),
+        (["1", "--1"], ["--1", "1"]),
+    ],
+)
+def test_classes_are_in_one_order_numbers_by_their_value(labels: list[str], classes: list[str]) -> None:
+    assert Labels.of(labels, multi_label=False).classes == classes

@@ -5,6 +5,7 @@ Encoders are small and picklable: they travel to the writers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -204,8 +205,8 @@ class Labels:
     def of(cls, labels: Iterable[str], multi_label: bool) -> Labels:
         """The classes in their order: numbers by value, names by spelling."""
         every = {name for label in labels for name in label_names(label)} if multi_label else set(labels)
-        numbers = all(label.lstrip("-").isdecimal() for label in every)
-        return cls(sorted(every, key=int) if numbers else sorted(every), multi_label)
+        numbers = all(re.fullmatch(r"-?\d+", label) for label in every)
+        return cls(sorted(every, key=(lambda label: (int(label), label)) if numbers else None), multi_label)
 
     @property
     def item_bytes(self) -> int:
