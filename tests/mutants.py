@@ -46,8 +46,8 @@ MUTANTS = (
     Mutant(
         "gradients are divided by the number of ranks once more",
         "parallel/gradients.py",
-        "    factor = 1 / divisor\n",
-        "    factor = 1 / divisor / world.size\n",
+        "    torch._foreach_mul_(gradients, factor.to(",
+        "    torch._foreach_mul_(gradients, (factor / world.size).to(",
         ("tests/unit/test_layouts.py::test_losses_and_weights_are_those_of_one_process",),
     ),
     Mutant(

@@ -23,7 +23,7 @@ from trainingjob_trainer.data.reader import Batch, Reader
 from trainingjob_trainer.errors import Hang
 from trainingjob_trainer.loop import train
 from trainingjob_trainer.models import build_model, init_weights
-from trainingjob_trainer.optim import build_optimizer
+from trainingjob_trainer.optim.optimizers import decay_groups
 from trainingjob_trainer.parallel import World
 from trainingjob_trainer.parallel.sharding import project_apart
 from trainingjob_trainer.standstill import Stand
@@ -85,9 +85,10 @@ class Work:
         return MeanLoss(model, self)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """torch's own, with the flags that ours has."""
-        (optimizer,) = build_optimizer(model, self.config.training.optimizer).parts
-        return optimizer
+        """torch's AdamW, fused, with what is set for ours."""
+        wanted = self.config.training.optimizer
+        groups, (first, second) = decay_groups([*model.parameters()], wanted.decay), wanted.betas
+        return torch.optim.AdamW(groups, lr=wanted.lr, betas=(first, second), eps=wanted.eps, fused=True)
 
     def log(self, step: int, loss: Tensor) -> None:
         """Read the loss of a step (from 1), if it is to be logged."""

@@ -34,9 +34,10 @@ def test_each_of_n_ranks_holds_an_nth_of_weights_gradients_and_moments(tmp_path:
 
 
 def test_no_rank_ever_holds_the_whole_model_while_it_is_made(tmp_path: Path) -> None:
-    """Made on the meta device: a rank grows by its shard and a block, 20 % for the rest of it."""
+    """Made on the meta device: a rank grows by its shard and a block, 20 % for the rest of it. SGD has no moments."""
     size = {"layers": 12, "dim": 512, "heads": 4, "ffnDim": 1024}
-    config = job(tmp_path, model={"transformer": size}, parallelism=SHARDED)
+    sgd = {"name": "sgd", "momentum": 0}
+    config = job(tmp_path, model={"transformer": size}, optimizer=sgd, parallelism=SHARDED)
     put_tokens(store_of(config))
     block = 4 * (4 * 512 * 512 + 3 * 512 * 1024)
     whole, ranks = 12 * block, 4

@@ -47,7 +47,9 @@ class Dealing:
         """The passes of a step; where a rank has no row left, one row without weight (FSDP's collectives need it)."""
         for start in range(0, self.passes * self.micro_batch, self.micro_batch):
             end = min(start + self.micro_batch, self.rows)
-            if start < end:
+            if end - start == len(batch.targets):
+                yield batch
+            elif start < end:
                 yield Batch(batch.inputs[start:end], batch.targets[start:end])
             else:
                 yield Batch(batch.inputs[:1], weightless(batch.targets[:1]))
@@ -75,7 +77,7 @@ class Stepper:
         """
         before = [buffer.clone() for buffer in self.statistics]
         sums = self.backward(step, batch)
-        finite = torch.isfinite(sums.loss) & torch.isfinite(sums.grad_norm)
+        finite = torch.isfinite(sums.loss + sums.grad_norm)
         self.optimizer.step(learning_rate(step, self.training), finite)
         self.optimizer.zero_grad()
         if self.average is not None:

@@ -36,26 +36,22 @@ class Stopwatch:
         self._ran, self._aside = ran(), 0.0
 
     @contextmanager
-    def during(self, phase: Phase) -> Iterator[None]:
+    def during(self, phase: Literal["checkpoint", "evaluation"]) -> Iterator[None]:
         """What happens in the context belongs to the phase."""
-        begun = time.monotonic()
-        before = ran() if phase != "data" else 0.0
+        begun, before = time.monotonic(), ran()
         try:
             yield
         finally:
             self._spent[phase] += time.monotonic() - begun
-            self._aside += ran() - before if phase != "data" else 0.0
+            self._aside += ran() - before
 
     def waits(self, phase: Phase, items: Iterable[T]) -> Iterator[T]:
         """`items`, the time until each is there taken."""
-        iterator = iter(items)
-        while True:
-            with self.during(phase):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
+        begun = time.monotonic()
+        for item in items:
+            self._spent[phase] += time.monotonic() - begun
             yield item
+            begun = time.monotonic()
 
     def read(self) -> Reading:
         """What happened since the last reading. Starts anew."""

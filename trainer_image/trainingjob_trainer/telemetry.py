@@ -56,7 +56,8 @@ class Telemetry:
         """
         if not self._pending:
             return
-        rows: list[list[float]] = torch.stack([torch.stack(sums) for sums in self._pending]).tolist()
+        numbers = torch.stack([number for sums in self._pending for number in sums])
+        rows: list[list[float]] = numbers.view(-1, 3).tolist()
         first = self.progress.step - len(rows) + 1
         self._pending.clear()
         targets = 0

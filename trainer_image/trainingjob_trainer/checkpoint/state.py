@@ -49,7 +49,6 @@ def state_tensors(
     `model.<parameter or buffer>`, `optimizer.<parameter>.<moment>` and `average.<parameter>`. The optimizer's settings
     are the configuration's.
     """
-    optimizer.materialize()
     tensors = {f"model.{name}": tensor for name, tensor in stored_tensors(model).items()}
     for name, parameter in model.named_parameters():
         for moment, tensor in optimizer.state_of(parameter).items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -52,12 +52,12 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, integers as int64; without waiting where it comes from page-locked memory."""
         inputs, targets = (tensor.to(device, non_blocking=True) for tensor in (self.inputs, self.targets))
-        return replace(self, inputs=_widened(inputs), targets=_widened(targets))
+        return Batch(_widened(inputs), _widened(targets), self.skipped)
 
     def pin(self) -> Batch:
         """The batch in page-locked memory."""
         inputs, targets = (tensor.contiguous().pin_memory() for tensor in (self.inputs, self.targets))
-        return replace(self, inputs=inputs, targets=targets)
+        return Batch(inputs, targets, self.skipped)
 
 
 @dataclass(frozen=True)

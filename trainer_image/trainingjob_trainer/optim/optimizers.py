@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainingjob_trainer.config import Optimizer
-from trainingjob_trainer.optim.gated import SGD, Adagrad, Muon, RMSprop
+from trainingjob_trainer.optim.gated import SGD, Adagrad, AdamW, Muon, RMSprop
 from trainingjob_trainer.parallel import local_part
 
 Parameters = list[nn.Parameter]
@@ -37,7 +38,8 @@ class OptimizerGroup:
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
-            _gated_step(part, found_inf)
+            part.found_inf = found_inf  # type: ignore[attr-defined]
+            part.step()
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -45,34 +47,19 @@ class OptimizerGroup:
             part.zero_grad(set_to_none=True)
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The moments of a parameter by name; there from the first call of `materialize` or `step` on."""
+        """The moments of a parameter by name."""
         return next((part.state[parameter] for part in self.parts if parameter in part.state), {})
-
-    def materialize(self) -> None:
-        """Create the moments that an optimizer otherwise makes at its first step, by a step that changes nothing."""
-        for part in self.parts:
-            if not part.state:
-                for parameter in (p for group in part.param_groups for p in group["params"]):
-                    parameter.grad = torch.zeros_like(parameter)
-                _gated_step(part, torch.ones(()))
-                part.zero_grad(set_to_none=True)
 
 
 def build_optimizer(model: nn.Module, config: Optimizer) -> OptimizerGroup:
     """The configured optimizer. Weight decay is for matrices only: norms and biases are spared."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    first, second = config.betas
-    if config.name == "muon":
-        return _muon(model, parameters, config)
-    if config.name == "adamw":
-        groups = _decay_groups(parameters, config.decay)
-        return OptimizerGroup(
-            [torch.optim.AdamW(groups, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)]
-        )
     part: torch.optim.Optimizer
     match config.name:
-        case "adam":
-            part = torch.optim.Adam(parameters, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
+        case "muon":
+            return _muon(model, parameters, config)
+        case "adamw" | "adam":  # which differ in what they decay by if nothing is said
+            return OptimizerGroup([AdamW(decay_groups(parameters, config.decay), config)])
         case "sgd":
             part = SGD(parameters, config)
         case "rmsprop":
@@ -94,20 +81,14 @@ def _muon(model: nn.Module, parameters: Parameters, config: Optimizer) -> Optimi
     """
     inside = {id(p) for p in model.get_submodule("blocks").parameters() if p.ndim == 2}
     hidden = [p for p in parameters if id(p) in inside]
-    others = _decay_groups([p for p in parameters if id(p) not in inside], config.decay)
-    first, second = config.betas
-    rest = torch.optim.AdamW(others, lr=config.lr, betas=(first, second), eps=config.eps, fused=True)
-    return OptimizerGroup([*(Muon(matrix, config) for matrix in hidden), rest])
+    others = [p for p in parameters if id(p) not in inside]
+    rest = [AdamW(decay_groups(others, config.decay), config)] if others else []
+    return OptimizerGroup([*(Muon(matrix, config) for matrix in hidden), *rest])
 
 
-def _decay_groups(parameters: Parameters, decay: float) -> list[dict[str, object]]:
+def decay_groups(parameters: Parameters, decay: float) -> list[dict[str, Any]]:
+    """Groups for an AdamW, of which the matrices decay."""
     return [
         {"params": matrices(parameters), "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def _gated_step(part: torch.optim.Optimizer, found_inf: Tensor) -> None:
-    """All of ours know torch's attribute for it: where it is 1, the device changes nothing."""
-    part.found_inf = found_inf  # type: ignore[attr-defined]
-    part.step()

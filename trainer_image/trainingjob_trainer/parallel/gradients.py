@@ -25,21 +25,22 @@ def scale_and_clip(
 ) -> StepSums:
     """Divide gradients of the summed loss by the global count of targets, then clip them by their global norm.
 
-    `loss_sum` and `count` are this rank's; a `clip_norm` of 0 clips nothing. Gradients are summed over ranks already;
-    each rank holds a shard of them, of which there may be copies.
+    `loss_sum` and `count` are this rank's, float64; a `clip_norm` of 0 clips nothing. Gradients are summed over ranks
+    already; each rank holds a shard of them, of which there may be copies.
     """
     whole = [p.grad for p in parameters if p.grad is not None]
     gradients = [local_part(gradient) for gradient in whole]
     counted = [local_part(gradient) for gradient in whole if is_first_holder(gradient)]
-    squares = loss_sum.new_zeros((), dtype=torch.float64)
+    squares = loss_sum.new_zeros(())
     if counted:
         squares = torch.stack(torch._foreach_norm(counted)).double().square().sum()
-    totals = torch.stack([squares, world.once(loss_sum).double(), world.once(count).double()])
+    totals = torch.stack([squares, world.once(loss_sum), world.once(count)])
     world.sum(totals)
-    divisor = totals[2].clamp(min=1)
-    grad_norm = totals[0].sqrt() / divisor
-    factor = 1 / divisor
+    squares, loss_sum, count = totals.unbind()
+    divisor = count.clamp(min=1)
+    grad_norm = squares.sqrt() / divisor
+    factor = divisor.reciprocal()
     if clip_norm:  # 0: not clipped
-        factor = factor * (clip_norm / (grad_norm + 1e-6)).clamp(max=1)
+        factor = (clip_norm / (grad_norm + 1e-6)).clamp(max=1) / divisor
     torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
-    return StepSums(totals[1] / totals[2], grad_norm, totals[2])
+    return StepSums(loss_sum / count, grad_norm, count)

@@ -29,7 +29,7 @@ class Vote:
 
     def cast(self, ballot: Ballot) -> None:
         """Send this rank's vote off. Every rank calls it at the same step."""
-        self._ballot.copy_(torch.tensor(ballot, dtype=torch.int32))
+        self._ballot = torch.tensor(ballot, dtype=torch.int32)
         if self._world.control is not None:
             self._work = dist.all_reduce(self._ballot, op=dist.ReduceOp.MAX, group=self._world.control, async_op=True)
 
