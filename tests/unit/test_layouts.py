@@ -13,6 +13,7 @@ from support.ranks import run_ranks
 from support.spread import Series, continued, in_turn, series_of
 from support.training import job, put_tokens, store_of, without_dropout
 from trainingjob_trainer.config import JobConfig, Parallelism
+from trainingjob_trainer.errors import OutOfMemory
 from trainingjob_trainer.parallel.layout import STATE_SHARE, Layout, layout_of, memory, pick
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -125,6 +126,26 @@ def test_on_a_cpu_auto_leaves_room_for_the_copy_of_a_checkpoint_too(tmp_path: Pa
 
     assert (layout(29).copies, layout(29).shards) == (2, 1)
     assert (layout(27).copies, layout(27).shards) == (1, 2)
+
+
+def test_a_model_that_a_rank_cannot_hold_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    """By hand nothing else asks: the kernel ended the process, or another one."""
+    cpu = torch.device("cpu")
+
+    def layout(ranks: int, fsdp: str) -> Layout:
+        """Of a model whose training state is half as large again as the memory of a rank."""
+        config = job(tmp_path, parallelism={"fsdp": fsdp})
+        there = memory(cpu, config.ranks_per_pod)
+        model = torch.nn.Linear(round(1.5 * there / 28), 1, bias=False, device="meta")
+        return layout_of(config, model, ranks, cpu)
+
+    for ranks, fsdp in ((1, "auto"), (2, "none")):
+        with pytest.raises(
+            OutOfMemory, match=r"takes [\d.]+ GB, activations not counted, and it has [\d.]+ GB"
+        ) as raised:
+            layout(ranks, fsdp)
+        assert "fsdp: full" in raised.value.next_step
+    assert layout(2, "full").shards == layout(2, "auto").shards == 2
 
 
 def test_auto_divides_what_a_rank_holds_by_the_size_of_its_tensor_group() -> None:

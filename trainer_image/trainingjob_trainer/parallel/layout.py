@@ -11,6 +11,7 @@ from torch import nn
 
 from trainingjob_trainer.accounting import bytes_per_parameter, checkpointed_bytes_per_parameter, gigabytes
 from trainingjob_trainer.config import JobConfig, Parallelism
+from trainingjob_trainer.errors import OutOfMemory
 from trainingjob_trainer.parallel.statistics import batch_norms, check_batch_norm
 
 # Of a rank's memory, for the state; the rest is for activations, gathered weights and what the process itself takes.
@@ -42,17 +43,28 @@ class Layout:
 def layout_of(config: JobConfig, model: nn.Module, ranks: int, device: torch.device) -> Layout:
     """The layout that a configuration asks for, or the best one for `model` where it says `auto`.
 
-    Raises `UserError` if the model cannot be sharded. (That ranks divide into groups is known since the Check stage.)
+    Raises `UserError` if the model cannot be sharded, `OutOfMemory` if a rank cannot hold its part. (That ranks divide
+    into groups is known since the Check stage.)
     """
     wanted = config.training.parallelism
     check_batch_norm(model, wanted)
-    if ranks > 1 and batch_norms(model):
-        return Layout(ranks, why="its BatchNorm layers are not sharded")
     each = bytes_per_parameter(config.training)
     if device.type == "cpu":  # where the copy that is uploaded lies beside it
         each += checkpointed_bytes_per_parameter(config.training)
     state = sum(p.numel() for p in model.parameters()) * each
-    return pick(wanted, ranks, config.ranks_per_pod, state, memory(device, config.ranks_per_pod))
+    there = memory(device, config.ranks_per_pod)
+    if ranks > 1 and batch_norms(model):
+        layout = Layout(ranks, why="its BatchNorm layers are not sharded")
+    else:
+        layout = pick(wanted, ranks, config.ranks_per_pod, state, there)
+    part = state // (layout.shards * layout.tensor)
+    if part > there:  # before any of it is allocated: what ends a process without a word may end others first
+        raise OutOfMemory(
+            f"The training state of a rank takes {gigabytes(part)}, activations not counted, and it has "
+            f"{gigabytes(there)}: {layout}.",
+            "Take a smaller model, more memory, or more ranks and spec.training.parallelism.fsdp: full.",
+        )
+    return layout
 
 
 def pick(wanted: Parallelism, ranks: int, ranks_per_pod: int, state: int, memory: int) -> Layout:
