@@ -177,6 +177,9 @@ def test_a_source_is_a_stream_of_its_own_and_held_out_is_of_all(tmp_path: Path) 
     held_out = documents(store, manifest, manifest.splits["test"].shards)
     assert {text.split()[0] for text in held_out} == {"alpha", "beta"}
     assert 100 < len(web) < 140
+    of_each = [manifest.num_samples("train", config.training.sequence_length, source) for source in (0, 1)]
+    told = f"{sum(of_each):,} training ({of_each[0]:,} + {of_each[1]:,}, by source), "
+    assert manifest.summary(config.training.sequence_length).startswith(told)
     assert not {*web, *code} & {*held_out}
 
 

@@ -89,6 +89,7 @@ def test_what_is_left_out_of_the_raw_data_is_counted_and_told(tmp_path: Path) ->
     left_out = f"left out: 3 documents dropped, 4 duplicates, {tail:,} tokens at the end"
     validation, test = (manifest.num_samples(split, 16) for split in HELD_OUT)
     counts = f"{samples:,} training, {validation:,} validation and {test:,} test samples"
+    counts += f" in a vocabulary of {manifest.vocab_size}"
     assert check(config, store).message == f"The data is ready: {counts} ({left_out})."
     assert manifest.tail("train", 10**6) == manifest.splits["train"].count
 

@@ -156,12 +156,17 @@ class Manifest(Config):
         return sum((n - 1) % sequence_length if n > sequence_length else n for n in self._streams(split))
 
     def summary(self, sequence_length: int) -> str:
-        """How much there is to train on and to judge by, and what of the raw data is not among the training samples."""
+        """How much there is to train on (in all, and of each source) and to judge by, the vocabulary, which little text
+        makes smaller than was asked for, and what of the raw data is not among the training samples."""
         train, validation, test = (self.num_samples(split, sequence_length) for split in SPLITS)
+        sources = sorted({shard.source for shard in self.splits["train"].shards})
+        each = " + ".join(f"{self.num_samples('train', sequence_length, source):,}" for source in sources)
+        of_each = f" ({each}, by source)" if len(sources) > 1 else ""
+        vocabulary = f" in a vocabulary of {self.vocab_size:,}" if self.vocab_size else ""
         tail = self.tail("train", sequence_length)
         counts = {"documents dropped": self.dropped, "duplicates": self.duplicates, "tokens at the end": tail}
         left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        samples = f"{train:,} training, {validation:,} validation and {test:,} test samples"
+        samples = f"{train:,} training{of_each}, {validation:,} validation and {test:,} test samples{vocabulary}"
         return samples + (f" (left out: {left_out})" if left_out else "")
 
     def _streams(self, split: SplitName, source: int | None = None) -> list[int]:
