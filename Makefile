@@ -95,7 +95,7 @@ bench-trainer: setup .venv/.peers ## Measure the trainer against its peers and w
 .PHONY: unit
 unit: setup ## Unit tests
 	$(call heading,'Unit tests$(,) real S3 and torch in several processes among them (4 to 8 minutes)')
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -m "not slow"
 
 .PHONY: lint
 lint: setup ## Style, types, and who may import whom
