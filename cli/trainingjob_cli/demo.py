@@ -172,9 +172,12 @@ class Crasher:
         pod = self._worker()
         if pod is None:
             return
+        try:
+            crash(pod["metadata"]["uid"])
+        except ProcessLookupError:
+            return  # It has ended by itself since; its successor will do.
         self._victim = pod["metadata"]["name"]
         self._console.print(f"[yellow]SIGKILL to {self._victim}[/yellow]")
-        crash(pod["metadata"]["uid"])
 
     def _worker(self) -> dict[str, Any] | None:
         selector = f"trainingjob.io/job-name={NAME},trainingjob.io/role=train,trainingjob.io/index=1"
