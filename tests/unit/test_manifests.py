@@ -196,6 +196,20 @@ def test_the_trainer_reads_the_configuration_that_was_asked_for() -> None:
     assert (config.name, config.max_restarts, config.on_existing_run) == ("gpt", 7, "Overwrite")
 
 
+def test_a_trainer_that_is_older_than_the_operator_reads_what_asks_for_nothing_new() -> None:
+    """Users pin images, and unknown fields are refused: of those at their defaults an older trainer hears nothing."""
+    asked = spec(training={"steps": 100, "optimizer": {"lr": 0.01}})
+    made, parsed = job(TrainingJobSpec.model_validate(asked).wire())  # with all defaults, as the API server keeps it
+    config_map = children(made, parsed, resolve(made, parsed, Settings("trainer:1")))[0]
+    told = json.loads(config_map["data"]["config.json"])
+    assert told["training"] == asked["training"]
+    assert set(told) - set(asked) == {"name", "namespace", "ranksPerPod", "fewestPods", "podMemory", "maxRestarts"}
+    assert (
+        JobConfig.model_validate(told).plan_hash()
+        == TrainerSpec(**{name: getattr(parsed, name) for name in JobSpec.model_fields}).plan_hash()
+    )
+
+
 def test_another_configuration_has_another_name() -> None:
     (one, a), (two, b) = job(), job(training={"steps": 200})
     assert resolve(one, a, Settings("i")).config_hash != resolve(two, b, Settings("i")).config_hash

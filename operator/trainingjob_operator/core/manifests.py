@@ -17,7 +17,7 @@ from trainingjob_operator.core.pod_template import BUILDERS, NEWEST, Place
 from trainingjob_operator.kube.api import POD_GROUPS
 
 
-def trainer_config(job: Job, spec: TrainingJobSpec, ranks_per_pod: int) -> dict[str, Any]:
+def trainer_config(job: Job, spec: TrainingJobSpec, ranks_per_pod: int) -> PodConfig:
     """What the pods get as `config.json`; the same at every size of an elastic gang."""
     fields = {name: getattr(spec, name) for name in JobSpec.model_fields}
     return PodConfig(
@@ -31,7 +31,7 @@ def trainer_config(job: Job, spec: TrainingJobSpec, ranks_per_pod: int) -> dict[
         gpus=spec.workers.resources.gpus > 0,
         max_restarts=spec.run_policy.max_restarts,
         on_existing_run=spec.run_policy.on_existing_run,
-    ).wire()
+    )
 
 
 def resolve(job: Job, spec: TrainingJobSpec, settings: Settings) -> Resolved:
@@ -40,7 +40,7 @@ def resolve(job: Job, spec: TrainingJobSpec, settings: Settings) -> Resolved:
     return Resolved(
         image=spec.image or settings.trainer_image,
         template_version=settings.template_version,
-        config_hash=digest(trainer_config(job, spec, ranks_per_pod)),
+        config_hash=digest(trainer_config(job, spec, ranks_per_pod).wire()),
         replicas=replicas,
         ranks_per_pod=ranks_per_pod,
         world_size=replicas * ranks_per_pod,
@@ -83,7 +83,7 @@ def children(job: Job, spec: TrainingJobSpec, resolved: Resolved) -> tuple[Manif
             "kind": "ConfigMap",
             "metadata": metadata(job, names.config_map_name(job.name, resolved.config_hash)),
             "immutable": True,
-            "data": {"config.json": to_json(config, indent=2).decode()},
+            "data": {"config.json": to_json(config.asked(), indent=2).decode()},
         },
         *(() if spec.custom else (secret,)),
         {

@@ -58,6 +58,10 @@ class Config(BaseModel):
         """The object as JSON-able camelCase data, defaults included, absent optionals left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    def asked(self) -> dict[str, Any]:
+        """The same without what is so by default: an older reader takes it, unless it is asked for what is new."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+
 
 def digest(value: Any) -> str:
     """Short, stable hash of JSON-able data."""
