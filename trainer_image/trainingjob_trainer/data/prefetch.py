@@ -73,7 +73,7 @@ def prefetch(
                     room = TRAY_BYTES
                 if stopped.is_set():
                     return
-                room -= max(batch.nbytes, TRAY_BYTES // TRAY)
+                room -= max(batch.inputs.nbytes, TRAY_BYTES // TRAY)
                 ready.put((batch.pin() if pin else batch, room <= 0))
             ready.put((None, True))
         except Exception as error:  # whatever it is, it is the consumer's to handle

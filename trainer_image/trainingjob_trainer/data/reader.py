@@ -44,11 +44,6 @@ class Batch:
     targets: Tensor
     skipped: int = 0  # rows without weight, because their data is corrupt
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both."""
-        return self.inputs.nbytes + self.targets.nbytes
-
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, integers as int64; without waiting where it comes from page-locked memory."""
         inputs, targets = (tensor.to(device, non_blocking=True) for tensor in (self.inputs, self.targets))
