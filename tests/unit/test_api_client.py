@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from asyncio.selector_events import _SelectorSocketTransport
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -315,6 +316,22 @@ def test_a_kubeconfig_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
         (tmp_path / "broken").write_bytes(text.encode("latin-1"))
         with pytest.raises(ConnectionProblem, match=r"cannot log in to Kubernetes with .*broken: "):
             connect(tmp_path / "broken")
+
+
+def test_a_certificate_that_does_not_name_its_issuers_key_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenient = ssl.create_default_context
+
+    def strict(**options: Any) -> ssl.SSLContext:
+        """Python's own since 3.13."""
+        context = lenient(**options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    context = connect(kubeconfig(tmp_path / "config", "https://127.0.0.1:9")).ssl_context()
+    assert not context.verify_flags & ssl.VERIFY_X509_STRICT
 
 
 async def test_discovery_tells_whether_a_resource_is_served(server: tuple[Server, Client]) -> None:
