@@ -169,12 +169,12 @@ def test_of_equal_documents_the_held_out_one_is_kept(tmp_path: Path) -> None:
     assert arranged(job(tmp_path, data=keep), ("a", "train"), ("a", "train")) == [("a", "train")] * 2
 
 
-def image_source(tmp_path: Path, images: list[Any], labels: list[Any]) -> JobConfig:
+def image_source(tmp_path: Path, images: list[Any], labels: list[Any], **data: Any) -> JobConfig:
     pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "i.parquet")
     return job(
         tmp_path,
         task={"kind": "image-classification"},
-        data={"train": {"uri": f"{tmp_path}/i.parquet", "format": "parquet"}},
+        data={"train": {"uri": f"{tmp_path}/i.parquet", "format": "parquet"}, **data},
     )
 
 
@@ -192,6 +192,19 @@ def test_images_become_planes(tmp_path: Path) -> None:
     first, second = read_examples(config, split, raw)
     assert (first.shape, first.label, first.payload) == ((1, 3, 4), "cat", grey.tobytes())
     assert (second.shape, second.label, second.payload) == ((3, 3, 4), "dog", colour.transpose(2, 0, 1).tobytes())
+
+
+def test_a_picture_is_in_one_split_whatever_its_labels(tmp_path: Path) -> None:
+    pictures = [png(np.full((2, 2), shade, dtype=np.uint8)) for shade in range(20)]
+    part = {"fraction": 0.3}
+    labels = list(range(10)) * len(pictures)
+    config = image_source(tmp_path, [p for p in pictures for _ in range(10)], labels, validation=part, test=part)
+    [(split, raw)] = raw_objects(config)
+    examples = arrange(read_examples(config, split, raw), config)
+    assert len({(e.payload, e.label) for e in examples}) == len(examples) == len(labels)
+    splits = {(e.payload, e.split) for e in examples}
+    assert len(splits) == len(pictures)
+    assert {split for _, split in splits} == {"train", "validation", "test"}
 
 
 @pytest.mark.parametrize(
