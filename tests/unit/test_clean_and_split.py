@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainingjob_trainer.config import Clean, JobConfig, Storage
 from trainingjob_trainer.errors import DataError, UserError
 from trainingjob_trainer.prepare.examples import Example, arrange, clean_text, raw_objects, read_examples, split_of
 from trainingjob_trainer.prepare.source import list_objects
+from trainingjob_trainer.storage import LocalStore
 
 
 def texts(directory: Path, uri: str, format: str = "jsonl", **more: Any) -> list[str]:
@@ -120,6 +122,37 @@ def test_what_is_wrong_with_an_object_is_said(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message):
         texts(tmp_path, f"{tmp_path}/{name}", format)
+
+
+@pytest.mark.parametrize("lines", [2, 12])
+def test_an_object_that_is_replaced_while_it_is_read_is_named(tmp_path: Path, lines: int) -> None:
+    """By a shorter one, or by one of the same size, behind what was read at once."""
+    store, examples = begun(tmp_path)
+    next(examples)
+    store.put("a", mebibytes(lines))
+    with pytest.raises(DataError, match="/a was replaced while it was read") as error:
+        list(examples)
+    assert "apply the job again" in error.value.next_step
+
+
+def test_an_object_that_became_shorter_before_it_was_read_is_named(tmp_path: Path) -> None:
+    store, examples = begun(tmp_path)
+    store.put("a", mebibytes(2))
+    with pytest.raises(DataError, match="/a became shorter before it was read"):
+        list(examples)
+
+
+def begun(directory: Path) -> tuple[LocalStore, Iterator[Example]]:
+    """A listed object, more than is read at once, and what reads it."""
+    store = LocalStore(str(directory), Storage())
+    store.put("a", mebibytes(12))
+    config = job(directory, data={"train": {"uri": f"{directory}/a"}})
+    [(split, raw)] = raw_objects(config)
+    return store, read_examples(config, split, raw)
+
+
+def mebibytes(lines: int) -> bytes:
+    return jsonl(*["x" * (2**20 - len(jsonl("")))] * lines)
 
 
 def test_cleaning_normalizes_cuts_and_drops() -> None:

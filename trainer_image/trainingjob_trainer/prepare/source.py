@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from trainingjob_trainer.config import Source, Storage
 from trainingjob_trainer.errors import DataError, UserError
-from trainingjob_trainer.storage import NotFound, Store, open_store
+from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store, open_store
 
 WILDCARDS = "*?["
 BUFFER = 8 * 2**20  # bytes a ranged read
@@ -27,6 +27,7 @@ PARQUET_ROWS = 256
 ENCODING = "utf-8-sig"  # with or without the mark that Windows puts first
 LONGEST_FIELD = 64 * 2**20  # characters of CSV: behind a quote that nobody closes comes all the rest
 MOST_NAMES = 10  # of fields, in an error
+LEAVE_ALONE = "Let nothing write there while data is prepared, and apply the job again."
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def _naming(raw: RawObject) -> Iterator[None]:
         yield
     except NotFound as error:
         raise DataError(f"{raw.uri} was removed while it was read.", "Restore the object.") from error
+    except PreconditionFailed as error:
+        raise DataError(f"{raw.uri} was replaced while it was read.", LEAVE_ALONE) from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{raw.uri} is not UTF-8 text: {error}.", "Convert it to UTF-8, or correct the format."
@@ -174,10 +177,11 @@ def _naming(raw: RawObject) -> Iterator[None]:
 
 
 class _RangedFile(io.RawIOBase):
-    """An object as a seekable file: each read is one ranged read."""
+    """An object as a seekable file: each read is one ranged read, of the object that the first one met."""
 
     def __init__(self, store: Store, raw: RawObject) -> None:
         self._store, self._raw, self._position = store, raw, 0
+        self._etag: str | None = None
 
     def readable(self) -> bool:
         return True
@@ -197,7 +201,10 @@ class _RangedFile(io.RawIOBase):
         end = min(self._position + len(buffer), self._raw.size)
         if end <= self._position:
             return 0
-        data = self._store.get(self._raw.key, self._position, end)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        into = memoryview(buffer)[: end - self._position]
+        count, etag = self._store.read_into(self._raw.key, self._position, into, if_match=self._etag)
+        if count < len(into):  # what was listed was another
+            raise DataError(f"{self._raw.uri} became shorter before it was read.", LEAVE_ALONE)
+        self._etag = etag
+        self._position = end
+        return count
