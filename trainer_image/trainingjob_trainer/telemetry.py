@@ -67,8 +67,7 @@ class Telemetry:
             if not self._counts(step, loss, grad_norm, count, rate):
                 continue
             if self._logged(step):
-                logged = LoggedStep(step=step, loss=loss, learning_rate=rate, grad_norm=grad_norm)
-                self.progress.history.append(logged)
+                self.progress.log(LoggedStep(step=step, loss=loss, learning_rate=rate, grad_norm=grad_norm))
         self.progress.tokens += targets if self.tokens else 0
         self._measure(len(rows), targets)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from trainingjob_trainer.config import Config
 from trainingjob_trainer.optim import OptimizerGroup, WeightAverage
 
+CURVE = 2000  # stretches of a loss curve: a checkpoint's JSON is made on the training thread, and a plot shows no more
+
 
 class LoggedStep(Config):
     """A point of the loss curve: the step's own global loss, not a running mean. Steps count from 1, when finished."""
@@ -39,6 +41,25 @@ class Progress(Config, frozen=False):
     corrupt_samples: int = 0  # training samples that were left out because their data is corrupt, on all ranks
     history: list[LoggedStep] = Field(default_factory=list)
     evaluations: list[Evaluated] = Field(default_factory=list)
+
+    def log(self, logged: LoggedStep) -> None:
+        """Add a point to the loss curve, which keeps the first point of each stretch of steps, and the newest of all.
+
+        A stretch has the smallest power of two of steps with which `CURVE` stretches suffice, so where it grows it is
+        two of the former: the curve follows from the logged steps alone, wherever the run was resumed.
+        """
+        length, history = _stretch(logged.step), self.history
+        grown = bool(history) and _stretch(history[-1].step) != length
+        start = 0 if grown or len(history) > CURVE + 1 else max(0, len(history) - 2)
+        firsts: dict[int, LoggedStep] = {}
+        for point in history[start:]:
+            firsts.setdefault((point.step - 1) // length, point)
+        history[start:] = [*firsts.values(), logged]
+
+
+def _stretch(step: int) -> int:
+    """Steps a stretch of the curve that has come to `step`."""
+    return 1 << ((step - 1) // CURVE).bit_length()
 
 
 def state_tensors(
