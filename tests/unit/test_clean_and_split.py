@@ -124,6 +124,30 @@ def test_what_is_wrong_with_an_object_is_said(
         texts(tmp_path, f"{tmp_path}/{name}", format)
 
 
+@pytest.mark.parametrize(
+    ("format", "content", "reads"),
+    [
+        ("jsonl", jsonl(*["word " * 200] * 20_000), 3),
+        ("csv", b"text\n" + 20_000 * (200 * b"word " + b"\n"), 3),
+        ("text", 2**24 * b"x", 1),
+    ],
+)
+def test_an_object_is_read_in_few_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, content: bytes, reads: int
+) -> None:
+    asked = list[int]()
+
+    def counted(store: LocalStore, key: str, start: int, into: memoryview, **more: Any) -> tuple[int, str]:
+        asked.append(len(into))
+        return read_into(store, key, start, into, **more)
+
+    read_into = LocalStore.read_into
+    monkeypatch.setattr(LocalStore, "read_into", counted)
+    (tmp_path / "a").write_bytes(content)
+    assert texts(tmp_path, f"{tmp_path}/a", format)
+    assert (len(asked), sum(asked)) == (reads, len(content))
+
+
 @pytest.mark.parametrize("lines", [2, 12])
 def test_an_object_that_is_replaced_while_it_is_read_is_named(tmp_path: Path, lines: int) -> None:
     """By a shorter one, or by one of the same size, behind what was read at once."""

@@ -153,7 +153,7 @@ def _decompressed(file: IO[bytes], key: str) -> IO[bytes]:
 
         stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
         return cast(IO[bytes], io.BufferedReader(stream))
-    return file
+    return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, file)))  # lines are asked for by 8 KiB, past one buffer
 
 
 @contextmanager
@@ -196,6 +196,9 @@ class _RangedFile(io.RawIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._raw.size}[whence]
         self._position = base + offset
         return self._position
+
+    def readall(self) -> bytes:
+        return self.read(max(0, self._raw.size - self._position)) or b""  # Python's own reads 8 KiB at once
 
     def readinto(self, buffer: Any) -> int:
         end = min(self._position + len(buffer), self._raw.size)
