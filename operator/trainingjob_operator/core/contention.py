@@ -17,6 +17,7 @@ from trainingjob_operator.core import elastic, run
 from trainingjob_operator.core.conditions import FINISHED
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.findings import Claim
+from trainingjob_operator.core.pauses import doubled
 from trainingjob_operator.core.situation import Situation
 
 PATIENCE = timedelta(seconds=15)  # a gang that is placed in part for longer is not just on the way
@@ -126,4 +127,4 @@ def _holds_a_node(pod: PodFacts) -> bool:
 def _pause(uid: str, times: int) -> float:
     """Seconds; each job draws its own, so that those that gave way at once do not come back at once."""
     drawn = int.from_bytes(hashlib.sha256(f"{uid}/{times}".encode()).digest()[:4], "big") / 2**32
-    return min(FIRST_PAUSE * 2.0 ** (min(times, 32) - 1), LONGEST_PAUSE) * (1.0 + drawn)
+    return doubled(FIRST_PAUSE, times - 1, LONGEST_PAUSE) * (1.0 + drawn)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.obstacle import Look, Obstacle, of_pod
+from trainingjob_operator.core.pauses import doubled
 
 FIRST_LOOK = 30.0  # seconds that a pod may be pending before its events are read
 FIRST_GROUP_LOOK = 5.0  # or the group that it waits in, where the reason is from the beginning
@@ -52,5 +53,4 @@ class Findings:
         look = self.looks.get(pod.uid)
         if look is None:
             return pod.created_at + timedelta(seconds=FIRST_GROUP_LOOK if pod.waits_as_group else FIRST_LOOK)
-        pause = min(FIRST_LOOK * 2.0 ** min(look.count, 32), LONGEST_BETWEEN_LOOKS)
-        return look.at + timedelta(seconds=pause)
+        return look.at + timedelta(seconds=doubled(FIRST_LOOK, look.count, LONGEST_BETWEEN_LOOKS))

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
+from trainingjob_operator.core.pauses import doubled
+
 K = TypeVar("K", bound=Hashable)
 
 logger = logging.getLogger(__name__)
@@ -230,7 +232,7 @@ class WorkQueue(Generic[K]):
         now = asyncio.get_running_loop().time()
         if now < self._resume_at:  # One of several that were on their way when the trouble began.
             return self._resume_at - now
-        seconds = min(LAST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._troubles, 32))
+        seconds = doubled(FIRST_PAUSE_SECONDS, self._troubles, LAST_PAUSE_SECONDS)
         self._troubles += 1
         self._resume_at = now + max(seconds, trouble.after)
         return self._resume_at - now
@@ -238,5 +240,4 @@ class WorkQueue(Generic[K]):
     def _backoff(self, key: K) -> float:
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        seconds = min(self._last_retry, self._first_retry * 2.0 ** min(failures, 32))
-        return seconds * random.uniform(0.8, 1.2)
+        return doubled(self._first_retry, failures, self._last_retry) * random.uniform(0.8, 1.2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from trainingjob_operator.api.status import Restarts
+from trainingjob_operator.core.pauses import doubled
 
 FIRST_DELAY = 10.0  # seconds before the second attempt without progress; doubled with each further one
 LONGEST_DELAY = 300.0
@@ -53,4 +54,4 @@ def delay(in_a_row: int) -> float:
     """
     if in_a_row <= 1:
         return 0.0
-    return min(FIRST_DELAY * 2.0 ** (min(in_a_row, 32) - 2), LONGEST_DELAY)
+    return doubled(FIRST_DELAY, in_a_row - 2, LONGEST_DELAY)
