@@ -161,7 +161,7 @@ class Directory:
         if different:
             theirs = theirs.model_copy(update={"dropout": config.model.size.dropout})  # which no config.json has
             theirs_in_ours = config.model.model_copy(update={"preset": None, "transformer": theirs})
-            shape = json.dumps(theirs_in_ours.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+            shape = json.dumps(theirs_in_ours.asked())
             raise self._wrong(
                 f"its model is another one than spec.model: {'; '.join(different)}",
                 f"Set spec.model to {shape}.",
