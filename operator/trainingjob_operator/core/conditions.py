@@ -55,22 +55,21 @@ def conditions(
     if phase == "Suspended":
         del holds["Ready"]
     known = {c.type: c for c in before}
+    told = [(Note(kind, reason, message if true else ""), true) for kind, true in holds.items()]
+    told += [(note, True) for note in notes]
+    return tuple(_condition(note, true, known.get(note.type), generation, now) for note, true in told)
 
-    def condition(kind: ConditionType, true: bool, why: str, text: str) -> Condition:
-        status = "True" if true else "False"
-        old = known.get(kind)
-        since = old.last_transition_time if old is not None and old.status == status else now
-        return Condition(
-            type=kind,
-            status=status,
-            reason=why,
-            message=text,
-            last_transition_time=since,
-            observed_generation=generation,
-        )
 
-    result = [condition(kind, true, reason, message if true else "") for kind, true in holds.items()]
-    return tuple(result) + tuple(condition(note.type, True, note.reason, note.message) for note in notes)
+def _condition(note: Note, true: bool, before: Condition | None, generation: int, now: datetime) -> Condition:
+    status = "True" if true else "False"
+    return Condition(
+        type=note.type,
+        status=status,
+        reason=note.reason,
+        message=note.message,
+        last_transition_time=before.last_transition_time if before is not None and before.status == status else now,
+        observed_generation=generation,
+    )
 
 
 def after_the_end(
@@ -81,13 +80,6 @@ def after_the_end(
     found = {c.type: c.model_copy(update=seen) for c in status.conditions}
     before = found.pop("CleanupRefused", None)
     if refusal is not None and refusal.reason == "DeleteRefused":
-        since = before.last_transition_time if before is not None else now
-        found["CleanupRefused"] = Condition(
-            type="CleanupRefused",
-            status="True",
-            reason=refusal.reason,
-            message=refusal.message,
-            last_transition_time=since,
-            observed_generation=generation,
-        )
+        note = Note("CleanupRefused", refusal.reason, refusal.message)
+        found[note.type] = _condition(note, True, before, generation, now)
     return status.model_copy(update={**seen, "conditions": tuple(found.values())})

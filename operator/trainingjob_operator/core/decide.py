@@ -184,8 +184,9 @@ def _plan(
     status = _with(status, said, notes(here, status, active), here.job.generation, here.now)
     status = status.model_copy(update={"workers": workers})
     if status.phase in FINISHED:
-        status = after_the_end(status, here.job.generation, here.findings.refusal, here.now)
-    waits = [deeds.wait, *_timers(here, status)] if status.phase not in FINISHED else [_ttl(here)]
+        status, waits = after_the_end(status, here.job.generation, here.findings.refusal, here.now), [_ttl(here)]
+    else:
+        waits = [deeds.wait, *_timers(here, status)]
     return _finish(
         here,
         status,
