@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ PORTS = {"api": 16443, "s3": 18333, "metrics": 18080}  # on the host's 127.0.0.1
 
 @dataclass(frozen=True)
 class Facts:
-    """A running cluster, as seen from the host."""
+    """A running cluster, as seen from the host. One that another version started may have told less, or more."""
 
     pid: int
-    api: str
-    s3: str
-    metrics: str
-    kubeconfig: str
-    kubectl: str
-    access_key: str
-    secret_key: str
-    components: list[str]
+    api: str = "unknown"
+    s3: str = "unknown"
+    metrics: str = "unknown"
+    kubeconfig: str = "unknown"
+    kubectl: str = "unknown"
+    access_key: str = "unknown"
+    secret_key: str = "unknown"
+    components: list[str] = field(default_factory=list)
 
     def wire(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +62,8 @@ class StateDirectory:
     def read(self) -> Facts | None:
         """Facts of the running cluster; None if there is none."""
         try:
-            facts = Facts(**json.loads((self.path / "facts.json").read_text()))
+            told = json.loads((self.path / "facts.json").read_text())
+            facts = Facts(**{part.name: told[part.name] for part in fields(Facts) if part.name in told})
             os.kill(facts.pid, 0)
         except (FileNotFoundError, ProcessLookupError):
             return None

@@ -1,5 +1,8 @@
 """The commands and their answers to what users do wrong."""
 
+import json
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -7,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from support.kubeconfigs import NO_KUBECONFIGS, unanswered
+from support.runs import PATIENCE
 from trainingjob_cli import demo
 from trainingjob_cli.jobs import Jobs
 from trainingjob_cli.main import app
@@ -73,6 +77,25 @@ def test_a_silent_api_server_is_said_in_one_line(unreachable: Path) -> None:
     result = CliRunner().invoke(app, ["status", "job", "--kubeconfig", str(unreachable)])
     assert result.exit_code == 1
     assert result.output.startswith("error: the API server does not answer")
+
+
+def test_a_cluster_that_another_version_keeps_can_be_shown_and_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keeper = [sys.executable, "-c", "import signal; signal.pause()", "trainingjob_local.keeper"]
+    with subprocess.Popen(keeper) as process:
+        try:
+            monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+            (tmp_path / "trainingjob").mkdir()
+            told = {"pid": process.pid, "api": "https://127.0.0.1:1", "said by another version": True}
+            (tmp_path / "trainingjob" / "facts.json").write_text(json.dumps(told))
+            shown = CliRunner().invoke(app, ["local", "status", "-o", "json"])
+            assert json.loads(shown.output)["api"] == "https://127.0.0.1:1"
+            assert "S3        unknown" in CliRunner().invoke(app, ["local", "status"]).output
+            assert CliRunner().invoke(app, ["local", "down"]).exit_code == 0
+            assert process.wait(PATIENCE) < 0
+        finally:
+            process.kill()
 
 
 def test_what_the_demo_says_of_a_failure_is_whole(
