@@ -9,10 +9,11 @@ from typing import Any
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import TrainingJobStatus
 from trainingjob_operator.core.decide import decide
-from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts, ProgressReport, TerminationMessage
+from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts
 from trainingjob_operator.core.findings import Findings
 from trainingjob_operator.core.obstacle import Look, Obstacle
 from trainingjob_operator.core.plan import EventFact, Plan, Settings
+from trainingjob_operator.core.reported import ProgressReport, TerminationMessage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(trainer_image="registry.example/trainer:1")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from support.signals import operators_own
 from trainingjob_operator.core import events, failures
-from trainingjob_operator.core.facts import SAID_CLASSES
 from trainingjob_operator.core.obstacle import REASONS
+from trainingjob_operator.core.reported import SAID_CLASSES
 from trainingjob_operator.observe.jobs import FAMILIES
 from trainingjob_operator.observe.metrics import OperatorMetrics
 from trainingjob_trainer.errors import TrainerError

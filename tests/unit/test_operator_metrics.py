@@ -17,8 +17,9 @@ from prometheus_client.openmetrics import parser as openmetrics
 from support.runs import PATIENCE
 from trainingjob_operator.api.spec import API_VERSION, KIND
 from trainingjob_operator.core.cache import Cache
-from trainingjob_operator.core.facts import ProgressFacts, ProgressReport
+from trainingjob_operator.core.facts import ProgressFacts
 from trainingjob_operator.core.queue import Retry
+from trainingjob_operator.core.reported import ProgressReport
 from trainingjob_operator.observe.jobs import FAMILIES, SLICE, JobMetrics
 from trainingjob_operator.observe.metrics import OperatorMetrics
 from trainingjob_operator.observe.server import serve

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from trainingjob_operator.core.facts import PodFacts, TerminationMessage
+from trainingjob_operator.core.facts import PodFacts
+from trainingjob_operator.core.reported import TerminationMessage
 
 # Reasons of the DisruptionTarget condition, and of pods that a kubelet or the node controller ended.
 DISRUPTIONS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from trainingjob_operator.api.status import Incident
-from trainingjob_operator.core.facts import ProgressReport, ReportedIncident
+from trainingjob_operator.core.reported import ProgressReport, ReportedIncident
 
 LENGTH = 10
 # The driver's and Kubernetes' view of one event are at most this far apart.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from trainingjob_trainer.config import LARGEST_COUNT
 
 from trainingjob_operator.api.status import CheckpointStatus, EvaluationStatus, Progress, Result, TrainingJobStatus
-from trainingjob_operator.core.facts import ProgressReport, ReportedEvaluation, ReportedProgress
+from trainingjob_operator.core.reported import ProgressReport, ReportedEvaluation, ReportedProgress
 
 
 def merge_report(

@@ -7,9 +7,10 @@ from datetime import timedelta
 
 from trainingjob_operator.api.status import Incident, Member, Stage, TrainingJobStatus
 from trainingjob_operator.core import avoidance, elastic, failures, history, names, queueing, restarts, verdict
-from trainingjob_operator.core.facts import PodFacts, ProgressReport, TerminationMessage
+from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.failures import Failure
 from trainingjob_operator.core.manifests import resolve
+from trainingjob_operator.core.reported import ProgressReport, TerminationMessage
 from trainingjob_operator.core.reports import merge_report
 from trainingjob_operator.core.situation import Situation
 from trainingjob_operator.core.stages import first_stage, gang_size, may_follow, role_of

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from trainingjob_operator.api.spec import TrainingJobSpec
 from trainingjob_operator.api.status import Member, Role, TrainingJobStatus
-from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts, ProgressReport
+from trainingjob_operator.core.facts import Job, PodFacts, ProgressFacts
 from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.findings import Findings
 from trainingjob_operator.core.plan import Settings
+from trainingjob_operator.core.reported import ProgressReport
 from trainingjob_operator.core.stages import gang_size, role_of
 
 

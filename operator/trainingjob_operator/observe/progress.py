@@ -17,8 +17,9 @@ from typing import Any
 import aiohttp
 
 from trainingjob_operator.core.cache import Key
-from trainingjob_operator.core.facts import PodFacts, ProgressFacts, ProgressReport
+from trainingjob_operator.core.facts import PodFacts, ProgressFacts
 from trainingjob_operator.core.queue import WorkQueue
+from trainingjob_operator.core.reported import ProgressReport
 
 PORT = 8080
 TIMEOUT_SECONDS = 2.0
