@@ -140,6 +140,32 @@ def test_a_file_is_stored_whole(store: Store, tmp_path: Path) -> None:
     assert store.get("model/weights") == source.read_bytes()
 
 
+def test_what_is_stored_is_on_the_disk_with_its_name_and_those_of_its_directories(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after a COMMIT must not leave it alone. Bytes before the name that they get, names from above."""
+    source, synced = tmp_path / "weights", list[str]()
+    source.write_bytes(b"1")
+
+    def sync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append("bytes" if path.name.startswith(".tmp-") else str(path.relative_to(tmp_path)))
+        fsync(descriptor)
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", sync)
+    for write in (
+        lambda: store.put_file("model/a1/weights", source),
+        lambda: store.put("model/a1/config.json", b"{}"),
+        lambda: store.put("COMMIT.json", b"{}", if_none_match=True),
+        lambda: store.put("COMMIT.json", b"{ }", if_match=store.get_with_etag("COMMIT.json")[1]),
+    ):
+        synced.append("|")
+        write()
+    made = [".", "run", "run/model"]
+    assert synced == ["|", *made, "bytes", "run/model/a1", "|", "bytes", "run/model/a1", *["|", "bytes", "run"] * 2]
+
+
 @pytest.mark.parametrize("key", ["/etc/passwd", "../other", "a/../../b"])
 def test_keys_stay_below_the_root(store: Store, key: str) -> None:
     with pytest.raises(UserError, match="is not a key below"):

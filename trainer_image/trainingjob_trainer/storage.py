@@ -116,7 +116,10 @@ def open_store(uri: str, storage: Storage) -> Store:
 
 
 class LocalStore(Store):
-    """A directory. Objects are written aside, then linked or renamed into place: no reader sees half of one."""
+    """A directory. Objects are written aside, then linked or renamed into place: no reader sees half of one.
+
+    They are on the disk, with their names, when a `put` returns: no power cut leaves a COMMIT without what it names.
+    """
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         path = self._path(key)
@@ -134,6 +137,7 @@ class LocalStore(Store):
                     self._replace(temporary, path, if_match)
                 else:
                     temporary.replace(path)
+                _sync(path.parent)
                 return _etag(path.stat())
             except FileExistsError:
                 raise PreconditionFailed(f"{self.uri(key)} exists already.") from None
@@ -147,7 +151,9 @@ class LocalStore(Store):
             temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
             try:
                 shutil.copyfile(path, temporary)
+                _sync(temporary)
                 temporary.replace(target)
+                _sync(target.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -223,10 +229,25 @@ class LocalStore(Store):
 
 def _make(directory: Path) -> None:
     """Have a directory, and those above it."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # in /proc, or behind a link that leads nowhere
         raise UserError(f"{directory} cannot be made: {error.strerror}.", NO_PLACE) from error
+    for path in reversed(missing):
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a directory's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a file system that knows no such thing for directories
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _unless_gone(error: OSError) -> None:
