@@ -10,7 +10,7 @@ import pytest
 from trainingjob_trainer.config import Storage
 from trainingjob_trainer.errors import StorageError, UserError
 from trainingjob_trainer.storage import NotFound, PreconditionFailed, Store, open_store
-from trainingjob_trainer.storage_s3 import S3Store
+from trainingjob_trainer.storage_s3 import PART, S3Store
 
 if TYPE_CHECKING:
     from trainingjob_local.cluster import LocalCluster
@@ -36,6 +36,15 @@ def test_objects_ranges_and_listings(store: Store) -> None:
     assert [(found.key, found.size) for found in store.list("data/")] == [("data/a", 10), ("data/b", 3)]
     store.delete(["data/a", "data/none"])
     assert [found.key for found in store.list()] == ["data/b"]
+
+
+def test_a_listing_has_the_tag_of_each_object(store: Store, tmp_path: Path) -> None:
+    """By which who reads it later knows it again; of one in parts too."""
+    (tmp_path / "file").write_bytes(bytes(PART + 1))
+    store.put("small", b"0123456789")
+    store.put_file("parts", tmp_path / "file")
+    for found in store.list():
+        assert store.read_into(found.key, 0, memoryview(bytearray(5)), if_match=found.etag) == (5, found.etag)
 
 
 def test_of_many_creators_one_wins(store: Store) -> None:

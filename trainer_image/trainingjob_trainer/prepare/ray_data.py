@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -161,7 +161,7 @@ def _check_order(last: str, first: str) -> None:
 
 
 def _read(row: Row, config: TrainerSpec) -> Iterator[Row]:
-    raw = RawObject(row["root"], row["key"], row["size"], row["source"])
+    raw = RawObject(row["root"], row["key"], row["size"], row["etag"], row["source"])
     return (_row(example) for example in read_examples(config, row["split"], raw))
 
 
@@ -171,7 +171,7 @@ def _arrange(block: pa.Table, config: TrainerSpec) -> pa.Table:
 
 
 def _object_row(split: str, raw: RawObject) -> Row:
-    return {"split": split, "root": raw.root, "key": raw.key, "size": raw.size, "source": raw.source}
+    return {"split": split, **asdict(raw)}
 
 
 def _row(example: Example) -> Row:

@@ -32,11 +32,12 @@ LEAVE_ALONE = "Let nothing write there while data is prepared, and apply the job
 
 @dataclass(frozen=True)
 class RawObject:
-    """One object of raw data: `key` below `root`; of a mixture also the place of its source."""
+    """One object of raw data, as it was listed: `key` below `root`; of a mixture also the place of its source."""
 
     root: str
     key: str
     size: int
+    etag: str
     source: int = 0
 
     @property
@@ -54,7 +55,7 @@ def list_objects(uri: str, storage: Storage, source: int = 0) -> list[RawObject]
     store = open_store(root + slash, storage)
     pattern = uri[len(root + slash) :]
     found = [
-        RawObject(store.root, info.key, info.size, source)
+        RawObject(store.root, info.key, info.size, info.etag, source)
         for info in store.list(start)
         if info.size and (not pattern or _matches(info.key, pattern))
     ]
@@ -163,7 +164,7 @@ def _naming(raw: RawObject) -> Iterator[None]:
     except NotFound as error:
         raise DataError(f"{raw.uri} was removed while it was read.", "Restore the object.") from error
     except PreconditionFailed as error:
-        raise DataError(f"{raw.uri} was replaced while it was read.", LEAVE_ALONE) from error
+        raise DataError(f"{raw.uri} was replaced after it was listed.", LEAVE_ALONE) from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{raw.uri} is not UTF-8 text: {error}.", "Convert it to UTF-8, or correct the format."
@@ -177,11 +178,10 @@ def _naming(raw: RawObject) -> Iterator[None]:
 
 
 class _RangedFile(io.RawIOBase):
-    """An object as a seekable file: each read is one ranged read, of the object that the first one met."""
+    """An object as a seekable file: each read is one ranged read, of the object that was listed."""
 
     def __init__(self, store: Store, raw: RawObject) -> None:
         self._store, self._raw, self._position = store, raw, 0
-        self._etag: str | None = None
 
     def readable(self) -> bool:
         return True
@@ -205,9 +205,6 @@ class _RangedFile(io.RawIOBase):
         if end <= self._position:
             return 0
         into = memoryview(buffer)[: end - self._position]
-        count, etag = self._store.read_into(self._raw.key, self._position, into, if_match=self._etag)
-        if count < len(into):  # what was listed was another
-            raise DataError(f"{self._raw.uri} became shorter before it was read.", LEAVE_ALONE)
-        self._etag = etag
-        self._position = end
+        count, _ = self._store.read_into(self._raw.key, self._position, into, if_match=self._raw.etag)
+        self._position += count
         return count
