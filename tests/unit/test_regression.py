@@ -53,6 +53,25 @@ def test_columns_are_scaled_by_the_training_split_alone_and_targets_are_as_they_
     assert seen == 442
 
 
+def test_rows_with_equal_features_share_a_split_and_have_one_order_whatever_that_of_the_source(tmp_path: Path) -> None:
+    """What was measured ten times is not both trained on and held out."""
+    rows, streams = [f"{subject},{subject % 7},{value}" for subject in range(40) for value in range(10)], []
+    part = {"fraction": 0.3}
+    for turn in (1, -1):
+        (tmp_path / "raw.csv").write_text("\n".join(["a,b,label", *rows[::turn]]) + "\n")
+        source = {"uri": f"{tmp_path}/raw.csv", "format": "csv", "features": ["a", "b"]}
+        data = {"train": source, "validation": part, "test": part}
+        config = job(tmp_path / str(turn), task={"kind": "regression"}, data=data, model={"mlp": {}})
+        manifest = prepare_data(config, store_of(config))
+        streams.append([whole(config, manifest, split) for split in manifest.splits])
+    subjects = [{tuple(row) for row in inputs.tolist()} for inputs, _ in streams[0]]
+    assert sum(len(found) for found in subjects) == len(set.union(*subjects)) == 40
+    assert sum(len(targets) for _, targets in streams[0]) == 400
+    for (inputs, targets), (again, and_again) in zip(*streams, strict=True):
+        assert torch.equal(inputs, again)
+        assert torch.equal(targets, and_again)
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [

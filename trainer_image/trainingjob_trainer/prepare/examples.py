@@ -19,7 +19,7 @@ from itertools import groupby
 from typing import Any
 
 from trainingjob_trainer.config import Clean, Split, TrainerSpec
-from trainingjob_trainer.data.manifest import SplitName
+from trainingjob_trainer.data.manifest import LABEL_BYTES, SplitName
 from trainingjob_trainer.errors import DataError
 from trainingjob_trainer.prepare.source import RawObject, list_objects, records
 
@@ -31,7 +31,7 @@ class Example:
     """A document (`payload`: UTF-8; `label` if it has a class), an image (`payload`: uint8 pixels `[C, H, W]`, with
     `label` and `shape`) or a row of a table (`payload`: float32 columns, then the value to predict)."""
 
-    key: str  # SHA-256 of the content, hex
+    key: str  # SHA-256 of the content, hex: of what a model is given, not of the label or value that it is to predict
     split: SplitName
     payload: bytes
     label: str = ""
@@ -41,9 +41,9 @@ class Example:
     dropped: bool = False  # by cleaning: it is there to be counted, and has no payload
 
     @property
-    def rank(self) -> tuple[str, int, int, str]:
+    def rank(self) -> tuple[str, int, int, str, bytes]:
         """The place in the order; of equal contents the held-out one comes first, so that training never sees it."""
-        return self.key, HELD_OUT_FIRST[self.split], self.source, self.label
+        return self.key, HELD_OUT_FIRST[self.split], self.source, self.label, self.payload
 
 
 def raw_objects(config: TrainerSpec) -> list[tuple[SplitName, RawObject]]:
@@ -106,11 +106,13 @@ def _images(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[E
 
 
 def _rows(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Example]:
+    """Rows of a table. Those with equal features share a split, whatever their values: where something was measured
+    twice, a model that remembers the one measurement would pass for one that foretells the other."""
     source = config.data.train
     fields = [*source.features, source.label_field]
     for record in records(raw, source, fields, config.storage):
         payload = struct.pack(f"<{len(fields)}f", *(_number(record[field], field, raw) for field in fields))
-        key = hashlib.sha256(payload).hexdigest()
+        key = hashlib.sha256(payload[:-LABEL_BYTES]).hexdigest()
         yield Example(key, _split_of(key, split, config), payload)
 
 
