@@ -11,6 +11,7 @@ import pytest
 import yaml
 from trainingjob_trainer.errors import Drained, UserError
 from trainingjob_trainer.prepare.check import check
+from trainingjob_trainer.prepare.limits import check_ranks
 from trainingjob_trainer.records import Evaluation, RunResult
 from trainingjob_trainer.stop import Stop
 from trainingjob_trainer.storage import open_store
@@ -37,6 +38,16 @@ def test_a_training_job_and_its_bare_spec_are_the_same_job(tmp_path: Path) -> No
     assert read_config(whole, 2) == read_config(bare, 2)
 
 
+def test_ranks_are_those_of_their_machine(tmp_path: Path) -> None:
+    """By which a rank knows its share of the memory, and a layout which ranks are near each other."""
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump({**SPEC, "training": {"steps": 1, "globalBatchSize": 5}}))
+    config = read_config(job, ranks=2, machines=3)
+    assert (config.ranks_per_pod, config.fewest_pods) == (2, 3)
+    with pytest.raises(UserError, match="globalBatchSize is 5, less than one sample for each of 6 ranks"):
+        check_ranks(config)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -51,11 +62,29 @@ def test_a_training_job_and_its_bare_spec_are_the_same_job(tmp_path: Path) -> No
             r"optimizer\.name is 'adamv', not one of adamw, adam, .* \(do you mean adam\w?\?\)",
         ),
         (with_training(steps=1, parallelism={"tensors": 2}), r"parallelism\.tensors is no field .*mean tensor\?"),
+        (
+            with_training(steps=1, early=3),
+            r"training\.early is no field; known are steps, epochs, .*, logEvery\.",
+        ),
+        (
+            with_training(steps=1, microBatchSize="all"),
+            r"job: training\.microBatchSize is 'all': input should be a valid integer, .*, nor one of auto\.",
+        ),
+        (
+            with_training(steps=1, optimizer={"betas": [0.9, 1.5]}),
+            r"optimizer\.betas\.1 is 1\.5: input should be less than 1",
+        ),
+        (
+            yaml.safe_dump({**SPEC, "data": {"train": {"mixture": [{"name": "a", "url": "/a"}]}}}),
+            r"mixture\.0\.uri is required; data\.train\.mixture\.0\.weight is required; "
+            r"data\.train\.mixture\.0\.url is no field \(do you mean uri\?\)",
+        ),
         (yaml.safe_dump({**SPEC, "data": {}}), r"data\.train is required"),
         (yaml.safe_dump({**SPEC, "outputUri": "runs/a"}), "is 'runs/a', not s3://bucket/name or an absolute path"),
         (yaml.safe_dump({**SPEC, "model": {"cnn": {}}}), r"not a valid job: model\.cnn is not for task\.kind"),
         (yaml.safe_dump({"metadata": "gpt", "spec": SPEC}), "metadata is 'gpt', not a mapping"),
         (yaml.safe_dump({**SPEC, "runPolicy": "Overwrite"}), "runPolicy is 'Overwrite', not a mapping"),
+        (yaml.safe_dump({**SPEC, "podMemory": "1Gi"}), r"podMemory is no field; known are storage, .*, evaluation\."),
     ],
 )
 def test_a_wrong_file_is_a_user_error_that_names_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 from pydantic import ValidationError
 
-from trainingjob_trainer.config import JobConfig, mistakes
+from trainingjob_trainer.config import JobConfig, TrainerSpec, mistakes
 from trainingjob_trainer.errors import Drained, Fenced, Hang, TrainerError, UserError
 from trainingjob_trainer.failures import of_rank
 from trainingjob_trainer.narration import Narrator
@@ -104,8 +104,9 @@ def answer(result: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(shown, indent=1) + "\n")
 
 
-def read_config(path: Path, world_size: int) -> JobConfig:
-    """The job of a YAML or JSON file. Raises `UserError` that names what is wrong in it."""
+def read_config(path: Path, ranks: int, machines: int = 1) -> JobConfig:
+    """The job of a YAML or JSON file, for so many ranks on each of so many machines. Raises `UserError` that names what
+    is wrong in it."""
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -120,14 +121,19 @@ def read_config(path: Path, world_size: int) -> JobConfig:
     facts = {
         "name": metadata.get("name", path.stem),
         "namespace": metadata.get("namespace", "default"),
-        "ranksPerPod": world_size,
+        "ranksPerPod": ranks,
+        "fewestPods": machines,
         "maxRestarts": 0,
         "onExistingRun": policy.get("onExistingRun", "Resume"),
     }
+    own = {name: value for name, value in spec.items() if name not in OPERATORS_FIELDS}
     try:
-        return JobConfig.model_validate({**{k: v for k, v in spec.items() if k not in OPERATORS_FIELDS}, **facts})
+        TrainerSpec.model_validate(own)  # which has no fields for such facts
+        return JobConfig.model_validate({**own, **facts})
     except ValidationError as error:
-        raise UserError(f"{path} is not a valid job: {mistakes(error, JobConfig)}.", "Correct these fields.") from error
+        raise UserError(
+            f"{path} is not a valid job: {mistakes(error, TrainerSpec)}.", "Correct these fields."
+        ) from error
 
 
 def begin(config: JobConfig, store: Store, console: Console) -> Attempt | None:
@@ -172,7 +178,8 @@ def run(path: Path, rank: int, world_size: int) -> None:
     """Train the job of a file as one rank. Raises a `TrainerError`."""
     from trainingjob_trainer.storage import open_store
 
-    config = read_config(path, world_size)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    config = read_config(path, here, world_size // here)
     console = Console()
     store = open_store(config.output_uri, config.storage)
     attempt = begin(config, store, console) if rank == 0 else None
