@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from trainingjob_trainer import learner
+from trainingjob_trainer import learner, loop
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.cadence import Cadence
 from trainingjob_trainer.checkpoint.checkpointer import Checkpointer
@@ -143,6 +143,15 @@ def save_often(config: JobConfig, every: int, seconds: float) -> tuple[dict[int,
         checkpointer.load(commit, tensors)
         loaded[commit.step] = hash_state(tensors)
     return at_call, loaded, overlapped
+
+
+def judged(config: JobConfig) -> list[int]:
+    """The whole loop; of how many evaluations it was asked, each time, whether the run stops early."""
+    with mock.patch.object(loop, "stops_early", wraps=loop.stops_early) as asked:
+        seen = list[int]()
+        asked.side_effect = lambda evaluations, _: seen.append(len(evaluations)) or mock.DEFAULT
+        train(config, Attempt(1, store_of(config)), Hooks())
+    return seen
 
 
 def train_on_unlike_cpus(config: JobConfig) -> tuple[Any, Any]:

@@ -155,7 +155,9 @@ def test_a_checkpoint_is_due_by_steps_at_milestones_and_when_the_run_was_never_b
     best = Cadence(Checkpoint(every_steps=1000))
     assert [best.due(evaluated(*losses)) for losses in ([3.0], [3.0, 2.0], [3.0, 2.0, 2.0])] == [True, True, False]
     assert not Cadence(Checkpoint(every_steps=1000, keep_best=0)).due(evaluated(3.0))
-    assert not best.due(Progress(step=11, evaluations=evaluated(3.0).evaluations))
+    later = Progress(step=11, evaluations=evaluated(3.0).evaluations)
+    assert not best.due(later)
+    assert not Cadence(Checkpoint(best_metric="bleu")).due(later), "evaluations are looked through where there is one"
 
 
 def test_the_best_goes_by_a_metric_that_the_task_has() -> None:

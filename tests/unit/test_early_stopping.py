@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from support.rank_functions import train_run
+from support.rank_functions import judged, train_run
 from support.ranks import run_ranks
-from support.training import job, put_tokens, store_of
+from support.training import job, prepared, put_tokens, store_of
 from trainingjob_trainer.checkpoint.commits import latest
 from trainingjob_trainer.checkpoint.state import Evaluated
 from trainingjob_trainer.config import EarlyStopping
@@ -39,6 +39,12 @@ def test_an_unknown_metric_is_named_with_those_there_are() -> None:
         stops_early(evaluations(1.0), EarlyStopping(metric="los"))
     assert "earlyStopping.metric is los" in raised.value.cause
     assert "accuracy, loss" in raised.value.next_step
+
+
+def test_no_step_looks_through_all_evaluations(tmp_path: Path) -> None:
+    """A long run has thousands: once at the beginning, and after each evaluation."""
+    config = prepared(tmp_path, steps=12, evaluation={"everySteps": 4}, earlyStopping={})
+    assert run_ranks(1, judged, config) == [[0, 1, 2, 3]]
 
 
 def test_a_run_that_stops_getting_better_is_evaluated_exported_and_stays_ended(tmp_path: Path) -> None:

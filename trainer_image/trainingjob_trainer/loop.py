@@ -93,6 +93,7 @@ class _Run:
         self.watchdog = Watchdog(self.learner.model, seconds, lambda: self.progress.step, hooks.stands, hooks.hung)
         self.saves = Saves(self.learner, self.telemetry, attempt, self.watchdog, self.report)
         self.vote = Vote(world)
+        self.stops_early = False
 
     @property
     def progress(self) -> Progress:
@@ -107,6 +108,7 @@ class _Run:
     def restore(self) -> None:
         """Be where the run's newest checkpoint is, or at its beginning."""
         resumed_from = self.saves.restore()
+        self.judge()
         if self.compile_cache is not None:
             self.compile_cache.restore()
         self.report(
@@ -151,8 +153,11 @@ class _Run:
 
     def over(self) -> bool:
         """Whether no step is left, or the run has stopped getting better."""
-        training, progress = self.config.training, self.progress
-        return progress.step >= training.total_steps or stops_early(progress.evaluations, training.early_stopping)
+        return self.progress.step >= self.config.training.total_steps or self.stops_early
+
+    def judge(self) -> None:
+        """Whether the run has stopped getting better: looked at when there is another evaluation, not at each step."""
+        self.stops_early = stops_early(self.progress.evaluations, self.config.training.early_stopping)
 
     def after_step(self) -> None:
         """What is due after a step: an evaluation first, so that the checkpoint knows it."""
@@ -171,6 +176,7 @@ class _Run:
             self.telemetry.flush()
             metrics = scalars(self.evaluate("validation", step, self.config.evaluation.max_samples))
             evaluations.append(Evaluated(step=step, metrics=metrics))
+            self.judge()
             self.saves.amend()
 
     def between_steps(self, *, more: bool = False) -> None:

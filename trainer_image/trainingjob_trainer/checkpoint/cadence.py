@@ -34,7 +34,9 @@ class Cadence:
         step, policy = progress.step, self._policy
         if any(every and step % every == 0 for every in (policy.every_steps, policy.keep_every)):
             return True
-        best = best_of(progress.evaluations, policy) if policy.keep_best else None
+        if not policy.keep_best or not progress.evaluations or progress.evaluations[-1].step != step:
+            return False
+        best = best_of(progress.evaluations, policy)
         return best is not None and best.step == step
 
 
