@@ -120,6 +120,14 @@ def test_a_pod_without_its_command_stops_at_once(pod: AgentPod) -> None:
     assert process.wait(PATIENCE) == 30
 
 
+def test_a_pod_whose_volume_takes_no_file_any_more_stops_all_the_same(pod: AgentPod) -> None:
+    process = pod.start_custom([sys.executable, "-c", WAIT], TRAININGJOB_INDEX="1", TRAININGJOB_HEAD="127.0.0.2")
+    assert pod.progress()["message"] == "Waiting for the head 127.0.0.2."
+    (pod.work / "drain").symlink_to(pod.directory / "nowhere" / "drain")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 30
+
+
 async def test_a_follower_starts_with_the_head_of_its_own_incarnation(pod: AgentPod) -> None:
     """An older head may still stand under the name: the command must not find it there."""
     attempt, asked = 2, 0

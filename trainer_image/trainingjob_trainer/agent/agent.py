@@ -80,9 +80,9 @@ class Agent(ABC):
     def stop(self) -> None:
         """Ask the pod to end (SIGTERM): ranks see the flag, commit a checkpoint and stop."""
         logger.info("Asked to stop")
-        self.pod.drain_flag.touch()
+        self._stopping.set()  # first: a volume that takes no file any more must not keep the pod from ending
         self.progress.end("Draining", "The pod was asked to stop.")
-        self._stopping.set()
+        self.pod.drain_flag.touch()
 
     @abstractmethod
     async def _work(self) -> Outcome:
