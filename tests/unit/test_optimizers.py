@@ -159,6 +159,26 @@ def test_moments_are_there_before_the_first_step_and_are_zero(name: str) -> None
     assert [optimizer.state_of(p).keys() for p in model.parameters()] == [moments.keys() for moments in before]
 
 
+def test_a_step_counts_for_a_parameter_that_it_leaves_out_and_leaves_it_as_it_is() -> None:
+    """That is where AdamW differs from torch's, which does not count it."""
+    ours, theirs = net(), net()
+    config = Optimizer.model_validate(CASES["adamw"])
+    optimizer, [reference] = build_optimizer(ours, config), plain(theirs, "adamw")
+    for step in range(4):
+        for model in (ours, theirs):
+            leave_gradients(model, step)
+            if step == 1:
+                model.head.weight.grad = None
+        before = ours.head.weight.detach().clone()
+        optimizer.step(config.lr, YES)
+        reference.step()
+        if step == 1:
+            assert torch.equal(ours.head.weight, before)
+            reference.state[theirs.head.weight]["step"] += 1
+    for weight, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(weight, expected)
+
+
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_model_without_vectors_learns_too(name: str) -> None:
     model = nn.Module()

@@ -57,7 +57,8 @@ class AdamW(Elementwise):
     """Kingma & Ba 2015, with the decoupled decay of Loshchilov & Hutter 2019, a group's `weight_decay`.
 
     One tensor counts the steps, where torch has one for each parameter: a kernel each, and another one each to take a
-    step back that was not finite.
+    step back that was not finite. So a step counts for a parameter, too, that has no gradient in it and stays as it is:
+    torch corrects the bias of its moments by the steps that moved it, this by those of the run, resumed or not.
     """
 
     def __init__(self, groups: list[Group], config: Optimizer) -> None:
