@@ -196,7 +196,7 @@ TABLE: dict[str, Any] = {"task": {"kind": "regression"}, "model": {"mlp": {}}}
         (
             {"task": {"huberDelta": 2.0}},
             UserError,
-            r"task\.huberDelta is 2, and is not read where task\.loss is cross-entropy",
+            r"task\.huberDelta is 2\.0, and is not read where task\.loss is cross-entropy",
         ),
         (
             {
@@ -212,6 +212,22 @@ TABLE: dict[str, Any] = {"task": {"kind": "regression"}, "model": {"mlp": {}}}
             {"optimizer": {"momentum": 0.5}},
             UserError,
             r"optimizer\.momentum is 0\.5, and is not read where name is adamw",
+        ),
+        (
+            {"optimizer": {"name": "sgd", "betas": [0.9, 0.99]}},
+            UserError,
+            r"training\.optimizer\.betas is \[0\.9, 0\.99\], and is not read where name is sgd",
+        ),
+        ({"optimizer": {"alpha": 0.9}}, UserError, r"optimizer\.alpha is 0\.9, and is not read where name is adamw"),
+        (
+            {"schedule": {"decaySteps": 9}},
+            UserError,
+            r"schedule\.decaySteps is 9, and is not read where name is cosine",
+        ),
+        (
+            {"schedule": {"name": "constant", "minRatio": 0}},
+            UserError,
+            r"schedule\.minRatio is 0\.0, and is not read where name is constant",
         ),
         (
             {"checkpoint": {"bestMetric": "accurcay", "bestMode": "max"}},

@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Sequence
 
+from pydantic.alias_generators import to_camel
+
 from trainingjob_trainer.accounting import (
     ModelSize,
     checkpointed_bytes_per_parameter,
@@ -14,7 +16,7 @@ from trainingjob_trainer.accounting import (
     host_memory,
     transformer_size,
 )
-from trainingjob_trainer.config import METRICS, JobConfig, TrainerSpec, Transformer, amount, nearest
+from trainingjob_trainer.config import METRICS, Config, JobConfig, TrainerSpec, Transformer, amount, nearest
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
 from trainingjob_trainer.errors import UserError
 from trainingjob_trainer.storage import Store
@@ -46,19 +48,26 @@ def check_ranks(config: JobConfig) -> None:
 def check_unread(config: JobConfig) -> None:
     """Raises `UserError` if a number is given that nothing reads: the run would not be the one that was meant."""
     task, training = config.task, config.training
-    losses, optimizers = ("huber",), ("sgd", "rmsprop", "muon")
     kinds = [kind for kind in METRICS if kind not in ("regression", "custom")]
-    fields: list[tuple[str, float | None, str, str, Sequence[str]]] = [
-        ("task.huberDelta", task.huber_delta, "task.loss", task.objective, losses),
-        ("training.optimizer.momentum", training.optimizer.momentum, "name", training.optimizer.name, optimizers),
-        ("training.labelSmoothing", training.label_smoothing or None, "task.kind", task.kind, kinds),
-    ]
-    for field, value, decides, present, readers in fields:
-        if value is not None and present not in readers:
-            raise UserError(
-                f"spec.{field} is {value:g}, and is not read where {decides} is {present}.",
-                f"Remove it; it is for {', '.join(readers)}.",
-            )
+    _check_read("task", task, "huber_delta", "task.loss", task.objective, ("huber",))
+    _check_read("training", training, "label_smoothing", "task.kind", task.kind, kinds)
+    optimizer, name = training.optimizer, training.optimizer.name
+    _check_read("training.optimizer", optimizer, "momentum", "name", name, ("sgd", "rmsprop", "muon"))
+    _check_read("training.optimizer", optimizer, "betas", "name", name, ("adamw", "adam", "muon"))
+    _check_read("training.optimizer", optimizer, "alpha", "name", name, ("rmsprop",))
+    schedule, falling = training.schedule, ("cosine", "linear", "warmup-stable-decay")
+    _check_read("training.schedule", schedule, "min_ratio", "name", schedule.name, falling)
+    _check_read("training.schedule", schedule, "decay_steps", "name", schedule.name, falling[2:])
+
+
+def _check_read(place: str, owner: Config, name: str, decides: str, present: str, readers: Sequence[str]) -> None:
+    """Of the field `name` of `owner`, which is at `place` in the spec, and which only `readers` read."""
+    value, default = getattr(owner, name), type(owner).model_fields[name].get_default(call_default_factory=True)
+    if value != default and present not in readers:
+        raise UserError(
+            f"spec.{place}.{to_camel(name)} is {value}, and is not read where {decides} is {present}.",
+            f"Remove it; it is for {', '.join(readers)}.",
+        )
 
 
 def check_columns(config: JobConfig) -> None:
