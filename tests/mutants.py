@@ -82,6 +82,13 @@ MUTANTS = (
         ("tests/unit/test_layouts.py::test_losses_and_weights_are_those_of_one_process",),
     ),
     Mutant(
+        "an image changes by its place in the batch",
+        "data/augmentation.py",
+        "_Numbers(self._seed, np.asarray(draws))",
+        "_Numbers(self._seed, np.arange(len(rows)))",
+        ("tests/unit/test_augmentation.py::test_a_draw_means_the_same_pixels_whatever_batch_it_is_in",),
+    ),
+    Mutant(
         "COMMIT.json is written before all that it names",
         "checkpoint/checkpointer.py",
         "            self._store.put(progress.key, record)\n"

@@ -24,6 +24,7 @@ SUBJECTS = {
     "peers": "steps.measure_peers",
     "checkpoint": "checkpoint.measure",
     "loader": "loader.measure",
+    "images": "images.measure",
 }
 
 

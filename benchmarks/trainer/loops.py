@@ -70,7 +70,9 @@ class Work:
         order = reader.order(training.seed)
         rows = training_rows(range(steps), training.global_batch_size, order, world.size, world.rank)
         data = reader.load_all(range(reader.blocks.count))
-        return cls(config, world, manifest, [reader.assemble(own, *data).to(world.device) for own in rows])
+        return cls(
+            config, world, manifest, [reader.assemble(own % len(reader), *data).to(world.device) for own in rows]
+        )
 
     def model(self) -> MeanLoss:
         """The model with its first weights; of several ranks, sharded as PyTorch's FSDP2 tutorial does it."""

@@ -34,6 +34,12 @@ DATA: list[tuple[Json, str, str, str]] = [
         "data.packing is not for task.kind text-classification, whose samples are apart: remove it",
     ),
     (
+        {"data": {"augmentation": {"horizontalFlip": 0.5}}},
+        "data.augmentation",
+        FORBIDDEN,
+        "data.augmentation is not for task.kind language-modeling, whose samples are no images: remove it",
+    ),
+    (
         {"task": {"kind": "image-classification"}},
         "data.train.format",
         INVALID,
@@ -80,5 +86,13 @@ DATA: list[tuple[Json, str, str, str]] = [
 
 DATA_BY_SCHEMA: list[tuple[Json, str]] = [
     (_mixture("web"), "spec.data.train.mixture in body should have at least 2 items"),
+    (
+        {"data": {"augmentation": {"horizontalFlip": 1.5}}},
+        "spec.data.augmentation.horizontalFlip in body should be less than or equal to 1",
+    ),
+    (
+        {"data": {"augmentation": {"shift": -1}}},
+        "spec.data.augmentation.shift in body should be greater than or equal to 0",
+    ),
     (_mixture("web", "Code"), 'spec.data.train.mixture[1].name: Invalid value: "Code"'),
 ]

@@ -319,12 +319,7 @@ BY_RULE: list[tuple[Json, str, str, str]] = [
         INVALID,
         "dim / heads (3) must be even for rotary positions",
     ),
-    (
-        _transformer(kvHeads=3),
-        "model.transformer.kvHeads",
-        INVALID,
-        "heads (4) must be a multiple of kvHeads (3)",
-    ),
+    (_transformer(kvHeads=3), "model.transformer.kvHeads", INVALID, "heads (4) must be a multiple of kvHeads (3)"),
     (
         _template(labels={"trainingjob.io/member": "true"}),
         "workers.template.labels",
@@ -454,6 +449,7 @@ FIXED: dict[str, Json] = {
     "data.prepare.tokenizer": {"data": {"prepare": {"tokenizer": {"vocabSize": 999}}}},
     "data.prepare.clean": {"data": {"prepare": {"clean": {"minChars": 2}}}},
     "data.packing": {"data": {"packing": True}},
+    "data.augmentation": {"data": {"augmentation": {"shift": 2}}},
     "model": {"model": {"preset": "gpt-3m"}},
     "training.seed": {"training": {"seed": 2}},
     "training.globalBatchSize": {"training": {"globalBatchSize": 128}},

@@ -92,8 +92,9 @@ def test_fixed_fields_are_the_runs_identity() -> None:
     spec = TrainerSpec.model_validate(
         {
             "outputUri": "s3://bucket/r",
-            "data": {"train": {"uri": "s3://bucket/d"}},
-            "model": {"preset": "gpt-nano"},
+            "task": {"kind": "image-classification"},
+            "data": {"train": {"uri": "s3://bucket/d", "format": "parquet"}, "augmentation": {"shift": 1}},
+            "model": {"cnn": {}},
             "training": {"steps": 1},
         }
     )

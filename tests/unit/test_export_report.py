@@ -131,7 +131,8 @@ def progress() -> Progress:
 
 
 def test_the_report_shows_the_run_and_loads_nothing(tmp_path: Path) -> None:
-    config = job(tmp_path, task={"kind": "image-classification"}, data={"train": {"uri": "/d/", "format": "parquet"}})
+    data = {"train": {"uri": "/d/", "format": "parquet"}, "augmentation": {"horizontalFlip": 0.5, "shift": 1}}
+    config = job(tmp_path, task={"kind": "image-classification"}, data=data)
     split: Any = {"shards": [], "documents": 30, "bytes": 120}
     manifest = Manifest.model_validate(
         {
@@ -157,8 +158,10 @@ def test_the_report_shows_the_run_and_loads_nothing(tmp_path: Path) -> None:
     assert page.count("1,234") == 1, "it is a fact about the evaluation, not one of its results"
     assert page.count("Corrupt samples") == 1
     assert "&lt;dog&gt;" in page
+    assert "horizontalFlip 0.5, shift 1" in page
     assert "<dog>" not in page
     report = json.loads((tmp_path / "reports/a3/report.json").read_text())
     assert report["test"] == test
+    assert report["data"]["augmentation"] == {"horizontalFlip": 0.5, "shift": 1}
     assert [point["step"] for point in report["history"]["train"]] == list(range(1, 41))
     assert report["history"]["validation"][1] == {"step": 40, "metrics": progress().evaluations[1].metrics}

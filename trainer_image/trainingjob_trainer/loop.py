@@ -13,6 +13,7 @@ from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.state import Evaluated, Progress
 from trainingjob_trainer.compile_cache import CompileCache, Part
 from trainingjob_trainer.config import JobConfig
+from trainingjob_trainer.data.augmentation import augmenter
 from trainingjob_trainer.data.batches import training_rows
 from trainingjob_trainer.data.manifest import HELD_OUT, MANIFEST_KEY, Manifest, SplitName
 from trainingjob_trainer.data.mixture import training_reader
@@ -133,7 +134,8 @@ class _Run:
         rows = training_rows(steps, training.global_batch_size, order, self.world.data_size, self.world.data_rank)
         own_rows = (own if len(own) else [0] for own in rows)
         self.telemetry.stopwatch.read()  # from here on it counts
-        with AgreedCollections() as garbage, prefetch(reader, own_rows, pin=self.world.device.type == "cuda") as read:
+        pin, change = self.world.device.type == "cuda", augmenter(self.config, self.manifest)
+        with AgreedCollections() as garbage, prefetch(reader, own_rows, pin=pin, change=change) as read:
             for step, batch in enumerate(self.telemetry.stopwatch.waits("data", read), start=start):
                 self.between_steps(more=True)
                 with self.profiler.step(step + 1), self.compiling("training"):

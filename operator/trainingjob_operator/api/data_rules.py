@@ -57,6 +57,14 @@ TASK_DATA_RULES = (
         unless="!has(self.data) || !self.data.packing",
     ),
     Rule(
+        "self.task.kind == 'image-classification'",
+        "data.augmentation is not for task.kind %s, whose samples are no images: remove it",
+        ("self.task.kind",),
+        field=".data.augmentation",
+        reason="FieldValueForbidden",
+        unless="!has(self.data) || !has(self.data.augmentation)",
+    ),
+    Rule(
         "self.task.kind != 'image-classification' || self.data.train.format == 'parquet'",
         "data.train.format is %s: image-classification reads parquet, with a column of encoded images",
         ("self.data.train.format",),

@@ -17,7 +17,7 @@ from trainingjob_trainer.config.base import (
     amount,
     digest,
 )
-from trainingjob_trainer.config.data import Clean, Data, Prepare, Source, Split, Tokenizer
+from trainingjob_trainer.config.data import Augmentation, Clean, Data, Prepare, Source, Split, Tokenizer
 from trainingjob_trainer.config.mistakes import mistakes, nearest
 from trainingjob_trainer.config.model import ARCHITECTURES, PRESETS, Model, RopeScaling, Transformer
 from trainingjob_trainer.config.optimizer import EarlyStopping, Optimizer, Point, Schedule
@@ -29,6 +29,7 @@ from trainingjob_trainer.config.training import Checkpoint, Evaluation, Profile,
 __all__ = [
     "ARCHITECTURES",
     "Argument",
+    "Augmentation",
     "Checkpoint",
     "Clean",
     "Cnn",

@@ -127,6 +127,31 @@ class Prepare(Config):
     clean: Clean = Field(default_factory=Clean, description="Cleaning of text.")
 
 
+class Augmentation(Config):
+    """Random changes of training images, other ones each time that an image is seen."""
+
+    horizontal_flip: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Chance that an image is mirrored, left to right."
+    )
+    shift: Annotated[int, Field(ge=0, le=4096)] = Field(
+        0, description="Pixels by which an image is moved at most, along each side; what is moved in is black."
+    )
+    brightness: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="All pixels of an image are multiplied by one number of 1 - brightness to 1 + brightness."
+    )
+    contrast: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="How far an image's pixels are from their mean is multiplied by one number of 1 - contrast to 1 + "
+        "contrast.",
+    )
+    erase: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Chance that a rectangle is made grey, whose sides are an eighth to a half of the image's."
+    )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:g}" for name, value in self.asked().items()) or "none"
+
+
 class Data(Config):
     """The data: raw in S3, three splits."""
 
@@ -138,6 +163,9 @@ class Data(Config):
         False,
         description="Documents share samples without seeing each other: attention stays within a document, and its "
         "first token is not predicted from the document before (language-modeling).",
+    )
+    augmentation: Augmentation | None = Field(
+        None, description="Random changes of training images (image-classification). Absent: none."
     )
     on_corrupt: Literal["fail", "skip"] = Field(
         "fail", description="Where prepared data is missing or corrupt. skip: its samples are left out and counted."

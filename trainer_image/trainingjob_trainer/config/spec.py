@@ -88,6 +88,13 @@ class JobSpec(Config):
         return self
 
     @model_validator(mode="after")
+    def _augments_images(self) -> Self:
+        kind = self.task.kind
+        if self.data is not None and self.data.augmentation is not None and kind != "image-classification":
+            raise ValueError(f"data.augmentation is not for task.kind {kind}, whose samples are no images: remove it")
+        return self
+
+    @model_validator(mode="after")
     def _counts_tokens(self) -> Self:
         if self.training is not None and self.training.tokens is not None and self.task.kind != "language-modeling":
             raise ValueError(f"training.tokens is not for task.kind {self.task.kind}: give steps or epochs")
@@ -181,11 +188,11 @@ class TrainerSpec(JobSpec):
     def identity(self) -> dict[str, Any]:
         """What makes two runs' states interchangeable: nothing that may change over one run directory is in it.
 
-        Flat: dotted field name -> value, so that a difference can be named. Of a model only what is not the default, so
-        that a field that a later version adds makes no other run of it.
+        Flat: dotted field name -> value, so that a difference can be named. Of a model, and of augmentation, only what
+        is not the default, so that a field that a later version adds makes no other run of it.
         """
         spec = self.wire()
-        data = {k: v for k, v in spec["data"].items() if k not in ("prepare", "onCorrupt")}
+        data = {k: v for k, v in spec["data"].items() if k not in ("prepare", "onCorrupt", "augmentation")}
         prepare = spec["data"]["prepare"]
         parts: dict[str, Any] = {
             "task": {"kind": self.task.kind, "loss": self.task.objective, "huberDelta": self.task.delta},
@@ -193,6 +200,7 @@ class TrainerSpec(JobSpec):
                 **data,
                 "prepare": {"tokenizer": prepare["tokenizer"], "clean": prepare["clean"]},
                 "order": ORDER_VERSION,
+                "augmentation": {} if self.data.augmentation is None else self.data.augmentation.asked(),
             },
             "model": self.model.architecture.model_dump(mode="json", by_alias=True, exclude_defaults=True)
             | ({"initFrom": self.model.init_from.wire()} if self.model.init_from is not None else {}),

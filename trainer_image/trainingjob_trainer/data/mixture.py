@@ -28,14 +28,23 @@ class MixedOrder:
         self._first = np.asarray([0, *accumulate(map(len, orders))])
         self._source, self._turn = _window(weights)
 
+    def __len__(self) -> int:
+        """Samples of all sources."""
+        return int(self._first[-1])
+
     def indices(self, positions: Ints) -> Ints:
         """The samples at many positions, in their order."""
+        return self.draws(positions) % len(self)
+
+    def draws(self, positions: Ints) -> Ints:
+        """The same as draws: `len(self)` more for each epoch of its source that came before a sample's own."""
         windows, slots = np.divmod(positions, len(self._source))
         source, result = self._source[slots], np.empty_like(positions)
         own = windows * self._weights[source] + self._turn[slots]
         for number in np.unique(source):
-            chosen = source == number
-            result[chosen] = self._first[number] + self._orders[number].indices(own[chosen])
+            chosen, order = source == number, self._orders[number]
+            epochs, samples = np.divmod(order.draws(own[chosen]), len(order))
+            result[chosen] = self._first[number] + samples + epochs * len(self)
         return result
 
 

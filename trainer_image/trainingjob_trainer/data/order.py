@@ -98,11 +98,15 @@ class Order:
 
     def indices(self, positions: Ints) -> Ints:
         """The samples at many positions, in their order."""
+        return self.draws(positions) % len(self)
+
+    def draws(self, positions: Ints) -> Ints:
+        """The same as draws, each a sample in an epoch: its number, and `len(self)` more for each epoch before."""
         epochs, offsets = np.divmod(positions, len(self))
         result = np.empty_like(offsets)
         for epoch in _distinct(epochs):
             chosen = epochs == epoch
-            result[chosen] = self._of_epoch(offsets[chosen], epoch)
+            result[chosen] = self._of_epoch(offsets[chosen], epoch) + epoch * len(self)
         return result
 
     def _of_epoch(self, offsets: Ints, epoch: int) -> Ints:
@@ -139,7 +143,7 @@ class _Dealt(NamedTuple):
 
 def permute(values: Ints, size: int, key: Words, tweak: int) -> Ints:
     """Each value in a permutation of `range(size)`, one for every (key, tweak)."""
-    bits, keys = (size - 1).bit_length(), _mix(key + np.uint64(tweak))
+    bits, keys = (size - 1).bit_length(), mix(key + np.uint64(tweak))
     found = _feistel(values.astype(np.uint64), bits, keys)
     outside = np.flatnonzero(found >= np.uint64(size))
     while len(outside):
@@ -159,13 +163,13 @@ def _feistel(values: Words, bits: int, keys: Words) -> Words:
     left_mask, right_mask = np.uint64((1 << (bits // 2)) - 1), np.uint64((1 << ((bits + 1) // 2)) - 1)
     left, right = values >> low, values & right_mask
     for left_key, right_key in keys.reshape(-1, 2):
-        left = left ^ (_mix(right + left_key) & left_mask)
-        right = right ^ (_mix(left + right_key) & right_mask)
+        left = left ^ (mix(right + left_key) & left_mask)
+        right = right ^ (mix(left + right_key) & right_mask)
     joined: Words = (left << low) | right
     return joined
 
 
-def _mix(values: Words) -> Words:
+def mix(values: Words) -> Words:
     """The finaliser of SplitMix64 (Steele, Lea & Flood 2014); overflow is meant."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

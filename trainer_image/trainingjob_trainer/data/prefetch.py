@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -32,11 +32,14 @@ AHEAD = 64  # times as many batches, whose blocks are asked for
 # don't wait for it, and of the next group as much is being read as there is room for.
 GROWTH = 2
 
+Change = Callable[[Rows, Indices], None]  # makes of samples as they are stored those of their draws, in place
 _Part = tuple[Rows, Bools]  # samples as they are stored, and which of them are skipped
 
 
 class Reads(Protocol):
     """Samples that are put together from blocks: a `Reader`, or a `MixedReader`."""
+
+    def __len__(self) -> int: ...
 
     @property
     def block_bytes(self) -> int: ...
@@ -52,13 +55,23 @@ class Reads(Protocol):
     def batch(self, rows: Rows, skipped: Bools) -> Batch: ...
 
 
+def unchanged(rows: Rows, draws: Indices) -> None:
+    """Every draw of a sample is the sample as it is stored."""
+
+
 @contextmanager
 def prefetch(
-    reader: Reads, batches: Iterable[Indices], *, memory: int = MEMORY, pin: bool = False
+    reader: Reads,
+    batches: Iterable[Indices],
+    *,
+    memory: int = MEMORY,
+    pin: bool = False,
+    change: Change = unchanged,
 ) -> Iterator[Iterator[Batch]]:
     """An iterator over what `reader` puts together of each batch's samples, read ahead within `memory` bytes.
 
-    An error is raised at the batch that it belongs to. `pin`: in page-locked memory. The threads end with the context.
+    batches: draws (see `Order.draws`); of the first epoch they are samples. An error is raised at the batch that it
+    belongs to. `pin`: in page-locked memory. The threads end with the context.
     """
     ready: SimpleQueue[tuple[Batch | Exception | None, bool]] = SimpleQueue()  # and whether it is a tray's last
     trays: SimpleQueue[None] = SimpleQueue()  # that are empty
@@ -67,7 +80,7 @@ def prefetch(
     def work() -> None:
         room = 0
         try:
-            for batch in _read_ahead(reader, batches, pool, memory):
+            for batch in _read_ahead(reader, batches, change, pool, memory):
                 if room <= 0:
                     trays.get()
                     room = TRAY_BYTES
@@ -105,7 +118,9 @@ def prefetch(
         pool.shutdown()
 
 
-def _read_ahead(reader: Reads, batches: Iterable[Indices], pool: ThreadPoolExecutor, memory: int) -> Iterator[Batch]:
+def _read_ahead(
+    reader: Reads, batches: Iterable[Indices], change: Change, pool: ThreadPoolExecutor, memory: int
+) -> Iterator[Batch]:
     blocks = _Blocks(reader, pool, memory)
     coming = _together(reader, iter(batches), blocks)
     ahead: deque[_Some] = deque()
@@ -120,8 +135,10 @@ def _read_ahead(reader: Reads, batches: Iterable[Indices], pool: ThreadPoolExecu
             next_ones = next(coming, None)
             growth += 1
         some = ahead.popleft()
-        for begins, skipped in _found(reader, some, blocks):
-            parts.append((reader.gather(begins, blocks.memory), skipped))
+        for draws, (begins, skipped) in zip(some.batches, _found(reader, some, blocks), strict=True):
+            rows = reader.gather(begins, blocks.memory)
+            change(rows, draws)
+            parts.append((rows, skipped))
             if not some.goes_on:
                 yield reader.batch(*(parts.pop() if len(parts) == 1 else _joined(parts)))
         blocks.release()
@@ -142,7 +159,7 @@ class _Some:
 
     def __init__(self, reader: Reads, batches: Sequence[Indices], goes_on: bool = False) -> None:
         self._reader, self.batches, self.goes_on = reader, batches, goes_on
-        self.samples = np.concatenate([np.asarray(batch, np.int64) for batch in batches])
+        self.samples = np.concatenate([np.asarray(batch, np.int64) for batch in batches]) % len(reader)
         self.blocks = reader.blocks_of(self.samples)
 
     def halves(self) -> Iterator[_Some]:

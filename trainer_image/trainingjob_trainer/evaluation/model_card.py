@@ -106,7 +106,7 @@ print(model(torch.zeros(2, len(features))))  # a row for each, its columns in th
 _IMAGES = """# {name}
 
 An image classifier of {parameters:,} parameters ({shape}). Images are {sides} (channels x height x width); classes:
-{classes}. Trained for {steps:,} steps of {batch} images from `{source}`.
+{classes}. Trained for {steps:,} steps of {batch} images from `{source}`{augmented}.
 
 `model.pt2` runs with PyTorch alone:
 
@@ -140,7 +140,9 @@ def model_card(config: JobConfig, manifest: Manifest, parameters: int, step: int
             return card.format(**common, length=(manifest.shape or (0,))[0])
         case "images":
             sides = [str(side) for side in manifest.shape or ()]
-            return _IMAGES.format(**common, sides=" x ".join(sides), dims=", ".join(sides))
+            changes = config.data.augmentation
+            augmented = "" if changes is None else f", changed at random each time (augmentation: {changes})"
+            return _IMAGES.format(**common, sides=" x ".join(sides), dims=", ".join(sides), augmented=augmented)
         case "tables":
             source = config.data.train
             return _TABLES.format(**common, features=", ".join(source.features), target=source.label_field)

@@ -13,7 +13,7 @@ import torch
 
 from trainingjob_trainer.checkpoint.attempt import Attempt
 from trainingjob_trainer.checkpoint.state import Progress
-from trainingjob_trainer.config import JobConfig, Optimizer
+from trainingjob_trainer.config import Augmentation, JobConfig, Optimizer
 from trainingjob_trainer.data.manifest import SPLITS, Manifest
 from trainingjob_trainer.evaluation.evaluate import CORRUPT, scalars
 from trainingjob_trainer.records import now
@@ -68,6 +68,7 @@ def report_data(
         "training": config.training.wire(),
         "data": {
             "source": str(config.data.train),
+            "augmentation": None if config.data.augmentation is None else config.data.augmentation.asked(),
             "vocabSize": manifest.vocab_size,
             "classes": manifest.classes,
             "splits": {
@@ -169,9 +170,11 @@ def _left_out(data: Mapping[str, Any]) -> str:
 def _run_rows(report: Mapping[str, Any]) -> list[list[str]]:
     training, optimizer = report["training"], Optimizer.model_validate(report["training"]["optimizer"])
     schedule, progress = training["schedule"], report["progress"]
+    augmentation = report["data"]["augmentation"]
     return [
         ["Run directory", report["runDirectory"]],
         ["Data", report["data"]["source"]],
+        *([["Augmentation", str(Augmentation.model_validate(augmentation))]] if augmentation else []),
         ["Model", ", ".join(f"{name} {value}" for name, value in report["model"].items())],
         ["Batch", f"{training['globalBatchSize']} samples; {training['steps']:,} steps; seed {training['seed']}"],
         ["Optimizer", f"{optimizer.name}, peak {optimizer.lr:g}, weight decay {optimizer.decay:g}"],

@@ -21,6 +21,7 @@ from trainingjob_trainer.errors import DataError, StorageError, UserError
 from trainingjob_trainer.prepare.examples import raw_objects, read_examples
 from trainingjob_trainer.prepare.limits import (
     check_columns,
+    check_images,
     check_length,
     check_limits,
     check_memory,
@@ -88,6 +89,7 @@ def _what_is_left(config: JobConfig, store: Store) -> CheckOutcome:
     commit = latest(store) if manifest else None
     source = _to_begin_with(config) if commit is None else None
     known = manifest or supposed_manifest(config, source)
+    check_images(config, known)
     size = model_size(config, known)
     if source is not None:
         source.check(config, known)

@@ -191,8 +191,7 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
             remedy = ", ".join(ways)
             raise UserError(f"The {name} split has {what}.", f"{remedy[0].upper()}{remedy[1:]}.")
     _check_batch(config, manifest)
-    if manifest.kind == "images" and isinstance(config.model.architecture, Transformer):
-        _check_patches(config.model.architecture.patch_size, manifest.shape or ())
+    check_images(config, manifest)
     if manifest.classes is not None and len(manifest.classes) < (1 if manifest.multi_label else 2):
         raise UserError(
             f"All {manifest.kind} have the same label ({', '.join(manifest.classes)}).",
@@ -204,6 +203,16 @@ def check_limits(config: TrainerSpec, manifest: Manifest) -> None:
             f"There are {classes} classes for {examples} training {manifest.kind}: hardly any has a second case.",
             "Correct spec.data.train.labelField, or give more data.",
         )
+
+
+def check_images(config: TrainerSpec, manifest: Manifest) -> None:
+    """Raises `UserError` if images are not of a size that the configuration is for."""
+    if manifest.kind != "images":
+        return
+    if isinstance(config.model.architecture, Transformer):
+        _check_patches(config.model.architecture.patch_size, manifest.shape or ())
+    if config.data.augmentation is not None:
+        _check_shift(config.data.augmentation.shift, manifest.shape or ())
 
 
 def check_length(config: TrainerSpec, manifest: Manifest, taken: int) -> None:
@@ -240,6 +249,16 @@ def _check_batch(config: TrainerSpec, manifest: Manifest) -> None:
                 f"has only {samples} training samples: a batch would hold a sample twice.",
                 f"Lower it, or the weight of {component.name} ({component.weight}), or give more data.",
             )
+
+
+def _check_shift(shift: int, shape: tuple[int, ...]) -> None:
+    _, height, width = shape
+    if shift >= min(height, width):
+        raise UserError(
+            f"spec.data.augmentation.shift is {shift}, which moves images of {height} x {width} pixels out of the "
+            "picture.",
+            f"Set it to {min(height, width) - 1} or less; an eighth of the side is usual.",
+        )
 
 
 def _check_patches(patch: int, shape: tuple[int, ...]) -> None:
