@@ -57,12 +57,12 @@ def check_runs(job: PlayedJob) -> None:
 
 def test_an_exhausted_quota_queues_the_job_until_it_is_raised(operator: Operator, played: MakeJob) -> None:
     job = played()
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team", "namespace": job.namespace}}
-    job.cluster.apply({**quota, "spec": {"hard": {"pods": "0"}}})
-    jsonpath = ("-o", "jsonpath={.status.used.pods}")
-    wait_until("the quota counts", lambda: job.cluster.kubectl("-n", job.namespace, "get", "quota", "team", *jsonpath))
+    other: Object = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other", "namespace": job.namespace}}
+    spec = {"schedulerName": "played-by-the-test", "containers": [{"name": "c", "image": "i"}]}
+    job.cluster.apply({**other, "spec": spec})
+    limit_pods(job, 1)
     job.apply()
-    status = blocked(job, "QuotaExceeded", "exceeded quota: team, requested: pods=1, used: pods=0, limited: pods=0")
+    status = blocked(job, "QuotaExceeded", "exceeded quota: team, requested: pods=1, used: pods=1, limited: pods=1")
     assert status["phase"] == "Queued"
     assert status["message"].startswith("Pod gpt-prepare-0-1 cannot be created: ")
     assert holding(status) == {"Reconciling"}
@@ -72,10 +72,31 @@ def test_an_exhausted_quota_queues_the_job_until_it_is_raised(operator: Operator
     wait_until("it is tried again", lambda: operator.log.read_text().count("try again in") > refusals)
     assert operator.value("trainingjob_operator_reconcile_errors_total", kind="retry") >= 1
     assert job.get()["metadata"]["resourceVersion"] == before, "a restart is no news"
-    job.cluster.apply({**quota, "spec": {"hard": {"pods": "10"}}})
+    limit_pods(job, 10)
     job.wait("the pod is created", lambda status: job.uids())
     job.run("prepare-0-1")
     assert holding(job.wait_phase("Preparing")) == {"Reconciling"}
+
+
+def test_a_quota_that_never_has_room_stalls_the_job_until_it_is_raised(operator: Operator, played: MakeJob) -> None:
+    job = played()
+    limit_pods(job, 0)
+    job.apply()
+    status = blocked(
+        job, "QuotaTooSmall", "Quota team is too small: the pod needs pods=1, of which it allows 0 in all;"
+    )
+    assert (status["phase"], holding(status)) == ("Queued", {"Stalled"})
+    limit_pods(job, 10)
+    job.wait("the pod is created", lambda status: job.uids())
+    assert holding(job.wait_phase("Pending")) == {"Reconciling"}
+
+
+def limit_pods(job: PlayedJob, number: int) -> None:
+    """The quota of the job's namespace allows so many pods, and counts."""
+    quota: Object = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": str(number)}}}
+    job.cluster.apply({**quota, "metadata": {"name": "team", "namespace": job.namespace}})
+    counts = ("-n", job.namespace, "get", "quota", "team", "-o", "jsonpath={.status.hard.pods}")
+    wait_until("the quota counts", lambda: job.cluster.kubectl(*counts) == str(number))
 
 
 def test_a_missing_service_account_is_named_and_waited_for(operator: Operator, played: MakeJob) -> None:

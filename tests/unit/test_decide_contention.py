@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.play import START, Play, spec
 from trainingjob_operator.core.findings import Claim
-from trainingjob_operator.core.obstacle import Obstacle
+from trainingjob_operator.core.obstacle import Obstacle, refused
+from trainingjob_operator.core.quota import judged
+from trainingjob_operator.kube.api import Forbidden
 
 OLDER = Claim(START - timedelta(hours=1), "older")
 QUOTA = Obstacle("QuotaExceeded", "Pod gpt-train-1-1 cannot be created: exceeded quota: team; it waits.", room=True)
@@ -42,10 +44,9 @@ def refused_a_pod(**workers: object) -> Play:
 
 def again_without_it(play: Play, seconds: float = 0) -> None:
     """Time passes, and the second worker is refused again."""
-    play.step(seconds)
-    play.pods = [pod for pod in play.pods if not pod.name.startswith("gpt-train-1")]
-    play.step()
-    play.pods = [pod for pod in play.pods if not pod.name.startswith("gpt-train-1")]
+    for after in (seconds, 0):
+        play.step(after)
+        play.pods = [pod for pod in play.pods if not pod.name.startswith("gpt-train-1")]
 
 
 def test_a_gang_that_is_placed_in_part_claims_its_nodes() -> None:
@@ -137,6 +138,88 @@ def test_a_gang_that_holds_a_part_of_a_quota_gives_way_to_an_older_one_of_its_na
     play.step()
     assert "nodes or their quota to an older job" in play.status.message
     assert play.status.restarts.total == 0
+
+
+def too_small(play: Play, limit: str = "requests.nvidia.com/gpu=8") -> None:
+    """The second worker is refused, by a quota that never has room for both."""
+    amounts = f"requested: requests.nvidia.com/gpu=8, used: requests.nvidia.com/gpu=8, limited: {limit}"
+    said = f'pods "gpt-train-1-1" is forbidden: exceeded quota: team, {amounts}'
+    play.refuse(refused("Pod", "gpt-train-1-1", Forbidden(403, "Forbidden", said)))
+    play.pods = [pod for pod in play.pods if not pod.name.startswith("gpt-train-1")]
+    again_without_it(play)
+
+
+def test_a_gang_that_never_fits_into_its_quota_says_so_and_lets_go_of_its_part() -> None:
+    play = Play(spec=spec(workers={"replicas": 2}))
+    play.to_workers()
+    too_small(play)
+    assert play.status.message == (
+        "Quota team is too small: 2 pods must run together and need requests.nvidia.com/gpu=8 each, of which it allows "
+        "8 in all; ask for less, or have the quota raised."
+    )
+    assert (play.status.phase, play.condition("Stalled")) == ("Queued", "True")
+    again_without_it(play, 14)
+    assert play.deleted == []
+    again_without_it(play, 1)
+    assert play.deleted == ["gpt-train-0-1"], "others may need it, and have nothing yet that they could claim"
+    assert play.plan.claim is None
+    said, events = play.status.message, len(play.events)
+    play.refuse(None)  # what is left of that decision is done
+    play.vanish("gpt-train-0-1")
+    for _ in range(3):
+        plan = play.settle()
+        assert plan.requeue_after is not None
+        play.step(plan.requeue_after)
+        too_small(play)
+        again_without_it(play, 15)
+        play.refuse(None)
+        play.pods = [pod for pod in play.pods if pod.finished]
+    assert plan.requeue_after >= 40, "ever later"
+    assert {status.message for status in play.statuses[-4:]} == {said}
+    assert (len(play.events), play.status.history) == (events, ())
+    plan = play.settle()
+    assert plan.requeue_after is not None
+    play.step(plan.requeue_after)
+    play.settle()
+    assert (play.status.phase, play.condition("Stalled")) == ("Starting", "False"), "the quota was raised"
+
+
+def test_of_an_elastic_job_the_least_number_must_fit_into_the_quota() -> None:
+    for least, reason in ((1, "QuotaExceeded"), (2, "QuotaTooSmall")):
+        play = Play(spec=spec(workers={"replicas": 2, "minReplicas": least}))
+        play.to_workers()
+        too_small(play)
+        assert {condition.reason for condition in play.status.conditions} == {reason}
+
+
+@pytest.mark.parametrize("limit", ["requests.nvidia.com/gpu=16", "requests.nvidia.com/gpu=1Pi", "pods=1"])
+def test_a_quota_that_is_large_enough_or_in_unknown_amounts_is_waited_for(limit: str) -> None:
+    play = Play(spec=spec(workers={"replicas": 2}))
+    play.to_workers()
+    too_small(play, limit)
+    again_without_it(play, 60)
+    assert play.deleted == []
+    assert {condition.reason for condition in play.status.conditions} == {"QuotaExceeded"}
+
+
+def test_amounts_of_a_quota_are_compared_as_kubernetes_counts_them() -> None:
+    def judge(requested: str, limited: str, pods: int) -> str:
+        amounts = f"requested: {requested}, used: {requested}, limited: {limited}"
+        said = f"Pod gpt-train-0-1 cannot be created: exceeded quota: a.b, {amounts}; ask for less."
+        judged_so = judged(Obstacle("QuotaExceeded", said, room=True), pods)
+        assert judged_so is not None
+        return judged_so.reason
+
+    assert judge("requests.cpu=500m,requests.memory=64Gi", "requests.cpu=2,requests.memory=256Gi", 4) == "QuotaExceeded"
+    assert judge("requests.cpu=500m,requests.memory=64Gi", "requests.cpu=2,requests.memory=256Gi", 5) == "QuotaTooSmall"
+    assert judge("pods=1", "pods=0", 1) == "QuotaTooSmall"
+    service = Obstacle(
+        "QuotaExceeded",
+        "Service gpt-tj cannot be created: exceeded quota: q, requested: services=1, "
+        "used: services=1, limited: services=1; it waits.",
+        room=True,
+    )
+    assert judged(service, 4) is service
 
 
 def test_pods_that_are_to_prepare_data_give_way_before_they_have_begun() -> None:

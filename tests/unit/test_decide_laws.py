@@ -13,6 +13,7 @@ from trainingjob_operator.core.facts import ProgressFacts
 from trainingjob_operator.core.obstacle import Obstacle, foreign
 
 QUOTA = Obstacle("QuotaExceeded", "Pod gpt-train-0-1 cannot be created: exceeded quota; ask for less.", room=True)
+TOO_SMALL = replace(QUOTA, message=QUOTA.message.replace(";", ": q, requested: pods=1, used: pods=0, limited: pods=1;"))
 FROZEN = Obstacle("DeleteRefused", "Pod gpt-train-0-1 cannot be deleted: no; have the policy changed.", stalled=True)
 
 ENDS = [
@@ -112,7 +113,7 @@ class World(RuleBasedStateMachine):
         self.play.progress = replace(self.play.progress, unreachable_since=self.play.now)
         self.play.step(1)
 
-    @rule(refusal=st.sampled_from([None, foreign("Service", "gpt-tj"), QUOTA, FROZEN]))
+    @rule(refusal=st.sampled_from([None, foreign("Service", "gpt-tj"), QUOTA, TOO_SMALL, FROZEN]))
     def the_api_server_refuses(self, refusal: Obstacle | None) -> None:
         self.play.refuse(refusal)
         self.play.step(1)

@@ -10,7 +10,7 @@ from trainingjob_operator.core.conditions import Note
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.failures import over
 from trainingjob_operator.core.history import interrupted
-from trainingjob_operator.core.obstacle import Obstacle, gave_way
+from trainingjob_operator.core.obstacle import Obstacle
 from trainingjob_operator.core.run import at_work, done
 from trainingjob_operator.core.situation import Situation
 
@@ -122,10 +122,10 @@ def _under_way(here: Situation, status: TrainingJobStatus) -> bool:
 
 def _obstacle(here: Situation, status: TrainingJobStatus, phase: Phase) -> Obstacle | None:
     """What keeps a child of the job from being created, or a pod that the run waits for from running."""
-    if here.findings.refusal is not None or phase == "Running":
-        return here.findings.refusal
-    until = contention.pausing(here, status)
-    return _pending(here, status) if until is None else gave_way(until)
+    refusal = contention.refusal(here, status)
+    if refusal is not None or phase == "Running":
+        return refusal
+    return contention.why_paused(here, status) or _pending(here, status)
 
 
 def _pending(here: Situation, status: TrainingJobStatus) -> Obstacle | None:

@@ -2,7 +2,8 @@
 
 Else both would wait for the other's nodes for ever. The oldest never gives way, so that one of them always goes on.
 Where PodGroups or another scheduler see to it that gangs are placed as a whole, there is no such strife for nodes; but
-pods take their places in a ResourceQuota one by one whoever places them. In a queue there is neither.
+pods take their places in a ResourceQuota one by one whoever places them. In a queue there is neither. A gang that never
+fits into its quota holds a part of it from all others in vain, so it lets go as well.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from trainingjob_operator.api.status import TrainingJobStatus
-from trainingjob_operator.core import elastic, run
+from trainingjob_operator.core import elastic, quota, run
 from trainingjob_operator.core.conditions import FINISHED
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.findings import Claim
+from trainingjob_operator.core.obstacle import Obstacle, gave_way, told
 from trainingjob_operator.core.pauses import doubled
 from trainingjob_operator.core.situation import Situation
 
@@ -39,18 +41,32 @@ def claim(here: Situation, status: TrainingJobStatus) -> Claim | None:
 
 
 def give_way(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
-    """`status` with the whole gang licensed anew for later, if an older job needs what it holds; else as it is."""
+    """`status` with the whole gang licensed anew for later, if what it holds is of use to an older job or of none to
+    itself; else as it is."""
     stuck = _stuck(here, status)
     if stuck is None:
         return _settled(here, status)
     own = Claim(here.job.created_at, here.job.uid, stuck.quota)
     older = any(rival < own for rival in here.findings.rivals if rival.quota == stuck.quota)
-    if not older or here.now < stuck.since + PATIENCE:
+    if not (older or _too_large(refusal(here, status))) or here.now < stuck.since + PATIENCE:
         return status
     assert status.stage is not None
     times = status.given_way + 1
     later = run.enter(here, status, status.stage, _pause(here.job.uid, times))
     return later.model_copy(update={"given_way": times})
+
+
+def refusal(here: Situation, status: TrainingJobStatus) -> Obstacle | None:
+    """Why the API server last refused one of the job's objects, seen from the whole gang."""
+    return quota.judged(here.findings.refusal, elastic.fewest(here, status))
+
+
+def why_paused(here: Situation, status: TrainingJobStatus) -> Obstacle | None:
+    """Why the gang has let go of what it held; None: it is back, or had no need to."""
+    before, until = told(here.job.status), pausing(here, status)
+    if _too_large(before) and status.given_way and not here.gang_pods(status):
+        return before
+    return gave_way(until) if until is not None else None
 
 
 def pausing(here: Situation, status: TrainingJobStatus) -> datetime | None:
@@ -69,6 +85,10 @@ def next_look(here: Situation, status: TrainingJobStatus) -> datetime | None:
         return None
     due = stuck.since + PATIENCE
     return due if due > here.now else here.now + PATIENCE
+
+
+def _too_large(obstacle: Obstacle | None) -> bool:
+    return obstacle is not None and obstacle.reason == "QuotaTooSmall"
 
 
 def _settled(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
@@ -93,10 +113,10 @@ def _prepares(here: Situation, status: TrainingJobStatus) -> bool:
 
 
 def _short_of_quota(here: Situation, status: TrainingJobStatus) -> _Stuck | None:
-    refusal = here.findings.refusal
+    refused = here.findings.refusal
     held = [pod for pod in here.gang_pods(status) if not pod.finished and not pod.deleting]
     missing = len(here.gang(status)) - len(held)
-    if refusal is None or refusal.reason != "QuotaExceeded" or not held or not missing:
+    if refused is None or refused.reason != "QuotaExceeded" or not held or not missing:
         return None
     if _can_do_without(here, status, held):
         return None

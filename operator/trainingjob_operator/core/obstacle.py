@@ -60,6 +60,7 @@ REASONS: Mapping[str, tuple[bool, bool]] = {
     "AwaitingAdmission": (True, False),
     "GaveWay": (True, False),
     "QuotaExceeded": (True, False),
+    "QuotaTooSmall": (True, True),
     "ImagePull": (False, False),
     "MissingReference": (False, False),
     "PodNotStarted": (False, False),
@@ -128,6 +129,14 @@ def refused(kind: str, name: str, error: ApiError, deed: str = "created") -> Obs
     else:
         next_step = "have the policy changed"
     return _obstacle("DeleteRefused" if deed == "deleted" else "CreateRefused", what, why, next_step)
+
+
+def quota_too_small(quota: str, resource: str, each: str, most: str, pods: int) -> Obstacle:
+    """However long it waits: so many pods of which each needs so much never fit."""
+    amount = f"{resource}={each}"
+    need = f"the pod needs {amount}" if pods == 1 else f"{pods} pods must run together and need {amount} each"
+    why = f"{need}, of which it allows {most} in all"
+    return _obstacle("QuotaTooSmall", f"Quota {quota} is too small", why, "ask for less, or have the quota raised")
 
 
 def of_pod(pod: PodFacts, look: Look | None) -> Obstacle | None:

@@ -8,6 +8,7 @@ because the API server's CEL cost budget needs one.
 from trainingjob_trainer.config.architectures import Cnn, HuggingFace, Mlp, Rnn, Timm
 from trainingjob_trainer.config.base import (
     LARGEST_COUNT,
+    QUANTITY,
     Argument,
     Config,
     Name,
@@ -52,6 +53,7 @@ __all__ = [
     "ObjectName",
     "Optimizer",
     "PRESETS",
+    "QUANTITY",
     "Parallelism",
     "PodConfig",
     "Point",
