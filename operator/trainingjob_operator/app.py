@@ -21,6 +21,7 @@ from trainingjob_operator.core.facts import Job
 from trainingjob_operator.core.names import LABEL_JOB_UID
 from trainingjob_operator.core.plan import Settings
 from trainingjob_operator.core.queue import WorkQueue
+from trainingjob_operator.core.shortage import Shortage
 from trainingjob_operator.jobwatch import watch_jobs
 from trainingjob_operator.kube.api import POD_GROUPS, PODS, TRAINING_JOBS, ApiError, Forbidden
 from trainingjob_operator.kube.client import Client, allow
@@ -69,7 +70,8 @@ class Operator:
         self._job_metrics = JobMetrics(self._led_jobs, self._poller.facts, self._cache.pods, _now)
         self._events = EventRecorder(self._client, _now, self._queue.rest)
         self._jobs = JobStore(self._cache, self._enqueue)
-        pods = PodStore(self._cache, self._enqueue)
+        shortage = Shortage(self._cache, self._queue.add_anew)
+        pods = PodStore(self._cache, self._enqueue, shortage.freed)
         self._informers = [
             Informer(
                 self._client,
@@ -91,6 +93,7 @@ class Operator:
             self._poller,
             self._events,
             _now,
+            shortage,
             options.resync,
         )
         self._jobs_listed = False

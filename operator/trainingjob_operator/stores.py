@@ -29,31 +29,36 @@ class PodStore:
     """Takes pods into the cache and queues the jobs that they belong to.
 
     enqueue: called with a job's key and the seconds to wait, when the job should be decided anew.
+    ended: called with the namespace of a pod that has ended or is gone, so that what it held is free.
     """
 
-    def __init__(self, cache: Cache, enqueue: Callable[[Key, float], None]) -> None:
+    def __init__(self, cache: Cache, enqueue: Callable[[Key, float], None], ended: Callable[[str], None]) -> None:
         self._cache = cache
         self._enqueue = enqueue
+        self._ended = ended
 
     def put(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is there, or has changed."""
         with _unreadable_ignored("pod", body):
-            return self._changed(self._cache.put_pod(body))
+            over = (body.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+            return self._changed(self._cache.put_pod(body), over)
         return None
 
     def remove(self, body: Mapping[str, Any]) -> Key | None:
         """A pod was deleted."""
         with _unreadable_ignored("pod", body):
-            return self._changed(self._cache.remove_pod(body))
+            return self._changed(self._cache.remove_pod(body), True)
         return None
 
     def retain(self, namespace: str | None, uids: Set[str], version: str) -> Set[Hashable]:
         """There are no other pods. Returns for which jobs that is news."""
-        return {self._changed(key) for key in self._cache.retain_pods(namespace, uids, version)}
+        return {self._changed(key, True) for key in self._cache.retain_pods(namespace, uids, version)}
 
-    def _changed(self, key: Key | None) -> Key | None:
+    def _changed(self, key: Key | None, over: bool) -> Key | None:
         if key is not None and self._cache.job(key) is not None:
             self._enqueue(key, GATHER_SECONDS)
+        if key is not None and over:
+            self._ended(key.namespace)
         return key
 
 

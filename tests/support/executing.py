@@ -21,6 +21,7 @@ from trainingjob_operator.core.names import (
     LABEL_ROLE,
 )
 from trainingjob_operator.core.plan import EventFact, Plan, Settings
+from trainingjob_operator.core.shortage import Shortage
 from trainingjob_operator.kube.api import (
     TRAINING_JOBS,
 )
@@ -68,6 +69,8 @@ class World:
     def start_anew(self) -> None:
         """Another operator process."""
         self.cache = Cache()
+        self.woken: list[Key] = []
+        self.shortage = Shortage(self.cache, self.woken.append)
         self.told = Recorder()
         self.executor = self.make_executor()
         self.api.calls.clear()
@@ -84,6 +87,7 @@ class World:
             self.told,
             self.told,
             lambda: NOW,
+            self.shortage,
             ensure_interval,
         )
 

@@ -112,14 +112,15 @@ class Rule:
     """When a fault happens.
 
     verb: get, list, watch, create, update, patch, delete, `write` (any of the last four); empty: any. path: a regular
-    expression found in path and query. agent: part of the User-Agent. skip: fitting requests that pass before; times:
-    those that the fault then hits.
+    expression found in path and query. agent, body: part of the User-Agent, of the request's body. skip: fitting
+    requests that pass before; times: those that the fault then hits.
     """
 
     fault: Fault
     verb: str = ""
     path: str = ""
     agent: str = ""
+    body: str = ""
     skip: int = 0
     times: float = 1
     hits: int = field(default=0, init=False)
@@ -130,6 +131,7 @@ class Rule:
             (self.verb in ("", exchange.verb) or (self.verb == "write" and exchange.is_write))
             and re.search(self.path, exchange.path) is not None
             and self.agent in exchange.agent
+            and self.body.encode() in exchange.body
         )
         if not fits or self.hits >= self.times:
             return False

@@ -113,10 +113,16 @@ class World(RuleBasedStateMachine):
         self.play.progress = replace(self.play.progress, unreachable_since=self.play.now)
         self.play.step(1)
 
-    @rule(refusal=st.sampled_from([None, foreign("Service", "gpt-tj"), QUOTA, TOO_SMALL, FROZEN]))
+    @rule(refusal=st.sampled_from([None, foreign("Service", "gpt-tj"), QUOTA, FROZEN]))
     def the_api_server_refuses(self, refusal: Obstacle | None) -> None:
         self.play.refuse(refusal)
         self.play.step(1)
+
+    @rule(seconds=st.sampled_from([1, 16]))
+    def the_quota_is_too_small(self, seconds: int) -> None:
+        self.play.refuse(TOO_SMALL)
+        self.play.step(1)
+        self.play.step(seconds)
 
     @precondition(lambda self: self.play.pods)
     @rule(data=st.data(), why=st.sampled_from([None, {"unschedulable": "no room"}, {"waiting_reason": "ErrImagePull"}]))
@@ -139,8 +145,11 @@ class World(RuleBasedStateMachine):
 
     def blocked(self) -> bool:
         """Whether a person has to clear the way of a run that is on."""
-        refusal = self.play.findings.refusal
-        return refusal is not None and refusal.stalled and self.play.status.message == refusal.message
+        refusal, status = self.play.findings.refusal, self.play.status
+        if status.message.startswith("Quota q is too small: 2 pods must run together"):
+            assert refusal is TOO_SMALL or status.given_way
+            return True
+        return refusal is not None and refusal.stalled and status.message == refusal.message
 
     def overdue(self) -> bool:
         """Whether the pods are drained because a deadline has passed."""

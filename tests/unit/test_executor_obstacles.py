@@ -195,11 +195,11 @@ async def test_pods_that_are_to_go_do_not_wait_for_those_that_are_refused() -> N
     assert ("pods", "team", "job-train-0-1") not in world.api.objects
 
 
-def refuse_pods(world: World) -> None:
+def refuse_pods(world: World, why: str = "exceeded quota: pods=10") -> None:
     def refuse(verb: str, plural: str, name: str) -> None:
         if (verb, plural) == ("create", "pods"):
             world.api.calls.append((verb, plural, name))
-            raise Forbidden(403, "Forbidden", "exceeded quota: pods=10")
+            raise Forbidden(403, "Forbidden", why)
 
     world.api.before = refuse
 
@@ -218,6 +218,35 @@ async def test_a_refusal_is_no_news_to_an_operator_that_starts_anew() -> None:
     world.api.before = lambda verb, plural, name: None
     await world.executor.reconcile(KEY)
     assert world.status()["message"] == ""
+
+
+async def test_who_was_refused_for_a_quota_is_woken_until_it_has_what_it_needs() -> None:
+    world = World(start_one_pod)
+    world.think = explaining(world)
+    refuse_pods(world)
+    with pytest.raises(Retry):
+        await world.executor.reconcile(KEY)
+    world.shortage.freed("team")
+    assert world.woken == [KEY]
+    world.api.before = lambda verb, plural, name: None
+    await world.executor.reconcile(KEY)
+    world.shortage.freed("team")
+    assert world.woken == [KEY]
+
+
+async def test_how_much_of_a_quota_others_use_is_no_news() -> None:
+    world = World(start_one_pod)
+    world.think = explaining(world)
+    for used in (3, 4, 5):
+        refuse_pods(world, f"exceeded quota: team, requested: pods=1, used: pods={used}, limited: pods=3")
+        with pytest.raises(Retry):
+            await world.executor.reconcile(KEY)
+    assert world.told.events == ["QuotaExceeded"]
+    assert "used: pods=3" in world.status()["message"]
+    refuse_pods(world, "exceeded quota: team, requested: pods=1, used: pods=9, limited: pods=9")
+    with pytest.raises(Retry):
+        await world.executor.reconcile(KEY)
+    assert "limited: pods=9" in world.status()["message"]
 
 
 async def test_of_a_gang_that_is_refused_not_every_pod_is_asked_for() -> None:

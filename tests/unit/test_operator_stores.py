@@ -21,7 +21,8 @@ class World:
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.jobs = JobStore(self.cache, self.queue.add)
-        self.pods = PodStore(self.cache, lambda key, within: self.queue.add(key))
+        self.ended: list[str] = []
+        self.pods = PodStore(self.cache, lambda key, within: self.queue.add(key), self.ended.append)
 
 
 def job(version: int, **status: Any) -> dict[str, Any]:
@@ -78,6 +79,20 @@ async def test_pods_that_vanished_unseen_queue_their_job() -> None:
     world.pods.retain(None, set(), "9")
     assert world.cache.pods("job-1") == []
     assert len(world.queue) == 1
+
+
+async def test_it_is_told_where_a_pod_has_ended_or_is_gone() -> None:
+    world = World()
+    for version, phase in ((7, "Pending"), (8, "Running")):
+        world.pods.put({**pod(version), "status": {"phase": phase}})
+    assert world.ended == []
+    world.pods.put({**pod(9), "status": {"phase": "Failed"}})
+    assert world.ended == ["team"]
+    world.pods.remove(pod(10))
+    assert world.ended == ["team"] * 2
+    world.pods.put({**pod(11), "metadata": {**pod(11)["metadata"], "uid": "p-2"}})
+    world.pods.retain(None, set(), "12")
+    assert world.ended == ["team"] * 3
 
 
 async def test_what_cannot_be_read_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:

@@ -241,6 +241,28 @@ async def test_work_that_takes_longer_than_the_grace_is_cut_off() -> None:
         await asyncio.wait_for(running, PATIENCE)
 
 
+def test_a_key_that_is_added_anew_is_tried_as_if_it_had_never_failed() -> None:
+    in_virtual_time(a_key_that_is_added_anew())
+
+
+async def a_key_that_is_added_anew() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    tries: list[float] = []
+
+    async def work(key: str) -> None:
+        tries.append(asyncio.get_running_loop().time())
+        raise Retry("not now")
+
+    queue.add("a")
+    async with working(queue, work):
+        await asyncio.sleep(120)
+        late = len(tries)
+        assert tries[-1] - tries[-2] > 20
+        queue.add_anew("a")
+        await asyncio.sleep(1)
+        assert len(tries) - late >= 3, "at once, and soon again"
+
+
 def test_while_the_server_is_in_trouble_one_key_at_a_time_is_tried_and_afterwards_all_at_once() -> None:
     in_virtual_time(a_server_in_trouble())
 

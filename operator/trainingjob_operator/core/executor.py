@@ -38,10 +38,11 @@ from .findings import Claim, Findings
 from .kueue import GROUP, RETRIABLE
 from .labels import LabelRepair
 from .names import LABEL_JOB_UID, LABEL_MEMBER
-from .obstacle import Look, Obstacle, foreign, newest_warning, told, unmet
+from .obstacle import Look, Obstacle, alike, foreign, newest_warning, told, unmet
 from .plan import EventFact, Plan, PodRef, Settings
 from .queue import Retry, ServerTrouble
 from .queueing import to_give_up
+from .shortage import Shortage
 from .turns import Turns
 from .writing import Obstructed, about, each, explained, patch_pod, unless_gone
 
@@ -109,6 +110,7 @@ class Executor:
         progress: ProgressSource,
         events: EventSink,
         now: Callable[[], datetime],
+        shortage: Shortage,
         ensure_interval: float = 600.0,
     ) -> None:
         self._api = api
@@ -124,6 +126,7 @@ class Executor:
         self._claims: dict[str, Claim] = {}
         """Jobs that hold nodes without being able to run, by uid."""
         self._turns = Turns(BETWEEN_LOOKS)
+        self._shortage = shortage
 
     async def reconcile(self, key: Key) -> float | None:
         """Decide and act for one job. Returns after how many seconds to do so again at the latest.
@@ -182,6 +185,7 @@ class Executor:
                 await self._look(job, pod, memory)
         if memory.refusal is not None or looks_wait == 0:
             memory.refusal = None
+            self._shortage.over(key)
             raise _DecideAgain("what is in the way is known better")
         return min((w for w in (plan.requeue_after, labels_wait, looks_wait) if w is not None), default=None)
 
@@ -247,6 +251,7 @@ class Executor:
             self._claims.pop(memory.uid, None)
             self._labels.forget(memory.uid)
             self._turns.leave(memory.uid)
+            self._shortage.forget(key)
             self._children.forget(memory.uid)
 
     # Status
@@ -307,7 +312,8 @@ class Executor:
         try:
             yield
         except Obstructed as obstructed:
-            if memory.refusal != obstructed.obstacle:
+            self._shortage.refused(key, obstructed.obstacle)
+            if not alike(memory.refusal, obstructed.obstacle):
                 memory.refusal = obstructed.obstacle
                 await self._say(key, job, memory)
             raise Retry(obstructed.obstacle.message, within=plan.requeue_after) from None

@@ -117,6 +117,11 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         self._timers[key] = loop.call_later(seconds, self.add, key)
 
+    def add_anew(self, key: K) -> None:
+        """Work on `key` as if it had never failed: what it failed for may be over."""
+        self.forget(key)
+        self.add(key)
+
     def forget(self, key: K) -> None:
         """Drop a key's delay and its history of errors; what is queued already stays."""
         timer = self._timers.pop(key, None)
