@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import ssl
 from asyncio.selector_events import _SelectorSocketTransport
@@ -330,8 +331,17 @@ def test_a_certificate_that_does_not_name_its_issuers_key_is_taken(
         return context
 
     monkeypatch.setattr(ssl, "create_default_context", strict)
-    context = connect(kubeconfig(tmp_path / "config", "https://127.0.0.1:9")).ssl_context()
-    assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+    connection = connect(kubeconfig(tmp_path / "config", "https://127.0.0.1:9"))
+    for context in (connection.ssl_context(), connection.for_kopf().as_ssl_context()):
+        assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+
+
+def test_kopf_knows_a_log_in_that_was_refused_by_its_token(tmp_path: Path) -> None:
+    connection = connect(kubeconfig(tmp_path / "config", "https://127.0.0.1:9"))
+    refused = connection.for_kopf()
+    assert refused.token
+    assert connection.for_kopf() == refused, "it would be tried again and again"
+    assert dataclasses.replace(refused, token="new") != refused
 
 
 async def test_discovery_tells_whether_a_resource_is_served(server: tuple[Server, Client]) -> None:

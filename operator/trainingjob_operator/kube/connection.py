@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,24 @@ class Connection:
     def for_kopf(self) -> kopf.ConnectionInfo:
         """The same log-in for kopf's own watch."""
         scheme, _, token = (self.authorization() or "").rpartition(" ")
-        return kopf.ConnectionInfo(
+        return _KopfLogin(
             server=self.server,
-            ca_path=self._configuration.ssl_ca_cert,
-            insecure=not self._configuration.verify_ssl,
             scheme=scheme or None,
             token=token or None,
-            certificate_path=self._configuration.cert_file,
-            private_key_path=self._configuration.key_file,
             proxy_url=self.proxy,
+            context=self.ssl_context(),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KopfLogin(kopf.ConnectionInfo):  # type: ignore[misc]  # kopf: untyped
+    """kopf would verify the server by a context of its own, which refuses some that ours takes."""
+
+    context: ssl.SSLContext = field(compare=False)  # By its token kopf knows a log-in that was refused.
+
+    def as_ssl_context(self) -> ssl.SSLContext:
+        """Ours."""
+        return self.context
 
 
 def connect(kubeconfig: Path | None = None) -> Connection:
