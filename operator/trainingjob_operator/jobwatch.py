@@ -17,6 +17,9 @@ from trainingjob_operator.kube.connection import Connection
 OUTAGE_BACKOFFS = (0.2, 0.5, 1, 2, 4, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8)
 """Seconds between kopf's retries: together the outage of the API server after which the operator is restarted."""
 
+NOBODY = "trainingjob-operator"
+"""kopf's name among its peers, of which it has none. It would ask for that of the user; a pod's need not have one."""
+
 Take = Callable[[str | None, Mapping[str, Any]], None]
 """Called with the event's type (None: from a LIST; ADDED, MODIFIED, DELETED) and the TrainingJob."""
 
@@ -43,6 +46,7 @@ def watch_jobs(
         registry=registry,
         settings=_settings(),
         standalone=True,
+        identity=NOBODY,
         clusterwide=not namespaces,
         namespaces=namespaces,
         ready_flag=ready,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.chart import CHART, RELEASE
+import yaml
+from support.chart import CHART, RELEASE, render
 from support.operator_process import Operator
 from support.played import PlayedJob
+from support.runs import PATIENCE
 from trainingjob_local import binaries
 
 if TYPE_CHECKING:
@@ -60,6 +65,45 @@ def test_jobs_do_not_notice_that_the_chart_is_upgraded_rolled_back_uninstalled_a
     assert cluster.kubectl("-n", namespace, "get", kinds, *ours) == ""
     helm("install", RELEASE, str(CHART), *values)
     assert seen(job) == before
+
+
+def test_the_charts_own_pods_run_the_operator_and_take_over_from_each_other(
+    cluster: LocalCluster, namespace: str, played: Callable[..., PlayedJob]
+) -> None:
+    """As pods of the cluster's nodes: by number, on a read-only root, with the account's token and nothing else."""
+    manifests = render(namespace, {"watchNamespaces": [namespace]})
+    (deployment,) = [manifest for manifest in manifests if manifest["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container["command"] = [sys.executable, *entry_point()[1:]]  # of its image, which nodes do not have here
+    ours = [manifest for manifest in manifests if manifest["kind"] != "CustomResourceDefinition"]
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(ours))
+    try:
+        status = ("-n", namespace, "rollout", "status", f"deployment/{RELEASE}", f"--timeout={PATIENCE:.0f}s")
+        cluster.kubectl(*status)
+        job = played()
+        job.apply()
+        job.wait_pods("prepare-0-1")
+        lease = ("-n", namespace, "get", "lease", RELEASE, "-o", "jsonpath={.spec.holderIdentity}")
+        leader = cluster.kubectl(*lease).partition("_")[0]
+        cluster.kubectl("-n", namespace, "delete", "pod", leader)
+        job.run("prepare-0-1")
+        job.end("prepare-0-1", outcome="Train")
+        job.wait_pods("train-0-1", "train-1-1")
+        assert cluster.kubectl(*lease).partition("_")[0] != leader
+        cluster.kubectl("-n", namespace, "rollout", "restart", f"deployment/{RELEASE}")
+        cluster.kubectl(*status)
+        job.run("train-0-1", "train-1-1")
+        job.wait("both workers are ready", lambda status: status["workers"]["ready"] == 2)
+    finally:
+        cluster.kubectl("-n", namespace, "delete", "deployment", RELEASE, "--wait=false")
+
+
+def entry_point() -> list[str]:
+    """What the operator's image starts."""
+    lines = (Path(__file__).parents[2] / "operator" / "Dockerfile").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("ENTRYPOINT ")]
+    parts: list[str] = json.loads(line.removeprefix("ENTRYPOINT "))
+    return parts
 
 
 def seen(job: PlayedJob) -> tuple[Any, ...]:
