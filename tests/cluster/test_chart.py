@@ -93,6 +93,7 @@ def test_the_deployments_arguments_are_the_operators() -> None:
         "trainerImage": "registry.example.com/trainer:1",
         "watchNamespaces": ["team-a", "team-b"],
         "progressInterval": 7.5,
+        "resync": 60,
         "metrics": {"port": 9000},
     }
     (deployment,) = of_kind(render("ops", values), "Deployment")
@@ -100,7 +101,7 @@ def test_the_deployments_arguments_are_the_operators() -> None:
     options = parse(container["args"])
     assert options.trainer_image == "registry.example.com/trainer:1"
     assert options.namespaces == ("team-a", "team-b")
-    assert options.progress_interval == 7.5
+    assert (options.progress_interval, options.resync) == (7.5, 60)
     assert options.metrics_port == container["ports"][0]["containerPort"] == 9000
     assert options.log_format == "json"
 
@@ -150,6 +151,9 @@ def test_names_fit_however_long_the_release_is_called() -> None:
         ({"watchNamespaces": "team-a"}, "watchNamespaces"),
         ({"progressInterval": 0}, "progressInterval"),
         ({"log": {"level": "loud"}}, "level"),
+        ({"trainerImage": "trainer: 1"}, "trainerImage"),
+        ({"image": {"repository": "registry.example.com/operator:1"}}, "repository"),
+        ({"image": {"tag": "operator:1"}}, "tag"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name is needed"),
     ],
 )
