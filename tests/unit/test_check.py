@@ -191,6 +191,16 @@ TABLE: dict[str, Any] = {"task": {"kind": "regression"}, "model": {"mlp": {}}}
         ({"data": {"train": {"uri": "RAW", "field": "body"}}}, UserError, "no field 'body'; its fields are 'text'"),
         ({"data": {"train": {"uri": "RAW", "format": "parquet"}}}, DataError, "not readable as Parquet"),
         ({"data": {"train": {"uri": "RAW"}, "test": {"uri": "RAW.gone"}}}, DataError, r"There is no data at .*\.gone"),
+        (
+            {"data": {"train": {"uri": "RAW"}, "validation": {"uri": "RAW"}}},
+            UserError,
+            r"data\.validation\.uri is .*raw\.jsonl, and so is the data of train: no example can be in both",
+        ),
+        (
+            {"data": {"train": {"uri": "RAW"}, "validation": {"uri": "/held-out/"}, "test": {"uri": "/held-out/"}}},
+            UserError,
+            r"data\.test\.uri is /held-out/, and so is the data of validation: no example can be in both",
+        ),
         ({"ranksPerPod": 6, "globalBatchSize": 5}, UserError, "less than one sample for each of 6 ranks"),
         ({"ranksPerPod": 3, "parallelism": {"tensor": 2}}, UserError, "3 ranks do not divide into groups of 2"),
         (

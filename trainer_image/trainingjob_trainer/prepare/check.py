@@ -28,6 +28,7 @@ from trainingjob_trainer.prepare.limits import (
     check_metrics,
     check_profile,
     check_ranks,
+    check_splits,
     check_unread,
     drain_warning,
     model_size,
@@ -136,6 +137,7 @@ def _to_begin_with(config: JobConfig) -> Source | None:
 
 def _check_raw_data(config: JobConfig) -> str:
     """Read the first records of each source; returns what there is in a sentence."""
+    check_splits(config)
     objects = raw_objects(config)
     first_of_each = {(split, raw.source): raw for split, raw in reversed(objects)}
     for (split, _), raw in first_of_each.items():

@@ -70,6 +70,20 @@ def _check_read(place: str, owner: Config, name: str, decides: str, present: str
         )
 
 
+def check_splits(config: JobConfig) -> None:
+    """Raises `UserError` if two splits are the same data: what is held out is neither trained on nor chosen by."""
+    data = config.data
+    seen = dict.fromkeys(data.train.uris, "train")
+    for name, uri in (("validation", data.validation.uri), ("test", data.test.uri)):
+        if uri is not None and uri in seen:
+            raise UserError(
+                f"spec.data.{name}.uri is {uri}, and so is the data of {seen[uri]}: no example can be in both.",
+                f"Name other data, or set spec.data.{name}.fraction to cut it out of the training data.",
+            )
+        if uri is not None:
+            seen[uri] = name
+
+
 def check_columns(config: JobConfig) -> None:
     """Raises `UserError` if a table's columns are not what they should be: each once, and without the answer."""
     source = config.data.train
