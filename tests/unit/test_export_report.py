@@ -137,7 +137,7 @@ def test_the_report_shows_the_run_and_loads_nothing(tmp_path: Path) -> None:
     manifest = Manifest.model_validate(
         {
             "kind": "images", "dtype": "uint8", "shape": (1, 2, 2), "classes": ["cat", "<dog>"],
-            "splits": {"train": split, "validation": split, "test": split},
+            "splits": {"train": split, "validation": split, "test": split}, "duplicates": 4321,
         }
     )  # fmt: skip
     per_class = [
@@ -157,6 +157,8 @@ def test_the_report_shows_the_run_and_loads_nothing(tmp_path: Path) -> None:
     assert "0.8750" in page
     assert page.count("1,234") == 1, "it is a fact about the evaluation, not one of its results"
     assert page.count("Corrupt samples") == 1
+    assert "<td>Duplicates left out</td><td>4,321</td>" in page
+    assert "Dropped by cleaning" not in page, "nothing was"
     assert "&lt;dog&gt;" in page
     assert "horizontalFlip 0.5, shift 1" in page
     assert "<dog>" not in page

@@ -72,6 +72,22 @@ def test_rows_with_equal_features_share_a_split_and_have_one_order_whatever_that
         assert torch.equal(targets, and_again)
 
 
+def test_rows_that_are_held_out_by_data_of_their_own_are_not_trained_on(tmp_path: Path) -> None:
+    """Of the measurements of ten subjects, some of two are in the test data."""
+    head, rows = "a,b,label", [f"{subject},1,{value}" for subject in range(10) for value in range(5)]
+    (tmp_path / "raw.csv").write_text("\n".join([head, *rows]) + "\n")
+    (tmp_path / "test.csv").write_text("\n".join([head, "3,1,100", "3,1,101", "4,1,102"]) + "\n")
+    source = {"uri": f"{tmp_path}/raw.csv", "format": "csv", "features": ["a", "b"]}
+    data = {"train": source, "validation": {"fraction": 0.3}, "test": {"uri": f"{tmp_path}/test.csv"}}
+    config = job(tmp_path, task={"kind": "regression"}, data=data, model={"mlp": {}})
+    manifest = prepare_data(config, store_of(config))
+    _, held_out = whole(config, manifest, "test")
+    assert sorted(held_out.tolist()) == [100, 101, 102]
+    assert sum(manifest.splits[split].documents for split in ("train", "validation")) == 40
+    assert manifest.duplicates == 10
+    assert "left out: 10 duplicates" in manifest.summary(1)
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [

@@ -117,7 +117,10 @@ class Manifest(Config):
     multi_label: bool = Field(False, description="A row ends with a byte for each class, 1 where it has the label.")
     scales: list[Scale] | None = Field(None, description="Of each column and, the last, of the value to predict.")
     dropped: int | None = Field(None, description="Documents that cleaning dropped. Absent: nothing is cleaned.")
-    duplicates: int | None = Field(None, description="Documents that were left out because an equal one is there.")
+    duplicates: int | None = Field(
+        None,
+        description="Examples that were left out because an equal one is there. Absent: none, uncleaned.",
+    )
     model_settings: str | None = Field(
         None, description="config.json of the model that the run begins with, where spec.model leaves it to that."
     )

@@ -159,12 +159,10 @@ def _data_table(splits: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _left_out(data: Mapping[str, Any]) -> str:
-    """What preparation left out of the raw data, where it looks for that."""
-    if data["duplicates"] is None:
-        return ""
-    return _table(
-        [], [["Dropped by cleaning", f"{data['dropped']:,}"], ["Duplicates left out", f"{data['duplicates']:,}"]]
-    )
+    """What preparation left out of the raw data, as far as it counts that."""
+    counts = {"Dropped by cleaning": data["dropped"], "Duplicates left out": data["duplicates"]}
+    rows = [[what, f"{count:,}"] for what, count in counts.items() if count is not None]
+    return _table([], rows) if rows else ""
 
 
 def _run_rows(report: Mapping[str, Any]) -> list[list[str]]:

@@ -37,7 +37,7 @@ class Example:
     label: str = ""
     shape: tuple[int, ...] = ()
     source: int = 0  # of a mixture's training documents
-    copies: int = 1  # equal documents that this one is kept of
+    copies: int = 1  # equal ones that this one is kept of
     dropped: bool = False  # by cleaning: it is there to be counted, and has no payload
 
     @property
@@ -119,13 +119,17 @@ def _rows(config: TrainerSpec, split: SplitName, raw: RawObject) -> Iterator[Exa
 def arrange(examples: Iterable[Example], config: TrainerSpec) -> list[Example]:
     """Examples in the order of their content's hash; of equal documents one is kept, if the configuration says so.
 
-    What cleaning has dropped stays among them, to be counted by whoever writes them.
+    Of equal examples in two splits, where these have data of their own, those that are held out are kept. What cleaning
+    has dropped stays among them, to be counted by whoever writes them.
     """
     ordered = sorted(examples, key=lambda example: example.rank)
-    if not is_cleaned(config) or not config.data.prepare.clean.deduplicate:
-        return ordered
-    groups = (list(equal) for _, equal in groupby(ordered, key=lambda example: example.key))
-    return [replace(equal[0], copies=len(equal)) for equal in groups]
+    one_of_each = is_cleaned(config) and config.data.prepare.clean.deduplicate
+    kept = []
+    for _, group in groupby(ordered, key=lambda example: example.key):
+        first, *others = group
+        same = [] if one_of_each else [example for example in others if example.split == first.split]
+        kept += [replace(first, copies=1 + len(others) - len(same)), *same]
+    return kept
 
 
 def is_cleaned(config: TrainerSpec) -> bool:

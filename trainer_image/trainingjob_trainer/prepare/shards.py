@@ -122,12 +122,12 @@ def manifest_of(config: TrainerSpec, parts: Iterable[Part], encoder: Encoder) ->
     }
     if not any(split.documents for split in splits.values()):
         raise no_examples(config)
-    cleaned = is_cleaned(config)
+    cleaned, duplicates = is_cleaned(config), sum(part.duplicates for part in every)
     return Manifest(
         identity_hash=config.identity_hash(),
         splits=splits,
         dropped=sum(part.dropped for part in every) if cleaned else None,
-        duplicates=sum(part.duplicates for part in every) if cleaned else None,
+        duplicates=duplicates if cleaned or duplicates else None,
         model_settings=settings_to_begin_with(config),
         **encoder.facts(),
     )
