@@ -67,6 +67,7 @@ STORMS: dict[str, tuple[Fault, str]] = {
     "a storm of 429": (refuse(429, "TooManyRequests"), "write"),
     "a storm of 429 with Retry-After": (refuse(429, "TooManyRequests", **{"Retry-After": "2"}), "write"),
     "a storm of 504": (refuse(504, "Timeout"), "write"),
+    "a storm of 429 at reads, too": (refuse(429, "TooManyRequests"), ""),
 }
 
 
