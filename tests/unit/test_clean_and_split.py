@@ -174,6 +174,14 @@ def mebibytes(lines: int) -> bytes:
     return jsonl(*["x" * (2**20 - len(jsonl("")))] * lines)
 
 
+def test_a_file_without_a_byte_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(DataError, match=r"All 1 object\(s\) at .*/a\.jsonl are empty"):
+        texts(tmp_path, f"{tmp_path}/a.jsonl")
+    with pytest.raises(DataError, match=r"There is no data at .*/b\.jsonl"):
+        texts(tmp_path, f"{tmp_path}/b.jsonl")
+
+
 def test_cleaning_normalizes_cuts_and_drops() -> None:
     assert clean_text(" \ufeffe\u0301a\r\nb\x00\tc\r \n", Clean()) == "\ufeff\u00e9a\nb\tc"
     assert clean_text("\x00 ", Clean()) is None

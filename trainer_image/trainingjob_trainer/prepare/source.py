@@ -54,12 +54,11 @@ def list_objects(uri: str, storage: Storage, source: int = 0) -> list[RawObject]
     root, slash, start = literal.rpartition("/")
     store = open_store(root + slash, storage)
     pattern = uri[len(root + slash) :]
-    found = [
-        RawObject(store.root, info.key, info.size, info.etag, source)
-        for info in store.list(start)
-        if info.size and (not pattern or _matches(info.key, pattern))
-    ]
+    named = [info for info in store.list(start) if not pattern or _matches(info.key, pattern)]
+    found = [RawObject(store.root, info.key, info.size, info.etag, source) for info in named if info.size]
     if not found:
+        if named:
+            raise DataError(f"All {len(named)} object(s) at {uri} are empty.", "Upload the data again.")
         if start and literal == uri and next(store.list(f"{start}/"), None):
             raise DataError(f"{uri} is a folder.", f"Write {uri}/ for all that is below it.")
         raise DataError(f"There is no data at {uri}.", "Correct the URI in spec.data, or put the data there.")
