@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,17 @@ def collector_knows_the_kind(cluster: LocalCluster) -> None:
     cluster.kubectl("-n", "default", "delete", "tj", "collected")
     left = ("-n", "default", "get", "configmap", "collected", "--ignore-not-found")
     wait_until("the collector takes what a deleted job owned", lambda: not cluster.kubectl(*left))
+
+
+@contextmanager
+def collector_heard(cluster: LocalCluster, job: PlayedJob) -> Iterator[None]:
+    """Kubernetes' collector does what is waited for within: if it does not, its log is told."""
+    try:
+        yield
+    except AssertionError as late:
+        (manager,) = [part for part in cluster.control_plane.components if part.name == "kube-controller-manager"]
+        said = [line for line in manager.log.read_text().splitlines() if "garbage" in line.lower()]
+        raise AssertionError("\n".join([f"{late}: {sorted(job.leftovers())}", *said[-20:]])) from None
 
 
 def training(played: MakeJob) -> PlayedJob:
@@ -121,9 +133,10 @@ def test_a_deleted_chart_takes_jobs_and_pods_along(
         operator.kill()
     try:
         cluster.kubectl("delete", "--wait=false", "-f", "-", stdin=text)
-        wait_until("the pods are told to end", lambda: set(terminating(job)) == WORKERS)
-        end_pods(job)
-        wait_until("everything is gone", lambda: job.leftovers() == set())
+        with collector_heard(cluster, job):
+            wait_until("the pods are told to end", lambda: set(terminating(job)) == WORKERS)
+            end_pods(job)
+            wait_until("everything is gone", lambda: job.leftovers() == set())
         wait_until("the CRD is gone", lambda: not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"))
     finally:
         file = Path(__file__).parents[2] / "crds" / f"{CRD}.yaml"
