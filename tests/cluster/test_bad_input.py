@@ -39,9 +39,9 @@ class Door:
         """The same, and nothing is created."""
         return self.create(fields, name, dry_run="All", field_validation="Strict")
 
-    def try_change(self, fields: Json) -> str:
-        """The same for a merge patch of `job`, and nothing is changed."""
-        body, options = {"spec": fields}, {"dry_run": "All"}
+    def try_change(self, fields: Json, **beside: Json) -> str:
+        """The same for a merge patch of `job`, and of what is beside its spec; nothing is changed."""
+        body, options = {"spec": fields, **beside}, {"dry_run": "All"}
         return _said(lambda: self._api.patch_namespaced_custom_object(*self._where, "job", body, **options))
 
     def change(self, fields: Json) -> None:
@@ -101,6 +101,12 @@ def test_what_the_state_depends_on_never_changes(door: Door, suspended: bool) ->
     door.change({"runPolicy": {"suspend": suspended}})
     for field, changes in FIXED.items():
         assert re.search(rf"spec: Forbidden: (\S+ )*{field} (\S+ )*{FOR_GOOD}", door.try_change(changes)), field
+
+
+def test_what_never_changes_does_not_with_another_phase_either(door: Door) -> None:
+    """The rules are skipped where the phase changes, which only writes of the status can do."""
+    said = door.try_change({"training": {"seed": 2}}, status={"phase": "Running"})
+    assert f"spec: Forbidden: training.seed {FOR_GOOD}" in said
 
 
 def refused_for(field: str) -> str:

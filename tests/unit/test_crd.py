@@ -132,6 +132,10 @@ def test_rules_know_which_fields_may_be_absent() -> None:
             node = node["properties"][part]
 
 
+def test_there_is_always_a_status_whose_phase_rules_can_ask_for() -> None:
+    assert crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["default"]
+
+
 def test_rules_are_attached_to_their_models() -> None:
     texts = [rule["rule"] for _, node in nodes(SPEC) for rule in node.get("x-kubernetes-validations", [])]
     for model, rules in RULES.items():

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from trainingjob_trainer import config
 
 from trainingjob_operator.api.cel import Rule
-from trainingjob_operator.api.change_rules import CHANGE_RULES, ONLY_SUSPENDED, SUSPEND_FIRST, SUSPENDED, UNCHANGED
+from trainingjob_operator.api.change_rules import CHANGE_RULES
 from trainingjob_operator.api.data_rules import DATA_RULES, TASK_DATA_RULES
 from trainingjob_operator.api.model_rules import IN_A_FAMILY, MODEL_RULES
 from trainingjob_operator.api.spec import RunPolicy, TrainingJobSpec
@@ -32,6 +32,7 @@ ROOT_RULES = (
         ("self.metadata.name",),
         field=".metadata.name",
     ),
+    *CHANGE_RULES,
 )
 
 
@@ -108,34 +109,12 @@ LENGTHS = "[has(self.steps), has(self.epochs), has(self.tokens)].filter(given, g
 OWN_KINDS: list[config.Kind] = [kind for kind, parts in config.REQUIRED.items() if "training" in parts]
 REQUIRED_BY_SOME = tuple(dict.fromkeys(part for parts in config.REQUIRED.values() for part in parts))
 
-# They stand on the spec: on an optional field, its removal would escape them.
 ELASTICITY = (
     Rule(
         "!has(self.workers.minReplicas) || self.workers.minReplicas <= self.workers.replicas",
         "workers.minReplicas (%d) must not be above workers.replicas (%d)",
         ("self.workers.minReplicas", "self.workers.replicas"),
         field=".workers.minReplicas",
-    ),
-    Rule(
-        f"self.workers.replicas == oldSelf.workers.replicas || has(self.workers.minReplicas) || ({SUSPENDED})",
-        "workers.replicas can change while the job runs only if workers.minReplicas is set, and it is not: "
-        f"{SUSPEND_FIRST}; or create a new TrainingJob with workers.minReplicas",
-        reason="FieldValueForbidden",
-        unless=UNCHANGED,
-    ),
-    Rule(
-        "has(self.workers.minReplicas) == has(oldSelf.workers.minReplicas)",
-        "workers.minReplicas cannot be added or removed: a job is elastic from its creation or never. "
-        "Create a new TrainingJob with the same outputUri, which goes on from the last checkpoint",
-        reason="FieldValueForbidden",
-        unless=UNCHANGED,
-    ),
-    Rule(
-        "!has(self.workers.minReplicas) || !has(oldSelf.workers.minReplicas) || "
-        f"self.workers.minReplicas == oldSelf.workers.minReplicas || ({SUSPENDED})",
-        f"workers.minReplicas {ONLY_SUSPENDED}",
-        reason="FieldValueForbidden",
-        unless=UNCHANGED,
     ),
     Rule(
         f"!has(self.workers.minReplicas) || self.task.kind in {OWN_KINDS}",
@@ -154,7 +133,6 @@ ELASTICITY = (
 )
 
 SPEC_RULES = (
-    *CHANGE_RULES,
     *(_required(part) for part in REQUIRED_BY_SOME),
     *(_only(part) for part in config.OWN_TASK_PARTS),
     *ELASTICITY,
