@@ -37,7 +37,7 @@ def peak_of_a_step(config: JobConfig, vocabulary: int, rows: int) -> list[int]:
 def peaks_of_updates(names: list[str]) -> tuple[int, dict[str, int]]:
     """Bytes of the weights of a model, and those that what moves them and follows them takes at its peak."""
     model = torch.nn.Module()
-    model.blocks = torch.nn.ModuleList(torch.nn.Linear(1024, 512, bias=False) for _ in range(16))
+    model.blocks = torch.nn.ModuleList(torch.nn.Linear(512, 256, bias=False) for _ in range(32))
     parameters, yes = list(model.parameters()), torch.tensor(True)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
