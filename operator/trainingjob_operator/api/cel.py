@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 Wire = dict[str, str]
 
@@ -31,20 +30,6 @@ class Rule:
         """The message as a CEL expression."""
         text = self.message.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{text}'.format([{', '.join(self.values)}])" if self.values else f"'{text}'"
-
-    def of(self, part: str) -> Rule:
-        """The same rule, about the object that this one's `self` is the `part` of."""
-
-        def below(expression: str) -> str:
-            return re.sub(r"\b(self|oldSelf)\b", rf"\1.{part}", expression)
-
-        return replace(
-            self,
-            rule=below(self.rule),
-            values=tuple(below(value) for value in self.values),
-            field=f".{part}{self.field or ''}",
-            unless=None if self.unless is None else below(self.unless),
-        )
 
 
 def validations(rules: Sequence[Rule]) -> list[Wire]:

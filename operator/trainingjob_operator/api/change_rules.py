@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from trainingjob_operator.api.cel import Rule
 
@@ -78,17 +77,23 @@ OPTIONAL = (
     "training.profile",
 )
 
+NEW, OLD = "self.spec", "oldSelf.spec"
+# The rules are on the whole object, which always has a status: by default. What writes it leaves the spec as it is, and
+# nothing else writes it. So where the phase changed there is nothing to ask, and comparing two words costs the API
+# server less than half of what comparing two specs does.
+_PHASE_CHANGED = "has(self.status.phase) && (!has(oldSelf.status.phase) || self.status.phase != oldSelf.status.phase)"
+
 
 def _same(path: str, known: str = "") -> str:
     """Whether the field did not change; absent before and after is the same, too. known: what is there, above it.
 
     `has`, because the API server cannot bound the cost of comparing CEL's optional values.
     """
-    same = f"self.{path} == oldSelf.{path}"
+    same = f"{NEW}.{path} == {OLD}.{path}"
     maybe = [field for field in OPTIONAL if field != known and f"{path}.".startswith(f"{field}.")]
     if not maybe:
         return same
-    now, before = (" && ".join(f"has({whole}.{field})" for field in maybe) for whole in ("self", "oldSelf"))
+    now, before = (" && ".join(f"has({whole}.{field})" for field in maybe) for whole in (NEW, OLD))
     return f"({now} ? {before} && {same} : !({before}))"
 
 
@@ -108,56 +113,46 @@ def _unchanged_below(head: str, paths: Sequence[str]) -> str:
     if paths == [head]:
         return _same(head)
     same = " && ".join(_same(path, known=head) for path in paths)
-    return f"(has(self.{head}) ? has(oldSelf.{head}) && {same} : !has(oldSelf.{head}))"
+    return f"(has({NEW}.{head}) ? has({OLD}.{head}) && {same} : !has({OLD}.{head}))"
 
 
-SUSPENDED = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in ("oldSelf", "self"))
+SUSPENDED = " && ".join(f"{which}.runPolicy.?suspend.orValue(false)" for which in (OLD, NEW))
 SUSPEND_FIRST = "set runPolicy.suspend to true, change it in a second step, then set suspend to false"
 ONLY_SUSPENDED = f"can change only while the job is suspended: {SUSPEND_FIRST}"
 
 
+def _update(rule: str, message: str, values: tuple[str, ...] = ()) -> Rule:
+    """A rule about the spec as a whole: on an optional field, its removal would escape it."""
+    return Rule(rule, message, values, ".spec", "FieldValueForbidden", f"{_PHASE_CHANGED} || {NEW} == {OLD}")
+
+
 def _changes(paths: Sequence[str], rule: str, message: str) -> Rule:
     """A rule about many fields, whose message begins with the names of those that changed."""
-    names = tuple(f"{_same(path)} ? '' : '{path} '" for path in paths)
-    return Rule(rule, f"{'%s' * len(paths)}{message}", names, reason="FieldValueForbidden")
+    return _update(rule, f"{'%s' * len(paths)}{message}", tuple(f"{_same(path)} ? '' : '{path} '" for path in paths))
 
 
-_ELASTICITY = (
-    Rule(
-        f"self.workers.replicas == oldSelf.workers.replicas || has(self.workers.minReplicas) || ({SUSPENDED})",
-        "workers.replicas can change while the job runs only if workers.minReplicas is set, and it is not: "
-        f"{SUSPEND_FIRST}; or create a new TrainingJob with workers.minReplicas",
-        reason="FieldValueForbidden",
-    ),
-    Rule(
-        "has(self.workers.minReplicas) == has(oldSelf.workers.minReplicas)",
-        "workers.minReplicas cannot be added or removed: a job is elastic from its creation or never. "
-        "Create a new TrainingJob with the same outputUri, which goes on from the last checkpoint",
-        reason="FieldValueForbidden",
-    ),
-    Rule(
-        "!has(self.workers.minReplicas) || !has(oldSelf.workers.minReplicas) || "
-        f"self.workers.minReplicas == oldSelf.workers.minReplicas || ({SUSPENDED})",
-        f"workers.minReplicas {ONLY_SUSPENDED}",
-        reason="FieldValueForbidden",
-    ),
-)
-
-# The first make the run what it is; the others are taken up by a resumed run.
-_OF_SPEC = (
+# They are about all fields at once (see `cel.validations`). The first make the run what it is; the others are taken up
+# by a resumed run.
+CHANGE_RULES = (
     _changes(
         FIXED,
         _unchanged(FIXED),
         "cannot change, because the run's state depends on it: create a new TrainingJob with another outputUri",
     ),
     _changes(WHILE_SUSPENDED, f"({_unchanged(WHILE_SUSPENDED)}) || ({SUSPENDED})", ONLY_SUSPENDED),
-    *_ELASTICITY,
-)
-# Of the whole object, which always has a status: by default. What writes it leaves the spec as it is, and nothing else
-# writes it. So where the phase changed there is nothing to ask, and comparing two words costs the API server less than
-# half of what comparing two specs does.
-_PHASE_CHANGED = "has(self.status.phase) && (!has(oldSelf.status.phase) || self.status.phase != oldSelf.status.phase)"
-# They are about all fields at once (see `cel.validations`): on an optional field, its removal would escape them.
-CHANGE_RULES = tuple(
-    replace(rule.of("spec"), unless=f"{_PHASE_CHANGED} || self.spec == oldSelf.spec") for rule in _OF_SPEC
+    _update(
+        f"{NEW}.workers.replicas == {OLD}.workers.replicas || has({NEW}.workers.minReplicas) || ({SUSPENDED})",
+        "workers.replicas can change while the job runs only if workers.minReplicas is set, and it is not: "
+        f"{SUSPEND_FIRST}; or create a new TrainingJob with workers.minReplicas",
+    ),
+    _update(
+        f"has({NEW}.workers.minReplicas) == has({OLD}.workers.minReplicas)",
+        "workers.minReplicas cannot be added or removed: a job is elastic from its creation or never. "
+        "Create a new TrainingJob with the same outputUri, which goes on from the last checkpoint",
+    ),
+    _update(
+        f"!has({NEW}.workers.minReplicas) || !has({OLD}.workers.minReplicas) || "
+        f"{NEW}.workers.minReplicas == {OLD}.workers.minReplicas || ({SUSPENDED})",
+        f"workers.minReplicas {ONLY_SUSPENDED}",
+    ),
 )
