@@ -48,7 +48,7 @@ def give_way(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
         return _settled(here, status)
     own = Claim(here.job.created_at, here.job.uid, stuck.quota)
     older = any(rival < own for rival in here.findings.rivals if rival.quota == stuck.quota)
-    if not (older or _too_large(refusal(here, status))) or here.now < stuck.since + PATIENCE:
+    if not (older or quota.never_fits(refusal(here, status))) or here.now < stuck.since + PATIENCE:
         return status
     assert status.stage is not None
     times = status.given_way + 1
@@ -64,7 +64,7 @@ def refusal(here: Situation, status: TrainingJobStatus) -> Obstacle | None:
 def why_paused(here: Situation, status: TrainingJobStatus) -> Obstacle | None:
     """Why the gang has let go of what it held; None: it is back, or had no need to."""
     before, until = told(here.job.status), pausing(here, status)
-    if _too_large(before) and status.given_way and not here.gang_pods(status):
+    if quota.never_fits(before) and status.given_way and not here.gang_pods(status):
         return before
     return gave_way(until) if until is not None else None
 
@@ -85,10 +85,6 @@ def next_look(here: Situation, status: TrainingJobStatus) -> datetime | None:
         return None
     due = stuck.since + PATIENCE
     return due if due > here.now else here.now + PATIENCE
-
-
-def _too_large(obstacle: Obstacle | None) -> bool:
-    return obstacle is not None and obstacle.reason == "QuotaTooSmall"
 
 
 def _settled(here: Situation, status: TrainingJobStatus) -> TrainingJobStatus:

@@ -38,10 +38,11 @@ from .findings import Claim, Findings
 from .kueue import GROUP, RETRIABLE
 from .labels import LabelRepair
 from .names import LABEL_JOB_UID, LABEL_MEMBER
-from .obstacle import Look, Obstacle, alike, foreign, newest_warning, told, unmet
+from .obstacle import Look, Obstacle, foreign, newest_warning, told, unmet
 from .plan import EventFact, Plan, PodRef, Settings
 from .queue import Retry, ServerTrouble
 from .queueing import to_give_up
+from .quota import alike
 from .shortage import Shortage
 from .turns import Turns
 from .writing import Obstructed, about, each, explained, patch_pod, unless_gone

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,7 +27,6 @@ _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
 BUSY_SCHEDULER = timedelta(seconds=90)  # a scheduler with many pods before it may take that long to say a word
 _IS_FORBIDDEN = re.compile(r'^\S+ "[^"]*" is (forbidden|invalid): ')
 _LACKS_A_RIGHT = re.compile(r" cannot \w+ resource ")
-_USED = re.compile(r", used: [^\s,]+(,[^\s,]+)*")
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*": \w+: ')
 
 
@@ -85,15 +84,6 @@ def told(status: TrainingJobStatus) -> Obstacle | None:
         if holds and condition.reason in REASONS:
             return Obstacle(condition.reason, condition.message, *REASONS[condition.reason])
     return None
-
-
-def alike(one: Obstacle | None, other: Obstacle) -> bool:
-    """Whether both say the same, but for how much of a quota is used just now."""
-    return one is not None and _settled(one) == _settled(other)
-
-
-def _settled(obstacle: Obstacle) -> Obstacle:
-    return replace(obstacle, message=_USED.sub("", obstacle.message))
 
 
 def foreign(kind: str, name: str) -> Obstacle:

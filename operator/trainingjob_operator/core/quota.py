@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from trainingjob_trainer.config import QUANTITY, amount
 
@@ -12,6 +13,7 @@ from trainingjob_operator.core.obstacle import Obstacle, quota_too_small
 _EXCEEDED = re.compile(
     r"^Pod \S+ cannot be created: exceeded quota: (\S+), requested: (\S+), used: \S+, limited: ([^\s;]+)"
 )
+_USED = re.compile(r", used: [^\s,]+(,[^\s,]+)*")
 
 
 def judged(refusal: Obstacle | None, pods: int) -> Obstacle | None:
@@ -25,6 +27,20 @@ def judged(refusal: Obstacle | None, pods: int) -> Obstacle | None:
         if most is not None and _number(each) * pods > _number(most):
             return quota_too_small(name, resource, each, most, pods)
     return refusal
+
+
+def never_fits(obstacle: Obstacle | None) -> bool:
+    """Whether it is a quota that is too small, however long the job waits."""
+    return obstacle is not None and obstacle.reason == "QuotaTooSmall"
+
+
+def alike(one: Obstacle | None, other: Obstacle) -> bool:
+    """Whether both say the same, but for how much of a quota is used just now."""
+    return one is not None and _settled(one) == _settled(other)
+
+
+def _settled(obstacle: Obstacle) -> Obstacle:
+    return replace(obstacle, message=_USED.sub("", obstacle.message))
 
 
 def _amounts(text: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .cache import Cache, Key
 from .obstacle import Obstacle, told
+from .quota import never_fits
 
 
 class Shortage:
@@ -38,7 +39,7 @@ class Shortage:
     def freed(self, namespace: str) -> None:
         """A pod in this namespace has ended. Jobs that say that they never fit need more than that."""
         jobs = [job for key in self._waiting if key.namespace == namespace and (job := self._cache.job(key))]
-        jobs = [job for job in jobs if (said := told(job.status)) is None or said.reason != "QuotaTooSmall"]
+        jobs = [job for job in jobs if not never_fits(told(job.status))]
         if jobs:
             oldest = min(jobs, key=lambda job: (job.created_at, job.uid))
             self._wake(Key(oldest.namespace, oldest.name))
