@@ -104,7 +104,7 @@ class Order:
         """The same as draws, each a sample in an epoch: its number, and `len(self)` more for each epoch before."""
         epochs, offsets = np.divmod(positions, len(self))
         result = np.empty_like(offsets)
-        for epoch in _distinct(epochs):
+        for epoch in distinct(epochs):
             chosen = epochs == epoch
             result[chosen] = self._of_epoch(offsets[chosen], epoch) + epoch * len(self)
         return result
@@ -113,7 +113,7 @@ class Order:
         starts, samples = self._dealt(epoch)
         key, group_starts = self._key("samples", epoch), starts[:: self.blocks.strata]
         groups, places = np.searchsorted(group_starts, offsets, side="right") - 1, np.empty_like(offsets)
-        for group in _distinct(groups):
+        for group in distinct(groups):
             first, end = group_starts[group : group + 2].tolist()
             own = groups == group
             places[own] = first + permute(offsets[own] - first, end - first, key, group)
@@ -152,7 +152,7 @@ def permute(values: Ints, size: int, key: Words, tweak: int) -> Ints:
     return found.astype(np.int64)
 
 
-def _distinct(values: Ints) -> set[int]:
+def distinct(values: Ints) -> set[int]:
     """Those that there are, where most neighbours are equal: `np.unique` takes as long as a permutation."""
     return {*values[:1].tolist(), *values[1:][values[1:] != values[:-1]].tolist()}
 

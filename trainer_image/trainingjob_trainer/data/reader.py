@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainingjob_trainer.data.manifest import PIECE_BYTES, Manifest, SplitName
-from trainingjob_trainer.data.order import BLOCK_BYTES, Blocks, Ints, Order
+from trainingjob_trainer.data.order import BLOCK_BYTES, Blocks, Ints, Order, distinct
 from trainingjob_trainer.data.rows import decode
 from trainingjob_trainer.data.stream import Stream, Unreadable, trouble
 from trainingjob_trainer.storage import Store
@@ -111,11 +111,11 @@ class Reader:
 
     def blocks_of(self, indices: Indices) -> set[int]:
         """The blocks that samples lie in."""
-        samples = np.asarray(indices)
-        outside = samples[(samples < 0) | (samples >= len(self))]
-        if len(outside):
-            raise IndexError(f"sample {outside[0]} of {len(self)}")
-        return set(self.blocks.block_of(samples).tolist())
+        samples = np.asarray(indices, np.int64)
+        for outmost in (samples.min(initial=0), samples.max(initial=0)):
+            if not 0 <= outmost < len(self):
+                raise IndexError(f"sample {outmost} of {len(self)}")
+        return distinct(self.blocks.block_of(samples))
 
     def load(self, block: int, memory: Memory, room: int) -> Loaded:
         """Read the samples of a block into a room, of `block_bytes`.
@@ -204,17 +204,17 @@ class Reader:
 
     def _tokens(self, rows: Rows, skipped: Bools) -> Batch:
         tokens = rows.view(self._stored).astype(self._stored.newbyteorder("="), copy=False)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        if self._packing or skipped.any():
+        inputs, targets, without = tokens[:, :-1], tokens[:, 1:], int(np.count_nonzero(skipped))
+        if self._packing or without:
             masked = skipped[:, None] | (self._packing & (inputs == self._manifest.eos_id))
             targets = np.where(masked, np.int32(IGNORE), targets.astype(np.int32))
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), int(skipped.sum()))
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), without)
 
     def _rows(self, rows: Rows, skipped: Bools) -> Batch:
         rows[skipped] = 0
         inputs, targets = decode(rows, self._manifest)
         targets[skipped] = weightless(targets[skipped])
-        return Batch(inputs, targets, int(skipped.sum()))
+        return Batch(inputs, targets, int(np.count_nonzero(skipped)))
 
 
 def weightless(targets: Tensor) -> Tensor:
