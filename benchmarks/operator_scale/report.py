@@ -19,6 +19,7 @@ _ROWS = (
     ("operator: all ready, and said so", "all_ready_s", "s", None),
     ("ratio to the floor", "ratio_to_floor", "", 1.3),
     ("operator CPU per job until then", "operator_cpu_ms_per_job", "ms", 12),
+    ("  by the target's machine (floor 22 s)", "operator_cpu_ms_per_job_at_target_floor", "ms", 12),
     ("operator writes per job", "operator_writes_per_job", "", 11),
     ("operator reads per job", "operator_reads_per_job", "", None),
     ("operator memory, peak", "operator_rss_mib", "MiB", None),
