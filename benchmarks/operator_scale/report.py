@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from trainingjob_local.binaries import programs
 
 OUT = Path("benchmarks/out/operator_scale.json")
+STEADY = 0.15  # by which the floors of a machine may be apart
 _ROWS = (
     ("create all jobs", "create_s", "s", None),
     ("floor: bare script, all pods ready", "floor_all_ready_s", "s", None),
@@ -60,6 +61,8 @@ def table(figures: Mapping[str, Any]) -> str:
     lines = [f"{figures['n']} jobs of {figures['pods_per_job']} pods", ""]
     for label, name, unit, target in _ROWS:
         lines.append(_row(label, figures[name], unit, target))
+        if name == "floor_all_ready_s":
+            lines.append(_floors([floor["all_ready_s"] for floor in figures["floors"]]))
         if name == "all_ready_s":
             for what in ("apply_to_pods_created_s", "apply_to_running_s"):
                 cuts = "  ".join(f"{cut} {seconds:.2f} s" for cut, seconds in figures[what].items())
@@ -86,6 +89,14 @@ def _cpu_table(arms: Mapping[str, Mapping[str, float]]) -> list[str]:
     head = "  control plane's CPU per job, ms: " + "".join(f"{arm:>14}" for arm in arms)
     processes = next(iter(arms.values()))
     return [head] + [f"    {name:<31}" + "".join(f"{arm[name]:>14.1f}" for arm in arms.values()) for name in processes]
+
+
+def _floors(seconds: Sequence[float]) -> str:
+    """Of a machine whose speed changes meanwhile the ratio says little: its reader has to know."""
+    before, after = seconds
+    apart = max(seconds) / min(seconds) - 1
+    doubt = f"  {apart:.0%} apart: this machine's speed changes, so the ratio says little" if apart > STEADY else ""
+    return f"  {'  before, and after':<36} {before:>9.2f} s  {after:.2f} s{doubt}"
 
 
 def _row(label: str, value: float, unit: str, target: float | None) -> str:
