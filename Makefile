@@ -85,7 +85,7 @@ test-gpu: setup ## What only a GPU shows (a minute; all skipped where there is n
 	@$(BIN)/pytest tests/gpu
 
 .PHONY: bench-gpu
-bench-gpu: setup ## Measure the trainer on one GPU: tokens a second and MFU (4 minutes on an H100)
+bench-gpu: setup ## Measure the trainer on one GPU: tokens a second, MFU, what a save costs (5 minutes)
 	@$(BIN)/python -m benchmarks.trainer.gpu
 
 .PHONY: bench-trainer
