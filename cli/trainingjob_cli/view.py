@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from trainingjob_operator.api.status import Progress
 
 from trainingjob_cli.jobs import Job
 from trainingjob_cli.timeline import Timeline, duration, sparkline
@@ -55,8 +56,8 @@ def line(job: Job) -> str:
         facts.append(f"step {progress.step}/{progress.steps}" if progress.steps else progress.summary)
         if progress.loss is not None:
             facts.append(f"loss {progress.loss:.3f}")
-        if progress.tokens_per_second:
-            facts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+        if rate := _rate(progress):
+            facts.append(rate)
         if progress.eta and not job.finished:
             facts.append(f"{progress.eta} left")
     return "  ".join([f"{status.phase or 'Pending':<10}", *facts, status.message.partition("\n")[0]]).rstrip()
@@ -101,12 +102,19 @@ def _progress(job: Job, timeline: Timeline | None) -> RenderableType:
         ProgressBar(total=progress.steps, completed=progress.step, width=40),
         f"step {progress.step} of {progress.steps}, {progress.percent} %",
         f"{progress.eta} left" if progress.eta and not job.finished else "",
-        f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "",
+        _rate(progress),
     )
     if progress.loss is not None:
         losses = sparkline(list(timeline.losses.values()), 40) if timeline else ""
         table.add_row(Text(losses, style="magenta"), f"loss {progress.loss:.4f}")
     return table
+
+
+def _rate(progress: Progress) -> str:
+    if progress.tokens_per_second:
+        return f"{progress.tokens_per_second:,.0f} tokens/s"
+    samples = progress.metrics.get("samplesPerSecond")
+    return f"{samples:,.0f} samples/s" if samples else ""
 
 
 def _facts(job: Job) -> Text:

@@ -87,6 +87,8 @@ def test_markup_in_a_message_is_shown_as_it_is() -> None:
 
 def test_a_line_tells_the_same_in_short() -> None:
     assert line(job(RUNNING)) == "Running     step 90/180  loss 4.500  5,120 tokens/s  41s left  Training."
+    images = {"step": 90, "steps": 180, "metrics": {"samplesPerSecond": 1234.5}}
+    assert line(job({**RUNNING, "progress": images})) == "Running     step 90/180  1,234 samples/s  Training."
     assert line(job({})) == "Pending"
     assert line(job({"phase": "Failed", "message": "Internal: boom.\n  File x.py"})) == "Failed      Internal: boom."
 

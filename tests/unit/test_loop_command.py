@@ -132,13 +132,17 @@ def test_lines_say_each_thing_once_and_only_of_steps_that_this_attempt_took(
     at = {"steps": 30, "loss": 2.5, "learningRate": 1e-3, "gradNorm": 1.0, "tokensPerSecond": None, "etaSeconds": None}
     evaluation = {"split": "validation", "step": 20, "metrics": {"loss": 2.0}}
     console.report({"state": "Training", "message": "Training from step 15.", "progress": {"step": 15, **at}})
-    console.report({"progress": {"step": 20, **at}})
+    console.report({"progress": {"step": 20, **at, "metrics": {"samplesPerSecond": 1234.5}}})
     console.report({"state": "Evaluating", "message": "Evaluating on the validation split."})
     console.report({"state": "Training", "message": "Training.", "evaluation": evaluation})
 
     said = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
     evaluated = ["Evaluating on the validation split.", "validation: loss 2"]
-    assert said == ["Training from step 15.", "step 20/30  loss 2.5000  lr 0.001  grad norm 1", *evaluated]
+    assert said == [
+        "Training from step 15.",
+        "step 20/30  loss 2.5000  lr 0.001  grad norm 1  1234 samples/s",
+        *evaluated,
+    ]
     assert console.step == 20  # what an incident names
 
 

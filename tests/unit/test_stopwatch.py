@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support.ranks import run_ranks
 from support.spread import train_with_a_straggler
 from support.training import job, put_tokens, store_of
 from trainingjob_trainer import stopwatch
+from trainingjob_trainer.checkpoint.state import Progress
+from trainingjob_trainer.config import Training
+from trainingjob_trainer.parallel import StepSums, Stragglers, World
 from trainingjob_trainer.stopwatch import Stopwatch
+from trainingjob_trainer.telemetry import Telemetry
 
 
 class Clock:
@@ -92,3 +97,17 @@ def test_the_rank_that_the_others_wait_for_is_told(tmp_path: Path, does: str, be
     assert "slowestRank" not in told[0], "answered at the next report"
     assert [metrics["slowestRank"] for metrics in told[1:]] == [1, 1, 1]
     assert [metrics["stragglerSeconds"] for metrics in told[1:]] == pytest.approx([behind] * 3), "of a step"
+
+
+@pytest.mark.parametrize(("tokens", "told"), [(True, (20.0, None)), (False, (None, 80.0))])
+def test_what_has_no_tokens_is_told_in_samples_a_second(
+    clock: Clock, tokens: bool, told: tuple[float | None, float | None]
+) -> None:
+    """40 samples and 10 targets a step, which takes half a second."""
+    training = Training.model_validate({"steps": 9, "logEvery": 2, "globalBatchSize": 40})
+    telemetry = Telemetry(training, Progress(), tokens, Stragglers(World.join()))
+    for _ in range(2):
+        clock.now += 0.5
+        telemetry.add(StepSums(*torch.tensor([1.0, 1.0, 10.0]).double()))
+    fields = telemetry.fields()
+    assert (fields["tokensPerSecond"], fields["metrics"].get("samplesPerSecond")) == told

@@ -42,6 +42,8 @@ def _progress_line(progress: Mapping[str, Any]) -> str:
     ]
     if progress["tokensPerSecond"] is not None:
         parts.append(f"{progress['tokensPerSecond']:.0f} tokens/s")
+    if "samplesPerSecond" in progress.get("metrics", {}):
+        parts.append(f"{progress['metrics']['samplesPerSecond']:.0f} samples/s")
     if progress["etaSeconds"] is not None:
         parts.append(f"{progress['etaSeconds']:.0f} s left")
     return "  ".join(parts)

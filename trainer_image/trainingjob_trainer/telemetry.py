@@ -163,12 +163,17 @@ class Telemetry:
         return {"slowestRank": straggler.rank, "stragglerSeconds": round(straggler.seconds, 6)}
 
     def _speed(self, steps: int, step_seconds: float, spent: Mapping[Phase, float]) -> dict[str, float]:
-        """This rank's seconds a step, what of them it waited for data or a checkpoint, MFU, and its memory's peak."""
+        """This rank's seconds a step, what of them it waited for data or a checkpoint, MFU, and its memory's peak.
+
+        And the throughput of what has no tokens; `tokensPerSecond` is a field of its own.
+        """
         speed = {
             "stepSeconds": round(step_seconds, 6),
             "dataWaitSeconds": round(spent.get("data", 0.0) / steps, 6),
             "checkpointWaitSeconds": round(spent.get("checkpoint", 0.0) / steps, 6),
         }
+        if not self.tokens:
+            speed["samplesPerSecond"] = round(self.training.global_batch_size / step_seconds, 1)
         if self.utilization is not None:
             speed["mfu"] = round(self.utilization.share(step_seconds), 4)
         if torch.cuda.is_available():
