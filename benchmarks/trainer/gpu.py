@@ -15,7 +15,7 @@ import gc
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +75,8 @@ ON_GPU = [
 ON_CPU = [Case("gpt-nano", 64, 2, 2), Case("gpt-nano", 128, 1, 2)]
 SAVED = {True: Case("gpt-124m", 1024, 16, 1), False: Case("gpt-nano", 64, 2, 1)}  # with a GPU, without
 CHECKPOINT = "checkpoint"
+
+Measure = Callable[[Path], list[Figure]]  # in an empty directory
 
 
 class _Enough(Exception):
@@ -197,13 +199,13 @@ def job(case: Case, directory: Path, *, log_every: int, saved_every: int = 10_00
     return JobConfig.model_validate(spec)
 
 
-def run(names: Sequence[str]) -> list[Figure]:
-    """The cases of these names, one after another."""
+def run(chosen: Mapping[str, Measure]) -> list[Figure]:
+    """Cases, one after another."""
     figures: list[Figure] = []
-    for number, name in enumerate(names, start=1):
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {number} of {len(names)}: {name}\n")
+    for number, (name, measured) in enumerate(chosen.items(), start=1):
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {number} of {len(chosen)}: {name}\n")
         with tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch:
-            figures += cases()[name](Path(scratch))
+            figures += measured(Path(scratch))
         torch._dynamo.reset()
         gc.collect()
         if torch.cuda.is_available():
@@ -212,7 +214,7 @@ def run(names: Sequence[str]) -> list[Figure]:
     return figures
 
 
-def cases() -> dict[str, Callable[[Path], list[Figure]]]:
+def cases() -> dict[str, Measure]:
     """What there is to measure on this machine, by name."""
     gpu = torch.cuda.is_available()
     speeds = {case.name: partial(measure, case) for case in (ON_GPU if gpu else ON_CPU)}
@@ -231,7 +233,7 @@ def main() -> int:
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: not one of {names}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU: these figures mean nothing"
-    figures = run([name for name in known if not given.cases or name in given.cases])
+    figures = run({name: known[name] for name in known if not given.cases or name in given.cases})
     write(figures, given.out, {"device": device, **about(("torch",))})
     sys.stdout.write(f"{device}\n{table(figures)}\n\n{given.out}\n")
     return 0

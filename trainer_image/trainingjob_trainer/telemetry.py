@@ -147,9 +147,12 @@ class Telemetry:
         left = max(0, self.training.total_steps - self.progress.step)
         self._fields["etaSeconds"] = round(left * reading.seconds / steps, 1)
         training = reading.seconds - reading.spent.get("evaluation", 0.0)
+        metrics = self._speed(steps, training / steps, reading.spent) | self._lag(steps, reading)
         if self.tokens:
             self._fields["tokensPerSecond"] = round(targets / training, 1)
-        self._fields["metrics"] = self._speed(steps, training / steps, reading.spent) | self._lag(steps, reading)
+        else:
+            metrics["samplesPerSecond"] = round(steps * self.training.global_batch_size / training, 1)
+        self._fields["metrics"] = metrics
 
     def _lag(self, steps: int, reading: Reading) -> dict[str, float]:
         """The slowest rank of the last report, and its seconds a step more than the median's, waits for peers left out.
@@ -163,17 +166,12 @@ class Telemetry:
         return {"slowestRank": straggler.rank, "stragglerSeconds": round(straggler.seconds, 6)}
 
     def _speed(self, steps: int, step_seconds: float, spent: Mapping[Phase, float]) -> dict[str, float]:
-        """This rank's seconds a step, what of them it waited for data or a checkpoint, MFU, and its memory's peak.
-
-        And the throughput of what has no tokens; `tokensPerSecond` is a field of its own.
-        """
+        """This rank's seconds a step, what of them it waited for data or a checkpoint, MFU, and its memory's peak."""
         speed = {
             "stepSeconds": round(step_seconds, 6),
             "dataWaitSeconds": round(spent.get("data", 0.0) / steps, 6),
             "checkpointWaitSeconds": round(spent.get("checkpoint", 0.0) / steps, 6),
         }
-        if not self.tokens:
-            speed["samplesPerSecond"] = round(self.training.global_batch_size / step_seconds, 1)
         if self.utilization is not None:
             speed["mfu"] = round(self.utilization.share(step_seconds), 4)
         if torch.cuda.is_available():
