@@ -9,12 +9,10 @@ WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 READS = frozenset({"get", "list"})
 NO_WORK = frozenset({"leases", "selfsubjectaccessreviews"})
 """Renewed every two seconds whatever happens; asked at the start, and stored nowhere."""
-OPERATOR = ("trainingjob-operator", "kopf")
-"""How the user agents of the operator begin: its own client's, and kopf's for its watch."""
 
 
 class Requests(Counter[tuple[str, str]]):
-    """Finished requests of the operator by verb and resource (with subresource). Watches count when they end."""
+    """Finished requests of an operator by verb and resource (with subresource). Watches count when they end."""
 
     @property
     def writes(self) -> int:
@@ -35,10 +33,14 @@ class Requests(Counter[tuple[str, str]]):
 
 
 class AuditLog:
-    """The audit log of the API server; a mark is a place in it."""
+    """The audit log of the API server; a mark is a place in it.
 
-    def __init__(self, path: Path) -> None:
+    agents: how the user agents of the operator begin that is asked about.
+    """
+
+    def __init__(self, path: Path, agents: tuple[str, ...]) -> None:
         self._path = path
+        self._agents = agents
 
     def mark(self) -> int:
         """Now."""
@@ -50,10 +52,10 @@ class AuditLog:
         with self._path.open("rb") as log:
             log.seek(mark)
             for line in log:
-                if not line.endswith(b"\n") or not any(agent.encode() in line for agent in OPERATOR):
+                if not line.endswith(b"\n") or not any(agent.encode() in line for agent in self._agents):
                     continue
                 entry = json.loads(line)
-                if entry["stage"] != "ResponseComplete" or not entry.get("userAgent", "").startswith(OPERATOR):
+                if entry["stage"] != "ResponseComplete" or not entry.get("userAgent", "").startswith(self._agents):
                     continue
                 about = entry.get("objectRef") or {}
                 resource = "/".join(part for part in (about.get("resource"), about.get("subresource")) if part)

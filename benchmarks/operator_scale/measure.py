@@ -1,23 +1,26 @@
 """The measured run: the floor, the operator with as many jobs, its rest, its restart, the jobs' end, the floor again.
 
 The floor is taken before and after, since a control plane is not the same at its start and later; the ratio is to the
-mean of both.
+mean of both. So it is for KubeRay, which may follow.
 """
 
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from trainingjob_operator.kube.api import TRAINING_JOBS
+from trainingjob_local.binaries import KUBERAY
 from trainingjob_operator.kube.client import Client
 from trainingjob_operator.kube.connection import connect
 
 from benchmarks.operator_scale.audit import AuditLog
-from benchmarks.operator_scale.jobs import PODS_PER_JOB, delete_all, each, manifest
+from benchmarks.operator_scale.jobs import OURS, PODS_PER_JOB, Kind, delete_all, each, manifest
+from benchmarks.operator_scale.kuberay import RAY_CLUSTERS, KubeRay
 from benchmarks.operator_scale.lab import Lab
-from benchmarks.operator_scale.processes import Floor, Operator, cpu_seconds, memory_mib
+from benchmarks.operator_scale.processes import Floor, Operator, Served, cpu_seconds, memory_mib
 from benchmarks.operator_scale.timeline import Timeline
 
 WARM_UP_JOBS = 5
@@ -30,6 +33,18 @@ LIMIT_SECONDS = 600
 TARGET_FLOOR_MS = 44
 """The floor of a job on the machine that the target for CPU and KubeRay's figures are of: 22 s for 500 jobs."""
 
+PEER_FIGURES = (
+    "all_ready_s",
+    "control_plane_cpu_ms_per_job",
+    "operator_cpu_ms_per_job",
+    "operator_settle_cpu_ms_per_job",
+    "operator_writes_per_job",
+    "operator_reads_per_job",
+    "operator_requests",
+    "operator_rss_mib",
+)
+"""What is told of KubeRay, under the names of ours."""
+
 Figures = dict[str, Any]
 Say = Callable[[str], None]
 
@@ -41,7 +56,7 @@ class Measurement:
         self._lab = lab
         self._client = client
         self._say = say
-        self._audit = AuditLog(lab.audit_log)
+        self._audit = AuditLog(lab.audit_log, OURS.agents)
         self._operator = Operator(lab.operator, lab.directory / "operator.log")
 
     async def warm_up(self) -> None:
@@ -72,6 +87,18 @@ class Measurement:
         finally:
             self._operator.stop()
 
+    async def kuberay(self, jobs: int) -> Figures:
+        """KubeRay with `jobs` RayClusters of as many pods, until it is at rest."""
+        self._say(f"KubeRay: {jobs} clusters")
+        peer = KubeRay(self._lab)
+        await peer.start()
+        try:
+            await peer.during(self._kuberay("kuberay-warm-up", peer, WARM_UP_JOBS, 0))
+            figures = await peer.during(self._kuberay("kuberay", peer, jobs, SETTLE_SECONDS))
+        finally:
+            peer.stop()
+        return {name: figures[name] for name in PEER_FIGURES}
+
     async def suspended(self, jobs: int) -> Figures:
         """Memory with `jobs` suspended jobs, and what a restart with them costs."""
         namespace = self._lab.namespace("suspended")
@@ -83,7 +110,7 @@ class Measurement:
 
     async def _scale(self, namespace: str, jobs: int) -> Figures:
         self._say(f"operator: {jobs} jobs")
-        figures = await self._grow(namespace, jobs)
+        figures = await self._grow(namespace, jobs, OURS, self._operator, SETTLE_SECONDS)
         self._say(f"idle for {IDLE_SECONDS} s")
         figures |= await self._idle(IDLE_SECONDS)
         self._say("restart")
@@ -91,11 +118,17 @@ class Measurement:
         self._say("delete all jobs")
         return figures | await self._delete(namespace, jobs)
 
+    async def _kuberay(self, name: str, peer: Served, jobs: int, settle_seconds: float) -> Figures:
+        namespace = self._lab.namespace(name)
+        figures = await self._grow(namespace, jobs, RAY_CLUSTERS, peer, settle_seconds)
+        await delete_all(self._client, namespace, RAY_CLUSTERS.resource)
+        return figures
+
     async def _suspended(self, namespace: str, jobs: int) -> Figures:
         self._say(f"operator: {jobs} suspended jobs")
         async with Timeline(self._client, namespace) as timeline:
             begun = time.monotonic()
-            await self._create(namespace, jobs, suspend=True)
+            await self._create(namespace, jobs, replace(OURS, manifest=partial(manifest, suspend=True)))
             told = await timeline.reached(timeline.told, jobs, LIMIT_SECONDS)
         figures = {
             "jobs": jobs,
@@ -105,31 +138,31 @@ class Measurement:
         }
         return figures | await self._restart(jobs)
 
-    async def _create(self, namespace: str, jobs: int, suspend: bool = False) -> dict[str, float]:
+    async def _create(self, namespace: str, jobs: int, kind: Kind) -> dict[str, float]:
         """When each job was applied: monotonic seconds, by name."""
         applied: dict[str, float] = {}
 
         async def one(index: int) -> None:
-            body = manifest(namespace, index, suspend)
+            body = kind.manifest(namespace, index)
             applied[body["metadata"]["name"]] = time.monotonic()
-            await self._client.create(TRAINING_JOBS, namespace, body)
+            await self._client.create(kind.resource, namespace, body)
 
         await each(one, range(jobs))
         return applied
 
-    async def _grow(self, namespace: str, jobs: int) -> Figures:
-        pid, mark, cpu = self._operator.pid, self._audit.mark(), cpu_seconds(self._operator.pid)
-        control_plane = self._lab.cpu_seconds()
-        async with Timeline(self._client, namespace) as timeline:
+    async def _grow(self, namespace: str, jobs: int, kind: Kind, operator: Served, settle_seconds: float) -> Figures:
+        audit, pid = AuditLog(self._lab.audit_log, kind.agents), operator.pid
+        mark, cpu, control_plane = audit.mark(), cpu_seconds(pid), self._lab.cpu_seconds()
+        async with Timeline(self._client, namespace, kind) as timeline:
             begun = time.monotonic()
-            applied = await self._create(namespace, jobs)
+            applied = await self._create(namespace, jobs, kind)
             created = time.monotonic()
             ready = await timeline.reached(timeline.ready, jobs, LIMIT_SECONDS)
             told = await timeline.reached(timeline.told, jobs, LIMIT_SECONDS)
             used = cpu_seconds(pid) - cpu
         theirs = self._cpu_ms(control_plane, jobs)
-        await asyncio.sleep(SETTLE_SECONDS)
-        requests = self._audit.since(mark)
+        await asyncio.sleep(settle_seconds)
+        requests = audit.since(mark)
         return {
             "create_s": created - begun,
             "pods_ready_s": ready - begun,
@@ -187,7 +220,7 @@ class Measurement:
         return {name: 1000 * (now - before[name]) / jobs for name, now in self._lab.cpu_seconds().items()}
 
 
-async def measure(lab: Lab, jobs: int, suspended: int, say: Say) -> Figures:
+async def measure(lab: Lab, jobs: int, suspended: int, kuberay: bool, say: Say) -> Figures:
     """All figures of one lab."""
     async with Client(connect(lab.admin), user_agent="benchmark") as client:
         measurement = Measurement(lab, client, say)
@@ -196,18 +229,23 @@ async def measure(lab: Lab, jobs: int, suspended: int, say: Say) -> Figures:
         floors = [await measurement.floor("floor-before", jobs)]
         figures |= await measurement.scale(jobs)
         floors.append(await measurement.floor("floor-after", jobs))
-        floor = statistics.mean(one["all_ready_s"] for one in floors)
-        figures |= {
-            "floors": floors,
-            "floor_all_ready_s": floor,
-            "ratio_to_floor": figures["all_ready_s"] / floor,
-            "operator_cpu_ms_per_job_at_target_floor": figures["operator_cpu_ms_per_job"]
-            * TARGET_FLOOR_MS
-            / (1000 * floor / jobs),
-        }
+        figures |= {"floors": floors, **_by_floor(figures, floors)}
+        figures["operator_cpu_ms_per_job_at_target_floor"] = (
+            figures["operator_cpu_ms_per_job"] * TARGET_FLOOR_MS / (1000 * figures["floor_all_ready_s"] / jobs)
+        )
+        if kuberay:
+            peer = await measurement.kuberay(jobs)
+            floors = [floors[-1], await measurement.floor("floor-after-kuberay", jobs)]
+            figures["kuberay"] = {"version": KUBERAY, **peer, "floors": floors, **_by_floor(peer, floors)}
         if suspended:
             figures["suspended"] = await measurement.suspended(suspended)
     return figures
+
+
+def _by_floor(figures: Figures, floors: Sequence[Figures]) -> Figures:
+    """The mean of the floors before and after an operator, and how many times as long the operator took."""
+    floor = statistics.mean(one["all_ready_s"] for one in floors)
+    return {"floor_all_ready_s": floor, "ratio_to_floor": figures["all_ready_s"] / floor}
 
 
 def _quantiles(begun: Mapping[str, float], reached: Mapping[str, float]) -> dict[str, float]:

@@ -1,11 +1,11 @@
-"""The operator and the bare script as processes, and what they cost."""
+"""The operators and the bare script as processes, and what they cost."""
 
 import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,13 +31,14 @@ def memory_mib(pid: int, field: str = "VmRSS") -> float:
     return int(line.split()[1]) / 1024
 
 
-class Operator:
-    """`python -m trainingjob_operator`, unmodified, with the options that a user gets by default."""
+class Served:
+    """An operator as a process. ready: the URL that tells whether it is."""
 
-    def __init__(self, kubeconfig: Path, log: Path, *flags: str) -> None:
-        own = ["--kubeconfig", str(kubeconfig), "--metrics-address", METRICS, *flags]
-        self._command = [sys.executable, "-m", "trainingjob_operator", *own]
+    def __init__(self, command: Sequence[str | Path], log: Path, ready: str, env: dict[str, str] | None = None) -> None:
+        self._command = command
         self._log = log
+        self._env = env
+        self._ready = ready
         self._process: Component | None = None
 
     @property
@@ -48,9 +49,9 @@ class Operator:
     async def start(self, jobs: int = 0) -> float:
         """Start it; seconds until it is ready, has decided `jobs` jobs, and has nothing left to do."""
         begun = time.monotonic()
-        self._process = Component("operator", self._command, self._log)
+        self._process = Component("operator", self._command, self._log, self._env)
         async with asyncio.timeout(120), aiohttp.ClientSession() as session:
-            while not await self._settled(session, jobs):
+            while not (await self._is_ready(session) and await self._has_decided(session, jobs)):
                 await asyncio.sleep(0.05)
         return time.monotonic() - begun
 
@@ -72,17 +73,32 @@ class Operator:
             self._process.stop(30)
             self._process = None
 
-    async def _settled(self, session: aiohttp.ClientSession, jobs: int) -> bool:
+    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
         assert self._process is not None
         self._process.check()
         try:
-            async with session.get(f"http://{METRICS}/readyz") as answer:
-                if answer.status != 200 or not jobs:
-                    return answer.status == 200
-            async with session.get(f"http://{METRICS}/metrics") as answer:
-                return _has_decided(await answer.text(), jobs)
+            async with session.get(self._ready) as answer:
+                return answer.status == 200
         except aiohttp.ClientError:
             return False
+
+    async def _has_decided(self, session: aiohttp.ClientSession, jobs: int) -> bool:
+        """Whether it has nothing left to do about `jobs` jobs."""
+        return True
+
+
+class Operator(Served):
+    """`python -m trainingjob_operator`, unmodified, with the options that a user gets by default."""
+
+    def __init__(self, kubeconfig: Path, log: Path, *flags: str) -> None:
+        own = ["--kubeconfig", str(kubeconfig), "--metrics-address", METRICS, *flags]
+        super().__init__([sys.executable, "-m", "trainingjob_operator", *own], log, f"http://{METRICS}/readyz")
+
+    async def _has_decided(self, session: aiohttp.ClientSession, jobs: int) -> bool:
+        if not jobs:
+            return True
+        async with session.get(f"http://{METRICS}/metrics") as answer:
+            return _has_decided(await answer.text(), jobs)
 
 
 class Floor:

@@ -62,13 +62,15 @@ def table(figures: Mapping[str, Any]) -> str:
     for label, name, unit, target in _ROWS:
         lines.append(_row(label, figures[name], unit, target))
         if name == "floor_all_ready_s":
-            lines.append(_floors([floor["all_ready_s"] for floor in figures["floors"]]))
+            lines.append(_floors(figures["floors"]))
         if name == "all_ready_s":
             for what in ("apply_to_pods_created_s", "apply_to_running_s"):
                 cuts = "  ".join(f"{cut} {seconds:.2f} s" for cut, seconds in figures[what].items())
                 lines.append(f"  {what.removesuffix('_s').replace('_', ' '):<36} {cuts}")
     arms = {"floor before": figures["floors"][0], "operator": figures, "floor after": figures["floors"][1]}
     lines += _cpu_table({arm: found["control_plane_cpu_ms_per_job"] for arm, found in arms.items()})
+    if "kuberay" in figures:
+        lines += _kuberay(figures, figures["kuberay"])
     if "polling" in figures:
         polling = figures["polling"]
         lines.append(_row(f"polling {polling['heads']} heads: CPU per poll", polling["cpu_ms_per_poll"], "ms", None))
@@ -84,6 +86,23 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _kuberay(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """KubeRay's figures, and how many times as much of each it takes as ours."""
+
+    def row(label: str, name: str, unit: str) -> str:
+        return f"{_row(label, theirs[name], unit, None)}  ({theirs[name] / ours[name]:.2f} times ours)"
+
+    return [
+        _row(f"KubeRay {theirs['version']}: floor", theirs["floor_all_ready_s"], "s", None),
+        _floors(theirs["floors"]),
+        row("  all ready, and said so", "all_ready_s", "s"),
+        row("  ratio to the floor", "ratio_to_floor", ""),
+        row("  CPU per cluster until then", "operator_cpu_ms_per_job", "ms"),
+        row("  writes per cluster", "operator_writes_per_job", ""),
+        row("  memory, peak", "operator_rss_mib", "MiB"),
+    ]
+
+
 def _cpu_table(arms: Mapping[str, Mapping[str, float]]) -> list[str]:
     """CPU of the control plane's processes, a column for each arm."""
     head = "  control plane's CPU per job, ms: " + "".join(f"{arm:>14}" for arm in arms)
@@ -91,9 +110,9 @@ def _cpu_table(arms: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [head] + [f"    {name:<31}" + "".join(f"{arm[name]:>14.1f}" for arm in arms.values()) for name in processes]
 
 
-def _floors(seconds: Sequence[float]) -> str:
+def _floors(floors: Sequence[Mapping[str, float]]) -> str:
     """Of a machine whose speed changes meanwhile the ratio says little: its reader has to know."""
-    before, after = seconds
+    seconds = before, after = [floor["all_ready_s"] for floor in floors]
     apart = max(seconds) / min(seconds) - 1
     doubt = f"  {apart:.0%} apart: this machine's speed changes, so the ratio says little" if apart > STEADY else ""
     return f"  {'  before, and after':<36} {before:>9.2f} s  {after:.2f} s{doubt}"

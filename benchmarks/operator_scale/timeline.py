@@ -7,12 +7,11 @@ from collections.abc import Callable, Hashable, Mapping, Set
 from types import TracebackType
 from typing import Any, Self
 
-from trainingjob_operator.core.names import LABEL_JOB_NAME
-from trainingjob_operator.kube.api import PODS, TRAINING_JOBS
+from trainingjob_operator.kube.api import PODS
 from trainingjob_operator.kube.client import Client
 from trainingjob_operator.kube.informer import Informer
 
-from benchmarks.operator_scale.jobs import PODS_PER_JOB
+from benchmarks.operator_scale.jobs import OURS, PODS_PER_JOB, Kind
 
 Object = Mapping[str, Any]
 
@@ -40,7 +39,8 @@ class Timeline:
     created: all pods exist. ready: all pods are Ready. told: the job's status says so, or that it is suspended.
     """
 
-    def __init__(self, client: Client, namespace: str) -> None:
+    def __init__(self, client: Client, namespace: str, kind: Kind = OURS) -> None:
+        self._kind = kind
         self.created: dict[str, float] = {}
         self.ready: dict[str, float] = {}
         self.told: dict[str, float] = {}
@@ -48,7 +48,7 @@ class Timeline:
         self._ready: dict[str, set[str]] = defaultdict(set)
         self._informers = [
             Informer(client, PODS, _Store(self._pod), namespace),
-            Informer(client, TRAINING_JOBS, _Store(self._job), namespace),
+            Informer(client, kind.resource, _Store(self._job), namespace),
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -74,7 +74,7 @@ class Timeline:
 
     def _pod(self, body: Object) -> None:
         meta, status = body["metadata"], body.get("status") or {}
-        job, name = meta["labels"][LABEL_JOB_NAME], meta["name"]
+        job, name = meta["labels"][self._kind.label], meta["name"]
         self._existing[job].add(name)
         if len(self._existing[job]) == PODS_PER_JOB:
             self.created.setdefault(job, time.monotonic())
@@ -84,7 +84,5 @@ class Timeline:
                 self.ready.setdefault(job, time.monotonic())
 
     def _job(self, body: Object) -> None:
-        status = body.get("status") or {}
-        running = status.get("phase") == "Running" and status["workers"]["ready"] == PODS_PER_JOB
-        if running or status.get("phase") == "Suspended":
+        if self._kind.is_told(body):
             self.told.setdefault(body["metadata"]["name"], time.monotonic())

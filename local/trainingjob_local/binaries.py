@@ -2,7 +2,8 @@
 
 In this order: the directory that KUBEBUILDER_ASSETS names, PATH if the version fits, the cache, a verified official
 download, and a build with Go from the modules that `gobuild/` pins. `python -m trainingjob_local.binaries` fetches all
-that the demo and most tests need; `--all` also KWOK, for the benchmark, and Prometheus' promtool, for the alerts.
+that the demo and most tests need; `--all` also KWOK and KubeRay, for the benchmark, and Prometheus' promtool, for the
+alerts.
 """
 
 import argparse
@@ -26,9 +27,10 @@ from pathlib import Path
 KUBERNETES = "v1.37.2"
 ETCD = "v3.7.0"
 HELM = "v4.3.1"
+KUBERAY = "v1.6.0"
 KWOK = "v0.8.0"
 PROMETHEUS = "v3.15.0"
-RARE = ("kwok", "promtool")
+RARE = ("kuberay-operator", "kwok", "promtool")
 """Programs that are made when they are asked for."""
 
 _GOBUILD = Path(__file__).parent / "gobuild"
@@ -98,6 +100,12 @@ def _kwok() -> Program:
     return Program("kwok", KWOK, ("--version",), None, None, "", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "")
 
 
+def _kuberay() -> Program:
+    """Published as an image only, so it is built."""
+    module = "github.com/ray-project/kuberay/ray-operator"
+    return Program("kuberay-operator", KUBERAY, ("--version",), None, None, "", "kuberay", module, "")
+
+
 def _promtool() -> Program:
     """Built without the clients of all clouds, whose instances Prometheus could find."""
     number = PROMETHEUS.removeprefix("v")
@@ -120,7 +128,7 @@ def _promtool() -> Program:
 def programs() -> dict[str, Program]:
     """All programs by name."""
     names = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-    return {p.name: p for p in (_etcd(), *map(_kubernetes, names), _helm(), _kwok(), _promtool())}
+    return {p.name: p for p in (_etcd(), *map(_kubernetes, names), _helm(), _kuberay(), _kwok(), _promtool())}
 
 
 def ensure(names: Iterable[str], say: Say | None = None) -> dict[str, Path]:
@@ -131,6 +139,18 @@ def ensure(names: Iterable[str], say: Say | None = None) -> dict[str, Path]:
     known = programs()
     say = say or _to_stderr
     return {name: _ensure(known[name], say) for name in names}
+
+
+def source(name: str, say: Say | None = None) -> Path:
+    """Directory of the Go module that the named program is built from, fetched if it is missing.
+
+    Raises BinaryError if it can't be had.
+    """
+    program = programs()[name]
+    done = _run_go(program, ["list", "-f", "{{.Module.Dir}}", program.package], say or _to_stderr)
+    if done.returncode:
+        raise BinaryError(f"The source of {name} {program.version} could not be fetched:\n{done.stderr[-2000:]}")
+    return Path(done.stdout.strip())
 
 
 def cache_directory() -> Path:
@@ -221,23 +241,22 @@ def _download(program: Program, url: str, target: Path, say: Say) -> None:
 
 
 def _build(program: Program, target: Path, say: Say) -> None:
-    go = _go(say)
     say(f"{program.name} {program.version}: go build, 1 to 5 minutes on 2 idle cores (the first is the longest)")
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     flags = ["-trimpath", "-tags", program.tags, "-ldflags", f"-s -w {program.ldflags}"]
-    command = [go, "build", *flags, "-o", target, program.package]
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=_GOBUILD / program.module,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = _run_go(program, ["build", *flags, "-o", str(target), program.package], say)
     if done.returncode:
         raise BinaryError(
             f"{program.name} {program.version} could not be built:\n{done.stderr[-2000:]}\n"
             f"Put a {program.name} of this version on PATH, or into a directory that KUBEBUILDER_ASSETS names."
         )
+
+
+def _run_go(program: Program, arguments: Sequence[str], say: Say) -> subprocess.CompletedProcess[str]:
+    """Go, where the program's module is pinned."""
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+    directory = _GOBUILD / program.module
+    command = [str(_go(say)), *arguments]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
 
 
 def _go(say: Say) -> Path:

@@ -27,10 +27,10 @@ NAMED_BY_ITS_READERS = {
 @pytest.mark.slow
 def test_three_jobs_cost_eleven_writes_each_and_then_nothing(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks.operator_scale", "--jobs", "3", "--suspended", "10", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.operator_scale", "--jobs", "3", "--suspended", "10", "--kuberay"]
     done = subprocess.run(
         # A sandbox in the tests' sandbox: the control plane's addresses are taken outside.
-        sandbox.command_line([*command, "--heads", "20", "--poll-seconds", "3"]),
+        sandbox.command_line([*command, "--heads", "20", "--poll-seconds", "3", "--out", str(out)]),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -47,3 +47,7 @@ def test_three_jobs_cost_eleven_writes_each_and_then_nothing(tmp_path: Path) -> 
     assert figures["operator_cpu_ms_per_job"] > 0
     assert figures["floor_all_ready_s"] > 0
     assert figures["polling"]["polls"] >= 20
+    peer = figures["kuberay"]
+    assert peer["operator_requests"]["create pods"] == 3 * 4, "all that is counted of KubeRay is of these clusters"
+    assert peer["operator_cpu_ms_per_job"] > 0
+    assert peer["floor_all_ready_s"] > 0
