@@ -74,11 +74,11 @@ on-cluster: lint
 	$(BIN)/python tests/lanes.py $(SELECTED)
 
 .PHONY: bench-operator
-bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK plays (N=500, SUSPENDED=10000, KUBERAY=1)
+bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK plays (N=500, ROUNDS=3, SUSPENDED=10000, KUBERAY=1)
 	@$(BIN)/python -m trainingjob_local.binaries
 	@$(BIN)/python -m trainingjob_local.binaries kwok $(if $(KUBERAY),kuberay-operator)
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.operator_scale \
-	  $(if $(N),--jobs $(N)) $(if $(SUSPENDED),--suspended $(SUSPENDED)) $(if $(KUBERAY),--kuberay)
+	  $(if $(N),--jobs $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SUSPENDED),--suspended $(SUSPENDED)) $(if $(KUBERAY),--kuberay)
 
 .PHONY: test-gpu
 test-gpu: setup ## What only a GPU shows (a minute; all skipped where there is none)

@@ -22,12 +22,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainingjob_local.sandbox -- python -m benchmarks.operator_scale")
     add = parser.add_argument
     add("--jobs", type=int, default=500, metavar="N", help="TrainingJobs of four pods (default: 500)")
+    add("--rounds", type=int, default=3, metavar="N", help="how often, each between two floors (default: 3)")
     add("--suspended", type=int, default=0, metavar="N", help="then N suspended jobs, for the memory (default: none)")
-    add("--kuberay", action="store_true", help="then KubeRay with as many RayClusters of four pods")
+    add("--kuberay", action="store_true", help="KubeRay as well, with as many RayClusters of four pods")
     add("--heads", type=int, default=1000, metavar="N", help="heads to poll (default: 1000)")
     add("--poll-seconds", type=float, default=20.0, metavar="S", help="for how long they are polled (default: 20)")
     add("--out", type=Path, default=report.OUT, metavar="FILE", help="where the JSON is left (default: %(default)s)")
     given = parser.parse_args()
+    if min(given.jobs, given.rounds) < 1:
+        parser.error("--jobs and --rounds must be 1 at least")
     begun = time.monotonic()
 
     def say(line: str) -> None:
@@ -37,7 +40,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="operator-scale-") as scratch:
         try:
             with Lab(Path(scratch)) as lab:
-                figures: Figures = asyncio.run(measure(lab, given.jobs, given.suspended, given.kuberay, say))
+                work = measure(lab, given.jobs, given.rounds, given.suspended, given.kuberay, say)
+                figures: Figures = asyncio.run(work)
         except (BinaryError, SandboxError, StartError) as error:
             sys.stderr.write(f"{error}\n")
             return 1

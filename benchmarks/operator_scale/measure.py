@@ -1,7 +1,8 @@
-"""The measured run: the floor, the operator with as many jobs, its rest, its restart, the jobs' end, the floor again.
+"""The measured run, in rounds: the floor, the operator with as many jobs, the floor again, and so on.
 
-The floor is taken before and after, since a control plane is not the same at its start and later; the ratio is to the
-mean of both. So it is for KubeRay, which may follow.
+A machine's speed changes, and a control plane is not the same at its start and later: a round's ratio is to the mean of
+the floors before and after it, and what is told is the median of the rounds. In the first, the operator's rest and its
+restart are measured as well. KubeRay may take its turn in each, after a floor of its own.
 """
 
 import asyncio
@@ -33,17 +34,19 @@ LIMIT_SECONDS = 600
 TARGET_FLOOR_MS = 44
 """The floor of a job on the machine that the target for CPU and KubeRay's figures are of: 22 s for 500 jobs."""
 
-PEER_FIGURES = (
+PER_ROUND = (
+    "create_s",
+    "pods_ready_s",
     "all_ready_s",
+    "apply_to_pods_created_s",
+    "apply_to_running_s",
     "control_plane_cpu_ms_per_job",
     "operator_cpu_ms_per_job",
-    "operator_settle_cpu_ms_per_job",
-    "operator_writes_per_job",
-    "operator_reads_per_job",
-    "operator_requests",
-    "operator_rss_mib",
+    "operator_cpu_ms_per_job_at_target_floor",
+    "floor_all_ready_s",
+    "ratio_to_floor",
 )
-"""What is told of KubeRay, under the names of ours."""
+"""What is measured in each round. All else is of the first."""
 
 Figures = dict[str, Any]
 Say = Callable[[str], None]
@@ -78,26 +81,24 @@ class Measurement:
         await delete_all(self._client, namespace)
         return {"created_s": created - begun, "all_ready_s": ready - begun, "control_plane_cpu_ms_per_job": used}
 
-    async def scale(self, jobs: int) -> Figures:
-        """The operator with `jobs` jobs, from their creation to their deletion."""
-        namespace = self._lab.namespace("scale")
+    async def ours(self, number: int, jobs: int) -> Figures:
+        """The operator with `jobs` jobs, from their creation to their deletion, in one round."""
+        namespace = self._lab.namespace(f"ours-{number}")
         await self._operator.start()
         try:
-            return await self._operator.during(self._scale(namespace, jobs))
+            return await self._operator.during(self._ours(namespace, jobs, whole=number == 0))
         finally:
             self._operator.stop()
 
-    async def kuberay(self, jobs: int) -> Figures:
-        """KubeRay with `jobs` RayClusters of as many pods, until it is at rest."""
-        self._say(f"KubeRay: {jobs} clusters")
+    async def kuberay(self, number: int, jobs: int) -> Figures:
+        """KubeRay with `jobs` RayClusters of as many pods, in one round."""
         peer = KubeRay(self._lab)
         await peer.start()
         try:
-            await peer.during(self._kuberay("kuberay-warm-up", peer, WARM_UP_JOBS, 0))
-            figures = await peer.during(self._kuberay("kuberay", peer, jobs, SETTLE_SECONDS))
+            await peer.during(self._kuberay(f"kuberay-warm-up-{number}", WARM_UP_JOBS, peer, whole=False))
+            return await peer.during(self._kuberay(f"kuberay-{number}", jobs, peer, whole=number == 0))
         finally:
             peer.stop()
-        return {name: figures[name] for name in PEER_FIGURES}
 
     async def suspended(self, jobs: int) -> Figures:
         """Memory with `jobs` suspended jobs, and what a restart with them costs."""
@@ -108,19 +109,21 @@ class Measurement:
         finally:
             self._operator.stop()
 
-    async def _scale(self, namespace: str, jobs: int) -> Figures:
+    async def _ours(self, namespace: str, jobs: int, whole: bool) -> Figures:
         self._say(f"operator: {jobs} jobs")
-        figures = await self._grow(namespace, jobs, OURS, self._operator, SETTLE_SECONDS)
-        self._say(f"idle for {IDLE_SECONDS} s")
-        figures |= await self._idle(IDLE_SECONDS)
-        self._say("restart")
-        figures |= await self._restart(jobs)
+        figures = await self._grow(namespace, jobs, OURS, self._operator, whole)
+        if whole:
+            self._say(f"idle for {IDLE_SECONDS} s")
+            figures |= await self._idle(IDLE_SECONDS)
+            self._say("restart")
+            figures |= await self._restart(jobs)
         self._say("delete all jobs")
         return figures | await self._delete(namespace, jobs)
 
-    async def _kuberay(self, name: str, peer: Served, jobs: int, settle_seconds: float) -> Figures:
+    async def _kuberay(self, name: str, jobs: int, peer: Served, whole: bool) -> Figures:
+        self._say(f"KubeRay: {jobs} clusters")
         namespace = self._lab.namespace(name)
-        figures = await self._grow(namespace, jobs, RAY_CLUSTERS, peer, settle_seconds)
+        figures = await self._grow(namespace, jobs, RAY_CLUSTERS, peer, whole)
         await delete_all(self._client, namespace, RAY_CLUSTERS.resource)
         return figures
 
@@ -150,7 +153,7 @@ class Measurement:
         await each(one, range(jobs))
         return applied
 
-    async def _grow(self, namespace: str, jobs: int, kind: Kind, operator: Served, settle_seconds: float) -> Figures:
+    async def _grow(self, namespace: str, jobs: int, kind: Kind, operator: Served, whole: bool) -> Figures:
         audit, pid = AuditLog(self._lab.audit_log, kind.agents), operator.pid
         mark, cpu, control_plane = audit.mark(), cpu_seconds(pid), self._lab.cpu_seconds()
         async with Timeline(self._client, namespace, kind) as timeline:
@@ -161,7 +164,8 @@ class Measurement:
             told = await timeline.reached(timeline.told, jobs, LIMIT_SECONDS)
             used = cpu_seconds(pid) - cpu
         theirs = self._cpu_ms(control_plane, jobs)
-        await asyncio.sleep(settle_seconds)
+        if whole:
+            await asyncio.sleep(SETTLE_SECONDS)
         requests = audit.since(mark)
         return {
             "create_s": created - begun,
@@ -220,32 +224,50 @@ class Measurement:
         return {name: 1000 * (now - before[name]) / jobs for name, now in self._lab.cpu_seconds().items()}
 
 
-async def measure(lab: Lab, jobs: int, suspended: int, kuberay: bool, say: Say) -> Figures:
+async def measure(lab: Lab, jobs: int, rounds: int, suspended: int, kuberay: bool, say: Say) -> Figures:
     """All figures of one lab."""
     async with Client(connect(lab.admin), user_agent="benchmark") as client:
         measurement = Measurement(lab, client, say)
-        figures: Figures = {"n": jobs, "pods_per_job": PODS_PER_JOB}
         await measurement.warm_up()
-        floors = [await measurement.floor("floor-before", jobs)]
-        figures |= await measurement.scale(jobs)
-        floors.append(await measurement.floor("floor-after", jobs))
-        figures |= {"floors": floors, **_by_floor(figures, floors)}
-        figures["operator_cpu_ms_per_job_at_target_floor"] = (
-            figures["operator_cpu_ms_per_job"] * TARGET_FLOOR_MS / (1000 * figures["floor_all_ready_s"] / jobs)
-        )
+        arms = {"ours": measurement.ours, **({"kuberay": measurement.kuberay} if kuberay else {})}
+        found: dict[str, list[Figures]] = {name: [] for name in arms}
+        floors = [await measurement.floor("floor-0", jobs)]
+        for number in range(rounds):
+            for name, arm in arms.items():
+                figures = await arm(number, jobs)
+                floors.append(await measurement.floor(f"floor-{len(floors)}", jobs))
+                found[name].append(figures | _by_floor(figures, floors[-2:], jobs))
+        told = {name: _told(each) for name, each in found.items()}
+        whole: Figures = {"n": jobs, "pods_per_job": PODS_PER_JOB, "floors": floors, **told["ours"]}
         if kuberay:
-            peer = await measurement.kuberay(jobs)
-            floors = [floors[-1], await measurement.floor("floor-after-kuberay", jobs)]
-            figures["kuberay"] = {"version": KUBERAY, **peer, "floors": floors, **_by_floor(peer, floors)}
+            whole["kuberay"] = {"version": KUBERAY, **told["kuberay"]}
         if suspended:
-            figures["suspended"] = await measurement.suspended(suspended)
-    return figures
+            whole["suspended"] = await measurement.suspended(suspended)
+    return whole
 
 
-def _by_floor(figures: Figures, floors: Sequence[Figures]) -> Figures:
-    """The mean of the floors before and after an operator, and how many times as long the operator took."""
+def _by_floor(figures: Figures, floors: Sequence[Figures], jobs: int) -> Figures:
+    """What an operator took, set against the mean of the floors before and after it."""
     floor = statistics.mean(one["all_ready_s"] for one in floors)
-    return {"floor_all_ready_s": floor, "ratio_to_floor": figures["all_ready_s"] / floor}
+    cpu = figures["operator_cpu_ms_per_job"] * TARGET_FLOOR_MS / (1000 * floor / jobs)
+    return {
+        "floor_all_ready_s": floor,
+        "ratio_to_floor": figures["all_ready_s"] / floor,
+        "operator_cpu_ms_per_job_at_target_floor": cpu,
+    }
+
+
+def _told(rounds: Sequence[Figures]) -> Figures:
+    """The first round's figures, the median of those that each round has, and these by round."""
+    each = [{name: one[name] for name in PER_ROUND} for one in rounds]
+    return {**rounds[0], **median(each), "rounds": each}
+
+
+def median(figures: Sequence[Any]) -> Any:
+    """Of each number in figures that have the same names."""
+    if isinstance(figures[0], Mapping):
+        return {name: median([one[name] for one in figures]) for name in figures[0]}
+    return statistics.median(figures)
 
 
 def _quantiles(begun: Mapping[str, float], reached: Mapping[str, float]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from trainingjob_local.binaries import programs
 
+from benchmarks.operator_scale.measure import median
+
 OUT = Path("benchmarks/out/operator_scale.json")
-STEADY = 0.15  # by which the floors of a machine may be apart
 _ROWS = (
     ("create all jobs", "create_s", "s", None),
     ("floor: bare script, all pods ready", "floor_all_ready_s", "s", None),
@@ -58,19 +59,21 @@ def write(figures: Mapping[str, Any], out: Path) -> None:
 
 def table(figures: Mapping[str, Any]) -> str:
     """The figures in lines, with the targets that are set."""
-    lines = [f"{figures['n']} jobs of {figures['pods_per_job']} pods", ""]
+    lines = [f"{figures['n']} jobs of {figures['pods_per_job']} pods, medians of {len(figures['rounds'])} rounds", ""]
     for label, name, unit, target in _ROWS:
         lines.append(_row(label, figures[name], unit, target))
         if name == "floor_all_ready_s":
-            lines.append(_floors(figures["floors"]))
+            lines.append(_each("one after the other", [floor["all_ready_s"] for floor in figures["floors"]]))
+        if name in ("ratio_to_floor", "operator_cpu_ms_per_job"):
+            lines.append(_each("by round", [one[name] for one in figures["rounds"]]))
         if name == "all_ready_s":
             for what in ("apply_to_pods_created_s", "apply_to_running_s"):
                 cuts = "  ".join(f"{cut} {seconds:.2f} s" for cut, seconds in figures[what].items())
                 lines.append(f"  {what.removesuffix('_s').replace('_', ' '):<36} {cuts}")
-    arms = {"floor before": figures["floors"][0], "operator": figures, "floor after": figures["floors"][1]}
-    lines += _cpu_table({arm: found["control_plane_cpu_ms_per_job"] for arm, found in arms.items()})
     if "kuberay" in figures:
         lines += _kuberay(figures, figures["kuberay"])
+    arms = {"floor": median(figures["floors"]), "operator": figures, "KubeRay": figures.get("kuberay")}
+    lines += _cpu_table({arm: found["control_plane_cpu_ms_per_job"] for arm, found in arms.items() if found})
     if "polling" in figures:
         polling = figures["polling"]
         lines.append(_row(f"polling {polling['heads']} heads: CPU per poll", polling["cpu_ms_per_poll"], "ms", None))
@@ -93,11 +96,11 @@ def _kuberay(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
         return f"{_row(label, theirs[name], unit, None)}  ({theirs[name] / ours[name]:.2f} times ours)"
 
     return [
-        _row(f"KubeRay {theirs['version']}: floor", theirs["floor_all_ready_s"], "s", None),
-        _floors(theirs["floors"]),
-        row("  all ready, and said so", "all_ready_s", "s"),
+        row(f"KubeRay {theirs['version']}: all ready, and said so", "all_ready_s", "s"),
         row("  ratio to the floor", "ratio_to_floor", ""),
+        _each("by round", [one["ratio_to_floor"] for one in theirs["rounds"]]),
         row("  CPU per cluster until then", "operator_cpu_ms_per_job", "ms"),
+        _each("by round", [one["operator_cpu_ms_per_job"] for one in theirs["rounds"]]),
         row("  writes per cluster", "operator_writes_per_job", ""),
         row("  memory, peak", "operator_rss_mib", "MiB"),
     ]
@@ -110,12 +113,9 @@ def _cpu_table(arms: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [head] + [f"    {name:<31}" + "".join(f"{arm[name]:>14.1f}" for arm in arms.values()) for name in processes]
 
 
-def _floors(floors: Sequence[Mapping[str, float]]) -> str:
-    """Of a machine whose speed changes meanwhile the ratio says little: its reader has to know."""
-    seconds = before, after = [floor["all_ready_s"] for floor in floors]
-    apart = max(seconds) / min(seconds) - 1
-    doubt = f"  {apart:.0%} apart: this machine's speed changes, so the ratio says little" if apart > STEADY else ""
-    return f"  {'  before, and after':<36} {before:>9.2f} s  {after:.2f} s{doubt}"
+def _each(label: str, values: Sequence[float]) -> str:
+    """What a median is of: its reader has to know how far apart they are."""
+    return f"    {label:<34} " + "".join(f"{value:>10.2f}" for value in values)
 
 
 def _row(label: str, value: float, unit: str, target: float | None) -> str:
