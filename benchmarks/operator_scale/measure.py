@@ -234,16 +234,16 @@ async def measure(lab: Lab, jobs: int, rounds: int, suspended: int, kuberay: boo
         floors = [await measurement.floor("floor-0", jobs)]
         for number in range(rounds):
             for name, arm in arms.items():
-                figures = await arm(number, jobs)
+                grown = await arm(number, jobs)
                 floors.append(await measurement.floor(f"floor-{len(floors)}", jobs))
-                found[name].append(figures | _by_floor(figures, floors[-2:], jobs))
+                found[name].append(grown | _by_floor(grown, floors[-2:], jobs))
         told = {name: _told(each) for name, each in found.items()}
-        whole: Figures = {"n": jobs, "pods_per_job": PODS_PER_JOB, "floors": floors, **told["ours"]}
+        figures: Figures = {"n": jobs, "pods_per_job": PODS_PER_JOB, "floors": floors, **told["ours"]}
         if kuberay:
-            whole["kuberay"] = {"version": KUBERAY, **told["kuberay"]}
+            figures["kuberay"] = {"version": KUBERAY, **told["kuberay"]}
         if suspended:
-            whole["suspended"] = await measurement.suspended(suspended)
-    return whole
+            figures["suspended"] = await measurement.suspended(suspended)
+    return figures
 
 
 def _by_floor(figures: Figures, floors: Sequence[Figures], jobs: int) -> Figures:

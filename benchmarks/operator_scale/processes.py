@@ -98,7 +98,7 @@ class Operator(Served):
         if not jobs:
             return True
         async with session.get(f"http://{METRICS}/metrics") as answer:
-            return _has_decided(await answer.text(), jobs)
+            return _tells_of(await answer.text(), jobs)
 
 
 class Floor:
@@ -118,7 +118,7 @@ class Floor:
             raise RuntimeError(f"the bare script ended with code {self._process.returncode}")
 
 
-def _has_decided(metrics: str, jobs: int) -> bool:
+def _tells_of(metrics: str, jobs: int) -> bool:
     """Whether /metrics tells of at least `jobs` decisions and an empty queue."""
     lines = [line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith("trainingjob_operator_")]
 
