@@ -10,6 +10,7 @@ from trainingjob_operator.kube.api import PODS, TRAINING_JOBS, Manifest, Resourc
 from trainingjob_operator.kube.client import Client
 
 PODS_PER_JOB = 4
+RESOURCES = {"cpu": "1", "memory": "1Gi"}  # of each pod
 AT_ONCE = 32  # requests, or jobs, in flight
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ def manifest(namespace: str, index: int, suspend: bool = False) -> Manifest:
         "metadata": {"name": f"job-{index:05}", "namespace": namespace},
         "spec": {
             "task": {"kind": "custom", "custom": {"command": ["python", "train.py"]}},
-            "workers": {"replicas": PODS_PER_JOB, "resources": {"cpu": "1", "memory": "1Gi"}},
+            "workers": {"replicas": PODS_PER_JOB, "resources": RESOURCES},
             "runPolicy": {"suspend": suspend},
         },
     }

@@ -9,7 +9,7 @@ from trainingjob_local import binaries
 from trainingjob_local.definitions import wait_until_served
 from trainingjob_operator.kube.api import Manifest, Resource
 
-from benchmarks.operator_scale.jobs import PODS_PER_JOB, Kind
+from benchmarks.operator_scale.jobs import PODS_PER_JOB, RESOURCES, Kind
 from benchmarks.operator_scale.lab import Lab
 from benchmarks.operator_scale.processes import Served
 
@@ -60,8 +60,7 @@ def _manifest(namespace: str, index: int) -> Manifest:
 
 
 def _template(container: str) -> Manifest:
-    asked = {"cpu": "1", "memory": "1Gi"}
-    resources = {"requests": asked, "limits": asked}
+    resources = {"requests": RESOURCES, "limits": RESOURCES}
     return {"spec": {"containers": [{"name": container, "image": "rayproject/ray:2.56.0", "resources": resources}]}}
 
 

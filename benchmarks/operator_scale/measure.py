@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from trainingjob_local.binaries import KUBERAY
@@ -62,6 +62,10 @@ class Measurement:
         self._audit = AuditLog(lab.audit_log, OURS.agents)
         self._operator = Operator(lab.operator, lab.directory / "operator.log")
 
+    @cached_property
+    def _peer(self) -> KubeRay:
+        return KubeRay(self._lab)
+
     async def warm_up(self) -> None:
         """A few jobs' objects, so that nothing is done for the first time later."""
         await self.floor("warm-up", WARM_UP_JOBS)
@@ -84,30 +88,20 @@ class Measurement:
     async def ours(self, number: int, jobs: int) -> Figures:
         """The operator with `jobs` jobs, from their creation to their deletion, in one round."""
         namespace = self._lab.namespace(f"ours-{number}")
-        await self._operator.start()
-        try:
-            return await self._operator.during(self._ours(namespace, jobs, whole=number == 0))
-        finally:
-            self._operator.stop()
+        async with self._operator as operator:
+            return await operator.during(self._ours(namespace, jobs, whole=number == 0))
 
     async def kuberay(self, number: int, jobs: int) -> Figures:
         """KubeRay with `jobs` RayClusters of as many pods, in one round."""
-        peer = KubeRay(self._lab)
-        await peer.start()
-        try:
+        async with self._peer as peer:
             await peer.during(self._kuberay(f"kuberay-warm-up-{number}", WARM_UP_JOBS, peer, whole=False))
             return await peer.during(self._kuberay(f"kuberay-{number}", jobs, peer, whole=number == 0))
-        finally:
-            peer.stop()
 
     async def suspended(self, jobs: int) -> Figures:
         """Memory with `jobs` suspended jobs, and what a restart with them costs."""
         namespace = self._lab.namespace("suspended")
-        await self._operator.start()
-        try:
-            return await self._operator.during(self._suspended(namespace, jobs))
-        finally:
-            self._operator.stop()
+        async with self._operator as operator:
+            return await operator.during(self._suspended(namespace, jobs))
 
     async def _ours(self, namespace: str, jobs: int, whole: bool) -> Figures:
         self._say(f"operator: {jobs} jobs")

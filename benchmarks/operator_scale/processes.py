@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import aiohttp
 from trainingjob_local.process import Component
@@ -32,7 +33,7 @@ def memory_mib(pid: int, field: str = "VmRSS") -> float:
 
 
 class Served:
-    """An operator as a process. ready: the URL that tells whether it is."""
+    """An operator as a process, which runs while in its `async with` block. ready: the URL that tells whether it is."""
 
     def __init__(self, command: Sequence[str | Path], log: Path, ready: str, env: dict[str, str] | None = None) -> None:
         self._command = command
@@ -40,6 +41,15 @@ class Served:
         self._env = env
         self._ready = ready
         self._process: Component | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     @property
     def pid(self) -> int:
