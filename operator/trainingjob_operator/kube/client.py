@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -25,6 +24,7 @@ from .api import (
     error_from_status,
 )
 from .connection import Connection
+from .decoding import decode, decode_event, decode_list
 
 REQUEST_TIMEOUT_SECONDS = 15.0
 WATCH_SECONDS = 300
@@ -174,7 +174,7 @@ class Client:
                 if code >= 400:
                     raise await _error(response)
                 async for line in _lines(response.content):
-                    event = _decoded(line)
+                    event = decode_event(line, resource)
                     if event["type"] == "ERROR":
                         raise error_from_status(event["object"])
                     yield WatchEvent(event["type"], event["object"])
@@ -245,7 +245,8 @@ class Client:
                     code = response.status
                     if code >= 400:
                         raise await _error(response)
-                    answer: Manifest = _decoded(await response.read())
+                    decoder = decode_list if verb == "list" else decode
+                    answer: Manifest = decoder(await response.read(), resource)
                     return answer
             except (aiohttp.ClientError, TimeoutError) as error:
                 code = 0
@@ -300,14 +301,6 @@ _METHODS = {"get": "GET", "list": "GET", "create": "POST", "delete": "DELETE", "
 def _unreachable(error: Exception) -> Unreachable:
     what = "no answer in time" if isinstance(error, asyncio.TimeoutError) else str(error) or type(error).__name__
     return Unreachable(0, "Unreachable", f"the API server does not answer: {what}")
-
-
-def _decoded(text: bytes) -> Any:
-    """JSON as deep as API servers store it: the quick parser gives up at 200 levels."""
-    try:
-        return from_json(text)
-    except ValueError:
-        return json.loads(text)
 
 
 async def _error(response: aiohttp.ClientResponse) -> ApiError:
