@@ -32,7 +32,7 @@ WATCH_SECONDS = 300
 WATCH_SILENCE_SECONDS = 90.0
 """The server sends a bookmark about every minute: a stream that is silent for longer is dead."""
 PAGE_SIZE = 250
-"""Objects a page: a page of 500 pods is 40 MiB at a start, one of 250 is 20."""
+"""Objects a page, which at a start is in memory as a whole: 250 pods are 2 MiB of JSON."""
 REQUESTS_AT_ONCE = 32
 """More would only wait in the server, each on a connection of its own, whose TLS handshake costs more than the request.
 Watches are not counted."""
