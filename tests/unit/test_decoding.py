@@ -8,6 +8,8 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
+from trainingjob_operator.api.status import AvoidedNode
+from trainingjob_operator.core.affinity import affinity
 from trainingjob_operator.core.cache import Cache
 from trainingjob_operator.core.facts import PodFacts
 from trainingjob_operator.core.kueue import FINALIZER, GATE, GROUP, RETRIABLE, ROLE_HASH, STOPPED
@@ -15,14 +17,10 @@ from trainingjob_operator.kube.api import PODS, SERVICES, TRAINING_JOBS
 from trainingjob_operator.kube.decoding import Pod, decode, decode_event, decode_list
 
 OWNER = {"apiVersion": "trainingjob.io/v1alpha1", "kind": "TrainingJob", "name": "a", "uid": "j1", "controller": True}
-AWAY = {"key": "metadata.name", "operator": "NotIn", "values": ["n1"]}
-AFFINITY = {
-    "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": [AWAY]}]}}
-}
 NOBODY_READS = {"managedFields": [{"manager": "x", "fieldsV1": {"f:metadata": {}}}], "generateName": "a-"}
 
 
-def a_pod(state: dict[str, Any], phase: str = "Running") -> dict[str, Any]:
+def a_pod(state: dict[str, Any]) -> dict[str, Any]:
     """As the API server tells of it, with all that is looked for in one, and some of what is not."""
     conditions = [
         {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"},
@@ -50,13 +48,13 @@ def a_pod(state: dict[str, Any], phase: str = "Running") -> dict[str, Any]:
         "spec": {
             "nodeName": "n2",
             "volumes": [{"name": "tmp", "emptyDir": {}}],
-            "affinity": AFFINITY,
+            "affinity": affinity(None, [AvoidedNode(name="n1", required=True)]),
             "containers": [{"name": "trainer", "image": "i", "resources": {"limits": {"memory": "1Gi"}}}],
             "schedulingGates": [{"name": GATE}],
             "schedulingGroup": {"podGroupName": "a"},
         },
         "status": {
-            "phase": phase,
+            "phase": "Running",
             "podIP": "10.0.0.1",
             "hostIP": "10.0.0.2",
             "reason": "Evicted",
