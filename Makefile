@@ -76,7 +76,8 @@ on-cluster: lint
 .PHONY: bench-operator
 bench-operator: setup ## Measure the operator with many jobs on nodes that KWOK plays (N=500, ROUNDS=3, SUSPENDED=10000, KUBERAY=1)
 	@$(BIN)/python -m trainingjob_local.binaries
-	@$(BIN)/python -m trainingjob_local.binaries kwok $(if $(KUBERAY),kuberay-operator)
+	@$(BIN)/python -m trainingjob_local.binaries kwok
+	@$(if $(KUBERAY),$(BIN)/python -m trainingjob_local.binaries --sources kuberay-operator)
 	@$(BIN)/python -m trainingjob_local.sandbox -- $(BIN)/python -m benchmarks.operator_scale \
 	  $(if $(N),--jobs $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SUSPENDED),--suspended $(SUSPENDED)) $(if $(KUBERAY),--kuberay)
 

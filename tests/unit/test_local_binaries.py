@@ -101,3 +101,11 @@ def test_what_is_published_without_checksums_is_built(tmp_path: Path, monkeypatc
         str(Path(binaries.__file__).parent / "gobuild" / "kwok"),
         "sigs.k8s.io/kwok/cmd/kwok",
     ]
+
+
+def test_sources_are_fetched_ahead_if_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A benchmark needs them where there is no network any more."""
+    program(tmp_path / "path" / "etcd", f"etcd Version: {binaries.ETCD[1:]}")
+    program(tmp_path / "path" / "go", '$([ "$1" = env ] && echo go1.26.0 || echo "/modules/$4")')
+    assert binaries.main(["--sources", "etcd"]) == 0
+    assert "/modules/go.etcd.io/etcd/server/v3 (source)" in capsys.readouterr().err
