@@ -94,7 +94,7 @@ class Order:
 
     def index(self, position: int) -> int:
         """The sample at a position."""
-        return int(self.indices(np.asarray([position]))[0])
+        return int(self.indices(np.asarray([position], np.int64))[0])
 
     def indices(self, positions: Ints) -> Ints:
         """The samples at many positions, in their order."""
