@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -82,5 +83,9 @@ def train_compiling_slowly(config: JobConfig, part: str) -> Any:
         return call
 
     impatient = config.training.model_copy(update={"hang_seconds": 1})
-    with mock.patch.object(torch, "compile", compile_slowly), mock.patch.object(watchdog, "time", clock):
+    with (
+        mock.patch.dict(os.environ, CXX=sys.executable),  # a program that is there
+        mock.patch.object(torch, "compile", compile_slowly),
+        mock.patch.object(watchdog, "time", clock),
+    ):
         return train(config.model_copy(update={"training": impatient}), Attempt(1, store_of(config)), Hooks())

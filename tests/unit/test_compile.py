@@ -105,7 +105,8 @@ def test_what_the_compiler_gets_of_the_loss_is_the_same_formula(
 
 
 def test_it_is_for_cuda_unless_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", sys.executable)  # a program that is there
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, sys.executable)  # a program that is there
     chosen = {
         (wanted, device.type): compiles(job(tmp_path, compile=wanted).training, device)
         for wanted in ("auto", "always", "never")

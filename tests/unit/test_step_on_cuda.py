@@ -1,6 +1,8 @@
 """What of a step or an evaluation on a GPU can be seen without one: all that meets is there, and the host waits for
 none of it."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,8 @@ def test_a_step_is_all_on_the_device_and_the_host_waits_for_none_of_it(
     config = run_of(tmp_path, optimizer=settings[optimizer], compile=compiled)
     manifest = Manifest.model_validate_json(store_of(config).get(MANIFEST_KEY))
     fresh = mock.patch.object(head, "_compiled", head._compiled.__wrapped__)  # what is made here is kept nowhere
-    with fresh, mock.patch.object(torch, "compile", uncompiled), pretended_cuda() as watched:
+    compiler = mock.patch.dict(os.environ, CC=sys.executable)  # a program that is there
+    with fresh, compiler, mock.patch.object(torch, "compile", uncompiled), pretended_cuda() as watched:
         stepper = learner_on_cuda(config, manifest).stepper
         sums = a_step(stepper)
     assert watched.waits == []
