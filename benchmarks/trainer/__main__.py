@@ -6,32 +6,16 @@ Each subject has a process of its own: memory that another has left free made bo
 import argparse
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from functools import partial
-from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import cast
 
 from trainingjob_local.process import StartError
 
 from benchmarks.trainer.arms import TooNoisy
-from benchmarks.trainer.figures import OUT, Figure, Lab, about, table, write
-
-# Imported where they are asked for: the first three need PyTorch, NumPy and pydantic only, and no server.
-SUBJECTS = {
-    "loops": "steps.measure_loops",
-    "overhead": "steps.measure_overhead",
-    "ranks": "steps.measure_ranks",
-    "peers": "steps.measure_peers",
-    "checkpoint": "checkpoint.measure",
-    "loader": "loader.measure",
-    "images": "images.measure",
-}
+from benchmarks.trainer.figures import OUT, Figure, about, table, write
+from benchmarks.trainer.subjects import SUBJECTS, measure, say
 
 
 def main() -> int:
@@ -48,11 +32,11 @@ def main() -> int:
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
         for subject in given.subjects or SUBJECTS:
             try:
-                figures += processes.submit(_measure, subject, begun).result()
+                figures += processes.submit(measure, subject, begun).result()
             except TooNoisy as error:
                 noisy = True
                 figures += error.figures
-                _say(begun, f"{subject}: machine too noisy, so there are no figures by the clock")
+                say(begun, f"{subject}: machine too noisy, so there are no figures by the clock")
             except StartError as error:
                 sys.stderr.write(f"{error}\n")
                 return 1
@@ -60,18 +44,6 @@ def main() -> int:
         write(figures, given.out, about())
         sys.stdout.write(f"{table(figures)}\n\n{given.out}\n")
     return int(noisy)
-
-
-def _measure(subject: str, begun: float) -> list[Figure]:
-    module, function = SUBJECTS[subject].split(".")
-    measure = cast("Callable[[Lab], list[Figure]]", getattr(import_module(f"benchmarks.trainer.{module}"), function))
-    with tempfile.TemporaryDirectory(prefix="bench-trainer-") as scratch, ExitStack() as closing:
-        return measure(Lab(Path(scratch), partial(_say, begun), closing))
-
-
-def _say(begun: float, line: str) -> None:
-    sys.stderr.write(f"{time.monotonic() - begun:6.1f} s  {line}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":
