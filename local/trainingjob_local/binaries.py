@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainingjob_local.binaries", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(programs())} (default: all but {', '.join(RARE)})")
     parser.add_argument("--all", action="store_true", help="all")
-    parser.add_argument("--sources", action="store_true", help="the named programs' Go modules too")
+    parser.add_argument("--sources", action="store_true", help="their Go modules too")
     given = parser.parse_args(arguments)
     names = given.names or [name for name in programs() if given.all or name not in RARE]
     unknown = [name for name in names if name not in programs()]
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name, path in ensure(names).items():
             _to_stderr(f"{name:24} {path}")
-        for name in given.names if given.sources else ():
+        for name in names if given.sources else ():
             _to_stderr(f"{name:24} {source(name)} (source)")
     except BinaryError as error:
         _to_stderr(str(error))
