@@ -91,8 +91,8 @@ def test_the_global_batch_is_the_same_at_any_world_size_and_from_any_start(
 def test_the_order_is_the_one_that_stored_runs_were_trained_in() -> None:
     """Resuming rests on it: where these numbers change, config.data.ORDER_VERSION must."""
     order = order_of([(1000, 7), (500, 3)])
-    assert order.indices(np.arange(10)).tolist() == [750, 879, 1361, 950, 68, 1230, 230, 873, 35, 1095]
-    assert order.indices(np.asarray([123_456])).tolist() == [873]
+    assert order.indices(np.arange(10)).tolist() == [593, 425, 1139, 137, 524, 1371, 52, 940, 949, 1085]
+    assert order.indices(np.asarray([123_456])).tolist() == [706]
 
 
 LENGTH = 8

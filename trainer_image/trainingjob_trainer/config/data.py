@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from trainingjob_trainer.config.base import Config, Name, Quantity, Uri
 
 # Of the order that data/order.py gives. Part of a run's identity: no run goes on in another order than it began in.
-ORDER_VERSION = 4
+ORDER_VERSION = 5
 
 
 class Component(Config):

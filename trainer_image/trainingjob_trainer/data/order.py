@@ -1,22 +1,27 @@
 """In what order samples are read: a pure function of (seed, epoch, position), so a run resumes from one integer.
 
 Large data is shuffled in two levels, so that reads have locality. The samples are cut into blocks, and every epoch
-deals the blocks into groups: a group takes one block of each stratum (a run of neighbouring blocks), so it is a sample
+deals the blocks into groups: a group takes one block of each stratum (a run of every second block), so it is a sample
 of the whole data, and which one it takes is a permutation over the groups. Then the samples of a group are permuted. A
 reader holds the blocks of one group; data of less than two groups is one permutation of its samples.
 
-Blocks follow the shards: a block is the samples that begin in one window of a shard, and windows are of one size from
-the shard's beginning on. So what a reader asks for lies where a storage has put its own chunks, or the parts that the
+Blocks follow the shards: a block is the samples of one window of a shard, and windows are of one size from the
+shard's beginning on. So what a reader asks for lies where a storage has put its own chunks, or the parts that the
 shard was uploaded in: a range of 8 MiB across two of SeaweedFS's chunks costs the server a quarter more CPU.
 
-Permutations are Feistel networks over the next power of two, cycle-walked into [0, n) (Black & Rogaway, "Ciphers with
-Arbitrary Finite Domains", 2002), keyed by seed and epoch: bijections by construction.
+A sample of tokens that lies in two windows is one of the even block's, and odd blocks are dealt first: what even ones
+need of their neighbours' windows has been read by then, and no block needs a request more.
+
+Permutations are Feistel networks on the cells of a table (Black & Rogaway, "Ciphers with Arbitrary Finite Domains",
+2002: the generalised Feistel cipher, and cycle-walking where the table has more cells), keyed by seed and epoch:
+bijections by construction.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,27 +36,38 @@ ROUNDS = 6
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
+Halves = npt.NDArray[np.uint32]
 
 
 class Blocks:
     """Samples cut into `count` blocks, which are dealt into `groups` with one of each of the `strata`, or none.
 
-    Block b has the samples from `firsts[b]` to before `firsts[b + 1]`, which begin in the stream's bytes from
-    `offsets[b]` to before `offsets[b + 1]`.
+    Block b has the samples from `firsts[b]` to before `firsts[b + 1]`. Its window is the stream's bytes from
+    `offsets[b]` to before `offsets[b + 1]`: they lie in it, but for those across a border, which are the even block's.
+    The blocks of each of `turns` are dealt after those of the one before.
     """
 
     def __init__(self, firsts: Ints, offsets: Ints, groups: int) -> None:
         self.firsts, self.offsets, self.groups = firsts, offsets, groups
         self.count = len(firsts) - 1
-        self.strata = -(-self.count // groups)
+        every = np.arange(self.count)
+        self.turns = [every] if groups == 1 else [every[1::2], every[::2]]
+        self.strata = -(-len(self.turns[-1]) // self.groups_of_turn)
 
     @classmethod
     def of(
-        cls, shards: Sequence[int], samples: int, stride: int, item_bytes: int, block_bytes: int = BLOCK_BYTES
+        cls,
+        shards: Sequence[int],
+        samples: int,
+        stride: int,
+        item_bytes: int,
+        overlap: int = 0,
+        block_bytes: int = BLOCK_BYTES,
     ) -> Blocks:
         """Of shards of these sizes, one after another, the blocks of samples that begin every `stride` bytes.
 
-        A block is about `block_bytes`, but at least one sample; of several groups, each is at most 1/64 of the data.
+        overlap: bytes that a sample has in common with the next one. A block is about `block_bytes`, but at least one
+        sample; of several groups, each is at most 1/64 of the data.
         """
         if samples < 1:
             raise ValueError("an order needs at least one sample")
@@ -63,13 +79,19 @@ class Blocks:
         firsts = np.minimum(-(-offsets // stride), samples)
         begins = firsts < np.append(firsts[1:], samples)  # some sample begins there
         firsts, offsets = firsts[begins], offsets[begins]
-        groups = max(1, min(size // (BLOCKS_PER_GROUP * whole), len(firsts) // BLOCKS_PER_GROUP))
-        end = min(size + item_bytes, sum(shards))  # the last token of a sample is the first of the next one
-        return cls(np.append(firsts, samples), np.append(offsets, end), groups)
+        if overlap:
+            firsts[2::2] -= 1
+        groups = min(size // (BLOCKS_PER_GROUP * whole), len(firsts) // BLOCKS_PER_GROUP)
+        groups = 1 if groups < 2 else groups + groups % 2  # as many of odd blocks as of even ones
+        return cls(np.append(firsts, samples), np.append(offsets, size + overlap), groups)
 
     @property
     def samples(self) -> int:
         return int(self.firsts[-1])
+
+    @property
+    def groups_of_turn(self) -> int:
+        return self.groups // len(self.turns)
 
     def bounds(self, block: int) -> tuple[int, int]:
         """First sample of a block, and of the next one."""
@@ -122,10 +144,14 @@ class Order:
 
     def _deal(self, epoch: int) -> _Dealt:
         """Deal the blocks of an epoch into groups: 16 bytes a block, for a terabyte 2 MiB."""
-        groups, strata = self.blocks.groups, self.blocks.strata
-        key, every = self._key("blocks", epoch), np.arange(groups)
-        chosen = np.stack([n * groups + permute(every, groups, key, n) for n in range(strata)], axis=1).ravel()
-        firsts = np.pad(self.blocks.firsts, (0, groups * strata - self.blocks.count), mode="edge")  # empty blocks
+        key, groups = self._key("blocks", epoch), self.blocks.groups_of_turn
+        every, no_block = np.arange(groups), self.blocks.count
+        dealt = []
+        for turn in self.blocks.turns:
+            missing = groups * self.blocks.strata - len(turn)
+            strata = np.pad(turn, (0, missing), constant_values=no_block).reshape(-1, groups)
+            dealt.append(np.stack([s[permute(every, groups, key, int(s[0]))] for s in strata], axis=1).ravel())
+        chosen, firsts = np.concatenate(dealt), np.append(self.blocks.firsts, len(self))
         first, end = firsts[chosen], firsts[chosen + 1]
         return _Dealt(np.concatenate([[0], np.cumsum(end - first)]), first)
 
@@ -142,13 +168,14 @@ class _Dealt(NamedTuple):
 
 
 def permute(values: Ints, size: int, key: Words, tweak: int) -> Ints:
-    """Each value in a permutation of `range(size)`, one for every (key, tweak)."""
-    bits, keys = (size - 1).bit_length(), mix(key + np.uint64(tweak))
-    found = _feistel(values.astype(np.uint64), bits, keys)
-    outside = np.flatnonzero(found >= np.uint64(size))
+    """Each value in a permutation of `range(size)`, at most 2**32, one for every (key, tweak)."""
+    columns = math.isqrt(size - 1) + 1
+    rows, keys = -(-size // columns), (mix(key + np.uint64(tweak)) >> np.uint64(32)).astype(np.uint32)
+    found = _feistel(values.astype(np.uint32), rows, columns, keys)
+    outside = np.flatnonzero(found >= size)  # fewer than `columns` cells are
     while len(outside):
-        found[outside] = _feistel(found[outside], bits, keys)
-        outside = outside[found[outside] >= np.uint64(size)]
+        found[outside] = _feistel(found[outside], rows, columns, keys)
+        outside = outside[found[outside] >= size]
     return found.astype(np.int64)
 
 
@@ -157,16 +184,28 @@ def distinct(values: Ints) -> set[int]:
     return {*values[:1].tolist(), *values[1:][values[1:] != values[:-1]].tolist()}
 
 
-def _feistel(values: Words, bits: int, keys: Words) -> Words:
-    """A permutation of the numbers of `bits` bits: each half in turn is changed by what the other one says."""
-    low = np.uint64((bits + 1) // 2)
-    left_mask, right_mask = np.uint64((1 << (bits // 2)) - 1), np.uint64((1 << ((bits + 1) // 2)) - 1)
-    left, right = values >> low, values & right_mask
-    for left_key, right_key in keys.reshape(-1, 2):
-        left = left ^ (mix(right + left_key) & left_mask)
-        right = right ^ (mix(left + right_key) & right_mask)
-    joined: Words = (left << low) | right
-    return joined
+def _feistel(cells: Halves, rows: int, columns: int, keys: Halves) -> Halves:
+    """A permutation of a table's cells: row and column in turn are moved on by what the other one says."""
+    row = cells // np.uint32(columns)
+    column = cells - row * np.uint32(columns)
+    for row_key, column_key in keys.reshape(-1, 2):
+        row = _moved(row, column + row_key, np.uint32(rows))
+        column = _moved(column, row + column_key, np.uint32(columns))
+    return row * np.uint32(columns) + column
+
+
+def _moved(places: Halves, keyed: Halves, size: np.uint32) -> Halves:
+    """Places of `range(size)`, at most 2**16, each moved on around it by as much as the hash of a number says."""
+    hashed = _hash(keyed) >> np.uint32(16)
+    moved = places + ((hashed * size) >> np.uint32(16))
+    return np.minimum(moved, moved - size)  # what is below `size` wraps around
+
+
+def _hash(values: Halves) -> Halves:
+    """lowbias32 (Wellons, "Prospecting for Hash Functions", 2018); overflow is meant."""
+    values = (values ^ (values >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    values = (values ^ (values >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return values ^ (values >> np.uint32(16))
 
 
 def mix(values: Words) -> Words:

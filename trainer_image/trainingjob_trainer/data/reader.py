@@ -1,7 +1,7 @@
 """Samples of a prepared split by index, put together from the blocks that they lie in.
 
-A block is read as one range: the window of its shard that its samples begin in. The last sample of tokens ends in the
-next window: what it needs of that is kept when that is read, and read by itself where it is not known yet.
+A block is read as one range: its window of a shard. A sample of tokens that lies in two windows is one of the even
+block's: what it needs of the odd one's is kept when that is read, and read by itself where it is not known yet.
 
 A missing, short, replaced or corrupt shard is a `DataError` that names it, raised for the samples that lie there.
 """
@@ -24,7 +24,7 @@ from trainingjob_trainer.data.rows import decode
 from trainingjob_trainer.data.stream import Stream, Unreadable, trouble
 from trainingjob_trainer.storage import Store
 
-HEADS = 16 * 2**20  # bytes: what is kept of the beginnings of windows; of 2 KiB samples, those of 64 GiB
+EDGES = 16 * 2**20  # bytes: what is kept of the edges of windows; of 2 KiB samples, those of 64 GiB
 IGNORE = -100  # a target with this value has no weight: neither in the loss nor in a metric
 
 Bools = npt.NDArray[np.bool_]
@@ -90,7 +90,7 @@ class Reader:
         self._width = self._stride + self._overlap
         self._samples, self._cut = manifest.num_samples(split, sequence_length, source), block_bytes
         self._told: set[str] = set()  # what is wrong with a shard is logged once, and counted at each sample
-        self._heads: dict[int, bytes] = {}  # of a block's window, what the last sample of the block before ends with
+        self._edges: dict[tuple[int, int], bytes] = {}  # of odd blocks' windows, by where they lie in the stream
 
     def __len__(self) -> int:
         return self._samples
@@ -98,7 +98,8 @@ class Reader:
     @cached_property
     def blocks(self) -> Blocks:
         """How the samples are cut for reading, and for their order."""
-        return Blocks.of(self._stream.sizes, len(self), self._stride, self._manifest.item_bytes, self._cut)
+        item_bytes = self._manifest.item_bytes
+        return Blocks.of(self._stream.sizes, len(self), self._stride, item_bytes, self._overlap, self._cut)
 
     def order(self, seed: int) -> Order:
         """The order that training reads in."""
@@ -107,7 +108,7 @@ class Reader:
     @cached_property
     def block_bytes(self) -> int:
         """Memory that a block needs, at most."""
-        return int(np.diff(self.blocks.offsets).max()) + self._width + 2 * PIECE_BYTES
+        return int(np.diff(self.blocks.offsets).max()) + 2 * self._width + 2 * PIECE_BYTES
 
     def blocks_of(self, indices: Indices) -> set[int]:
         """The blocks that samples lie in."""
@@ -124,28 +125,33 @@ class Reader:
         """
         first, end = self.blocks.bounds(block)
         start, until = self.blocks.offsets[block : block + 2].tolist()
-        span = self._stream.read(start, until, memory[room].data)
-        window, behind = np.split(memory[room, span.begin :], [until - start])
-        at = first * self._stride - start
-        head = at + self._overlap
-        if not trouble(span.unreadable, start, start + head) and (len(self._heads) + 1) * self._width <= HEADS:
-            self._heads[block] = window[:head].tobytes()
-        rest = end * self._stride + self._overlap - until
-        unreadable = span.unreadable + self._finish(block, until, behind, rest)
-        return Loaded(room, room * memory.shape[1] + span.begin + at, unreadable)
+        begin, stop = first * self._stride, end * self._stride + self._overlap
+        own = memory[room]
+        span = self._stream.read(start, until, own[self._width :].data)
+        before, window, behind = np.split(own, np.cumsum([self._width + span.begin, until - start]))
+        unreadable = [*span.unreadable]
+        if begin < start:
+            unreadable += self._read_edge(begin, start, before[begin - start :])
+        if until < stop:
+            unreadable += self._read_edge(until, stop, behind[: stop - until])
+        if block % 2 and self._overlap:
+            for low, high in ((start, begin + self._overlap), (stop - self._overlap, until)):
+                if not trouble(span.unreadable, low, high) and (len(self._edges) + 1) * self._width <= EDGES:
+                    self._edges[low, high] = window[low - start : high - start].tobytes()
+        return Loaded(room, room * len(own) + len(before) + begin - start, tuple(unreadable))
 
-    def _finish(self, block: int, start: int, memory: Bytes, count: int) -> tuple[Unreadable, ...]:
-        """Have a memory begin with the bytes of the next window that the last sample of a block ends with.
+    def _read_edge(self, start: int, end: int, into: Bytes) -> tuple[Unreadable, ...]:
+        """Bytes `[start, end)` of a neighbour's window.
 
         They are read by themselves if need be: a range that reaches into another chunk of the storage costs more.
         """
-        known = self._heads.get(block + 1)
+        known = self._edges.get((start, end))
         if known is not None:
-            memory[:count] = np.frombuffer(known, np.uint8)
+            into[:] = np.frombuffer(known, np.uint8)
             return ()
-        own = np.empty(count + 2 * PIECE_BYTES, np.uint8)
-        span = self._stream.read(start, start + count, own.data)
-        memory[:count] = own[span.begin :][:count]
+        own = np.empty(len(into) + 2 * PIECE_BYTES, np.uint8)
+        span = self._stream.read(start, end, own.data)
+        into[:] = own[span.begin :][: len(into)]
         return span.unreadable
 
     def load_all(self, blocks: Collection[int]) -> tuple[dict[int, Loaded], Memory]:

@@ -79,7 +79,7 @@ class Stream:
         for at in wrong:
             piece = part[at - low :][:PIECE_BYTES]
             piece[:] = bytes(len(piece))
-        return [Unreadable(base + at, base + at + PIECE_BYTES, error) for at, error in wrong.items()]
+        return [Unreadable(base + at, base + min(at + PIECE_BYTES, shard.size), error) for at, error in wrong.items()]
 
     def _wrong(self, shard: Shard, low: int, data: memoryview) -> list[int]:
         """Where the pieces begin whose bytes are not those that were written."""
