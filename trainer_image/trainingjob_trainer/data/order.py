@@ -1,7 +1,7 @@
 """In what order samples are read: a pure function of (seed, epoch, position), so a run resumes from one integer.
 
 Large data is shuffled in two levels, so that reads have locality. The samples are cut into blocks, and every epoch
-deals the blocks into groups: a group takes one block of each stratum (a run of every second block), so it is a sample
+deals the blocks into groups: a group takes one block of each stratum (a run of neighbouring blocks), so it is a sample
 of the whole data, and which one it takes is a permutation over the groups. Then the samples of a group are permuted. A
 reader holds the blocks of one group; data of less than two groups is one permutation of its samples.
 
@@ -9,8 +9,8 @@ Blocks follow the shards: a block is the samples of one window of a shard, and w
 shard's beginning on. So what a reader asks for lies where a storage has put its own chunks, or the parts that the
 shard was uploaded in: a range of 8 MiB across two of SeaweedFS's chunks costs the server a quarter more CPU.
 
-A sample of tokens that lies in two windows is one of the even block's, and odd blocks are dealt first: what even ones
-need of their neighbours' windows has been read by then, and no block needs a request more.
+A sample of tokens that lies in two windows is one of the even block's, and odd blocks are dealt before even ones: what
+these need of their neighbours' windows has been read by then, by requests that were made anyway.
 
 Permutations are Feistel networks on the cells of a table (Black & Rogaway, "Ciphers with Arbitrary Finite Domains",
 2002: the generalised Feistel cipher, and cycle-walking where the table has more cells), keyed by seed and epoch:
@@ -31,7 +31,9 @@ import numpy.typing as npt
 
 BLOCK_BYTES = 8 * 2**20
 LARGE = 128  # blocks: smaller data is cut into blocks of half the size, so that one is never more than 1/64 of it
-BLOCKS_PER_GROUP = 32  # a group's samples of one block are one in 32: neighbours seldom come from one document
+# A group's samples of one block are one in 32, or in 24 and more where there are turns: neighbours seldom come from one
+# document.
+BLOCKS_PER_GROUP = 32
 ROUNDS = 6
 
 Ints = npt.NDArray[np.int64]
@@ -44,14 +46,13 @@ class Blocks:
 
     Block b has the samples from `firsts[b]` to before `firsts[b + 1]`. Its window is the stream's bytes from
     `offsets[b]` to before `offsets[b + 1]`: they lie in it, but for those across a border, which are the even block's.
-    The blocks of each of `turns` are dealt after those of the one before.
+    The blocks of each of `turns` are dealt after those of the one before, into as many groups.
     """
 
-    def __init__(self, firsts: Ints, offsets: Ints, groups: int) -> None:
+    def __init__(self, firsts: Ints, offsets: Ints, groups: int, turns: int) -> None:
         self.firsts, self.offsets, self.groups = firsts, offsets, groups
         self.count = len(firsts) - 1
-        every = np.arange(self.count)
-        self.turns = [every] if groups == 1 else [every[1::2], every[::2]]
+        self.turns = [np.arange(turn, self.count, turns) for turn in reversed(range(turns))]
         self.strata = -(-len(self.turns[-1]) // self.groups_of_turn)
 
     @classmethod
@@ -81,9 +82,10 @@ class Blocks:
         firsts, offsets = firsts[begins], offsets[begins]
         if overlap:
             firsts[2::2] -= 1
-        groups = min(size // (BLOCKS_PER_GROUP * whole), len(firsts) // BLOCKS_PER_GROUP)
-        groups = 1 if groups < 2 else groups + groups % 2  # as many of odd blocks as of even ones
-        return cls(np.append(firsts, samples), np.append(offsets, size + overlap), groups)
+        groups = max(1, min(size // (BLOCKS_PER_GROUP * whole), len(firsts) // BLOCKS_PER_GROUP))
+        turns = 2 if overlap and groups > 1 else 1
+        groups = -(-groups // turns) * turns
+        return cls(np.append(firsts, samples), np.append(offsets, size + overlap), groups, turns)
 
     @property
     def samples(self) -> int:

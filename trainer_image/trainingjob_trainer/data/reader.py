@@ -24,7 +24,7 @@ from trainingjob_trainer.data.rows import decode
 from trainingjob_trainer.data.stream import Stream, Unreadable, trouble
 from trainingjob_trainer.storage import Store
 
-EDGES = 16 * 2**20  # bytes: what is kept of the edges of windows; of 2 KiB samples, those of 64 GiB
+EDGES = 16 * 2**20  # bytes at most: what is kept of the edges of windows; of 2 KiB samples, those of 64 GiB
 IGNORE = -100  # a target with this value has no weight: neither in the loss nor in a metric
 
 Bools = npt.NDArray[np.bool_]
