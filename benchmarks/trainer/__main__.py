@@ -1,6 +1,6 @@
 """`python -m benchmarks.trainer [SUBJECT ...]`, inside the sandbox for those that need an S3 server.
 
-Each subject has a process of its own: memory that another has left free made boto3's reads twice as fast.
+Each subject has a process of its own: memory that another has left free makes reads faster, boto3's above all.
 """
 
 import argparse

@@ -81,7 +81,7 @@ class Blocks:
         begins = firsts < np.append(firsts[1:], samples)  # some sample begins there
         firsts, offsets = firsts[begins], offsets[begins]
         if overlap:
-            firsts[2::2] -= 1
+            firsts[2::2] -= 1  # the sample that reaches from an odd window into an even one
         groups = max(1, min(size // (BLOCKS_PER_GROUP * whole), len(firsts) // BLOCKS_PER_GROUP))
         turns = 2 if overlap and groups > 1 else 1
         groups = -(-groups // turns) * turns
